@@ -1,0 +1,122 @@
+//! The files that a Synapse starts from. In go the [`Options`] and where things lie; out come
+//! `homeserver.yaml`, the log's configuration and a signing key. Nothing is started here.
+
+use std::{fs, hash::BuildHasher as _, io, path::Path};
+
+use serde_json::{Value, json};
+
+use super::Options;
+
+/// The name of the server in user and room ids. Without a port, so that it stays on a restart.
+pub(super) const SERVER_NAME: &str = "sticky.test";
+
+/// Synapse's own log, inside the data directory.
+pub(super) const LOG: &str = "homeserver.log";
+
+/// A rate that nobody reaches: 10,000 a second, in bursts of as many.
+fn lifted() -> Value {
+    json!({ "per_second": 10_000, "burst_count": 10_000 })
+}
+
+/// Writes all configuration into `dir`. YAML is a superset of JSON, so JSON is what is written.
+pub(super) fn write(dir: &Path, port: u16, options: &Options) -> io::Result<()> {
+    fs::write(
+        dir.join("homeserver.yaml"),
+        homeserver(dir, port, options).to_string(),
+    )?;
+    fs::write(dir.join("log.yaml"), log(dir).to_string())?;
+    fs::write(dir.join("signing.key"), signing_key())
+}
+
+fn homeserver(dir: &Path, port: u16, options: &Options) -> Value {
+    let mut config = json!({
+        "server_name": SERVER_NAME,
+        "public_baseurl": format!("http://127.0.0.1:{port}/"),
+        "listeners": [{
+            "port": port,
+            "bind_addresses": ["127.0.0.1"],
+            "type": "http",
+            "tls": false,
+            "resources": [{ "names": ["client"], "compress": false }],
+        }],
+        "pid_file": dir.join("homeserver.pid"),
+        "log_config": dir.join("log.yaml"),
+        "media_store_path": dir.join("media"),
+        "signing_key_path": dir.join("signing.key"),
+        "database": { "name": "sqlite3", "args": { "database": dir.join("homeserver.db") } },
+        "report_stats": false,
+        "trusted_key_servers": [],
+        "suppress_key_server_warning": true,
+        "federation_domain_whitelist": [],
+        "enable_registration": true,
+        "enable_registration_without_verification": true,
+        // They guard nothing: the server listens on loopback and lives as long as a test.
+        "macaroon_secret_key": "of a test server",
+        "form_secret": "of a test server",
+        // The least that bcrypt takes; at the default of 12 a log-in costs a quarter of a second.
+        "bcrypt_rounds": 4,
+        "presence": { "enabled": false },
+        "stats": { "enabled": false },
+        "url_preview_enabled": false,
+        "background_updates": { "sleep_enabled": false },
+        "experimental_features": {
+            "msc4354_enabled": options.sticky,
+            "msc4140_max_delayed_events_per_user": 100,
+        },
+    });
+    if options.delayed_events {
+        config["max_event_delay_duration"] = json!("24h");
+    }
+    if !options.rate_limits {
+        for limit in [
+            "rc_message",
+            "rc_registration",
+            "rc_registration_token_validity",
+            "rc_admin_redaction",
+            "rc_3pid_validation",
+            "rc_third_party_invite",
+            "rc_media_create",
+            "rc_delayed_event_mgmt",
+            "rc_key_requests",
+            "rc_reports",
+            "rc_room_creation",
+            "rc_user_directory",
+            "rc_profile",
+        ] {
+            config[limit] = lifted();
+        }
+        config["rc_login"] =
+            json!({ "address": lifted(), "account": lifted(), "failed_attempts": lifted() });
+        config["rc_joins"] = json!({ "local": lifted(), "remote": lifted() });
+        config["rc_joins_per_room"] = lifted();
+        config["rc_invites"] =
+            json!({ "per_room": lifted(), "per_user": lifted(), "per_issuer": lifted() });
+        config["rc_presence"] = json!({ "per_user": lifted() });
+    }
+    config
+}
+
+fn log(dir: &Path) -> Value {
+    json!({
+        "version": 1,
+        "formatters": { "short": { "format": "%(asctime)s %(levelname)s %(name)s: %(message)s" } },
+        "handlers": {
+            "file": {
+                "class": "logging.FileHandler",
+                "filename": dir.join(LOG),
+                "formatter": "short",
+            },
+        },
+        // INFO of the start only: "now listening" is what tells that *our* server is up.
+        "loggers": { "synapse.app": { "level": "INFO" } },
+        "root": { "level": "WARNING", "handlers": ["file"] },
+        "disable_existing_loggers": false,
+    })
+}
+
+/// A fresh ed25519 key: 32 bytes in unpadded base64, of which hexadecimal digits are a subset.
+fn signing_key() -> String {
+    let random = || std::hash::RandomState::new().hash_one(());
+    let digits: String = (0..3).map(|_| format!("{:016x}", random())).collect();
+    format!("ed25519 a_test {}A\n", digits.get(..42).unwrap_or(&digits))
+}

@@ -1,0 +1,17 @@
+//! What the tests and the chores of `matrix-sdk-sticky` share: a real homeserver, and a plain way
+//! to speak to it.
+//!
+//! [`homeserver::Synapse`] installs (once), starts, pauses, restarts and ends a Synapse on
+//! loopback. [`api::Api`] is one user's raw client. Neither knows matrix-sdk nor the crate that is
+//! tested: what a test reads through them is what the server says, not what our code makes of it.
+//!
+//! Everything here blocks the calling thread; an async test calls it from there just the same.
+#![warn(missing_docs, unreachable_pub)]
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the walls of clippy.toml are the main crate's; here the clock and the threads are real"
+)]
+
+pub mod api;
+pub mod homeserver;

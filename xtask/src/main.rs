@@ -1,0 +1,109 @@
+//! `cargo xtask`: the chores of matrix-sdk-sticky. `cargo xtask help` lists them.
+//!
+//! Here is the command line alone; each chore has its module. What a chore starts it ends, Ctrl-C
+//! included.
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the walls of clippy.toml are the main crate's; here the clock and the threads are real"
+)]
+
+mod cargo;
+mod ci;
+mod demo;
+mod process;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{cargo::Cargo, process::Interrupt};
+
+/// The chores of matrix-sdk-sticky.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Shows sticky events live: a Synapse of its own, a room, simulated users, and `watch`
+    Demo(DemoArgs),
+    /// Runs a Synapse on loopback to play with, until Ctrl-C
+    Homeserver(HomeserverArgs),
+    /// Runs every test, those against a real Synapse included
+    Test(TestArgs),
+    /// Runs all that must pass before a commit: formatting, lints, docs, feature sets, tests
+    Ci(CiArgs),
+}
+
+#[derive(Args)]
+struct DemoArgs {
+    /// One JSON object a line, for scripts, instead of the view for people
+    #[arg(long)]
+    json: bool,
+    /// End by itself, so many seconds after the map is live
+    #[arg(long = "for", value_name = "SECONDS")]
+    seconds: Option<u64>,
+}
+
+#[derive(Args)]
+struct HomeserverArgs {
+    /// The port on 127.0.0.1; a free one unless told
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    port: Option<u16>,
+    /// Without sticky events (MSC4354)
+    #[arg(long)]
+    no_sticky: bool,
+    /// Without delayed events (MSC4140)
+    #[arg(long)]
+    no_delayed_events: bool,
+    /// With the rate limits that a Synapse has by default
+    #[arg(long)]
+    rate_limits: bool,
+    /// The users to make
+    #[arg(
+        long,
+        value_name = "NAMES",
+        value_delimiter = ',',
+        default_value = "alice,bob"
+    )]
+    users: Vec<String>,
+}
+
+#[derive(Args)]
+struct TestArgs {
+    /// For `cargo test`, after a `--`; what is for the tests themselves stands after a second one
+    #[arg(last = true)]
+    args: Vec<String>,
+}
+
+#[derive(Args)]
+struct CiArgs {
+    /// All but the tests
+    #[arg(long)]
+    no_test: bool,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().chore) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(chore: Chore) -> anyhow::Result<ExitCode> {
+    let interrupt = Interrupt::listen()?;
+    match chore {
+        Chore::Demo(args) => demo::run(&args, &Cargo::find()?, &interrupt),
+        Chore::Homeserver(args) => serve::run(&args, &interrupt),
+        Chore::Test(args) => ci::test(&args.args, &Cargo::find()?, &interrupt),
+        Chore::Ci(args) => ci::run(args.no_test, &Cargo::find()?, &interrupt),
+    }
+}

@@ -1,0 +1,132 @@
+//! Child processes and Ctrl-C. In goes a command; out comes how it ended, or that it was ended.
+
+use std::{
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+
+/// When to look again for the end of a child, and for Ctrl-C.
+const LOOK_EVERY: Duration = Duration::from_millis(30);
+
+/// When to kill a child that was asked to end.
+const END_WITHIN: Duration = Duration::from_secs(5);
+
+/// Whether Ctrl-C was pressed, or the process was asked to end (SIGTERM, SIGHUP).
+#[derive(Clone)]
+pub(crate) struct Interrupt(Arc<AtomicBool>);
+
+impl Interrupt {
+    pub(crate) fn listen() -> anyhow::Result<Self> {
+        let flag = Arc::new(AtomicBool::new(false));
+        let set = Arc::clone(&flag);
+        ctrlc::set_handler(move || set.store(true, Ordering::SeqCst))
+            .context("cannot listen for Ctrl-C")?;
+        Ok(Self(flag))
+    }
+
+    pub(crate) fn came(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    /// Waits for it, but not longer than that.
+    pub(crate) fn came_within(&self, duration: Duration) -> bool {
+        let deadline = Instant::now() + duration;
+        while !self.came() && Instant::now() < deadline {
+            thread::sleep(LOOK_EVERY);
+        }
+        self.came()
+    }
+
+    /// Does something long in a thread of its own; `None` if Ctrl-C came first.
+    pub(crate) fn or<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        let work = thread::spawn(work);
+        while !work.is_finished() {
+            if self.came() {
+                return None;
+            }
+            thread::sleep(LOOK_EVERY);
+        }
+        work.join().ok()
+    }
+}
+
+/// How a child ended.
+pub(crate) enum End {
+    /// By itself.
+    Exited(ExitStatus),
+    /// By us, as Ctrl-C came.
+    Interrupted,
+}
+
+/// Runs a command to its end, or to Ctrl-C.
+///
+/// The child leads a process group, so that what it starts in turn (cargo's test binaries) is ended
+/// with it; Ctrl-C is handed on. It has no stdin: from that group it could not read a terminal.
+pub(crate) fn run(mut command: Command, interrupt: &Interrupt) -> anyhow::Result<End> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    command.stdin(Stdio::null());
+    #[cfg(unix)]
+    std::os::unix::process::CommandExt::process_group(&mut command, 0);
+    let mut child = command
+        .spawn()
+        .with_context(|| format!("cannot run {name}"))?;
+    loop {
+        if let Some(status) = child
+            .try_wait()
+            .with_context(|| format!("cannot wait for {name}"))?
+        {
+            return Ok(End::Exited(status));
+        }
+        if interrupt.came() {
+            end(&mut child);
+            return Ok(End::Interrupted);
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// Ends a child and its group: as Ctrl-C does, and by force if that takes too long.
+fn end(child: &mut Child) {
+    signal_group(child, false);
+    let deadline = Instant::now() + END_WITHIN;
+    while Instant::now() < deadline {
+        match child.try_wait() {
+            Ok(None) => thread::sleep(LOOK_EVERY),
+            Ok(Some(_)) | Err(_) => break,
+        }
+    }
+    // Also if the leader has ended: somebody of its group may not have.
+    signal_group(child, true);
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+#[cfg(unix)]
+fn signal_group(child: &Child, kill: bool) {
+    use nix::{
+        sys::signal::{Signal, killpg},
+        unistd::Pid,
+    };
+    if let Ok(id) = i32::try_from(child.id()) {
+        let signal = if kill {
+            Signal::SIGKILL
+        } else {
+            Signal::SIGINT
+        };
+        // It fails when the group is gone, which is what is wanted.
+        let _ = killpg(Pid::from_raw(id), signal);
+    }
+}
+
+#[cfg(not(unix))]
+fn signal_group(_: &Child, _: bool) {}

@@ -1,0 +1,173 @@
+//! The homeserver that all the other tests stand on.
+#![allow(clippy::disallowed_methods, reason = "a real server, on a real clock")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
+use std::{
+    io::{BufRead as _, BufReader},
+    net::TcpListener,
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use xtask::{
+    api::Api,
+    homeserver::{Options, StartError, Synapse},
+};
+
+const TYPE: &str = "com.example.presence";
+
+fn start(options: &Options) -> Synapse {
+    Synapse::start(options).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn unstable_features(api: &Api) -> Value {
+    api.get("/_matrix/client/versions").unwrap()["unstable_features"].clone()
+}
+
+/// Waits until nobody answers; the system tells a supervisor of its owner's end in its own time.
+fn goes_silent(api: &Api) -> bool {
+    (0..100).any(|_| {
+        thread::sleep(Duration::from_millis(50));
+        api.get("/_matrix/client/versions").is_err()
+    })
+}
+
+#[test]
+fn a_sticky_event_is_sent_read_back_kept_over_a_restart_and_redacted() {
+    let mut server = start(&Options::default());
+    let alice = server.register("alice", "secret").unwrap();
+    assert_eq!(alice.user_id, "@alice:sticky.test");
+    assert_eq!(
+        server
+            .register("alice", "secret")
+            .unwrap_err()
+            .code()
+            .unwrap(),
+        "M_USER_IN_USE"
+    );
+    let api = server.api(&alice);
+    let features = unstable_features(&api);
+    assert_eq!(features["org.matrix.msc4354"], true);
+    assert_eq!(features["org.matrix.msc4140"], true);
+
+    let room = api.create_room(&json!({ "name": "Sticky" })).unwrap();
+    let content = json!({ "msc4354_sticky_key": "k", "sticky_key": "k", "status": "here" });
+    let send = |txn: &str| api.send(&room, TYPE, txn, &content, Some(60_000)).unwrap();
+    let event = send("1");
+    assert_eq!(send("1"), event);
+    assert_eq!(
+        api.event(&room, &event).unwrap()["msc4354_sticky"]["duration_ms"],
+        60_000
+    );
+
+    server.restart().unwrap();
+    assert_eq!(api.event(&room, &event).unwrap()["content"], content);
+    api.redact(&room, &event, "2").unwrap();
+    assert_eq!(api.event(&room, &event).unwrap()["content"], json!({}));
+
+    // Past what the default rate limits let through.
+    for number in 0..30 {
+        send(&format!("many {number}"));
+    }
+}
+
+#[test]
+fn what_the_options_leave_out_the_server_does_not_offer() {
+    let server = start(&Options {
+        sticky: false,
+        delayed_events: false,
+        rate_limits: true,
+        ..Options::default()
+    });
+    let api = server.api(&server.register("alice", "secret").unwrap());
+    let features = unstable_features(&api);
+    assert_ne!(features["org.matrix.msc4354"], true);
+    assert_ne!(features["org.matrix.msc4140"], true);
+    let room = api.create_room(&json!({})).unwrap();
+    let refused = (0..40)
+        .find_map(|n| {
+            api.send(&room, TYPE, &n.to_string(), &json!({}), None)
+                .err()
+        })
+        .expect("the rate limit bites");
+    assert_eq!(refused.status(), Some(429));
+}
+
+#[test]
+fn a_paused_server_restarts_and_a_dropped_one_leaves_nothing() {
+    let mut server = start(&Options::default());
+    let api = Api::anonymous(server.url());
+    server.pause().unwrap();
+    assert!(server.is_running());
+    server.resume().unwrap();
+    unstable_features(&api);
+
+    server.pause().unwrap();
+    server.restart().unwrap();
+    unstable_features(&api);
+
+    server.kill().unwrap();
+    assert!(!server.is_running());
+    server.pause().unwrap_err();
+    server.restart().unwrap();
+
+    server.pause().unwrap();
+    let dir = server.dir().to_owned();
+    drop(server);
+    assert!(goes_silent(&api));
+    assert!(!dir.exists());
+}
+
+#[test]
+fn the_server_does_not_outlive_a_killed_owner() {
+    let mut owner = Command::new(env!("CARGO_BIN_EXE_xtask"))
+        .args(["homeserver", "--users", "alice"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(owner.stdout.take().unwrap()).lines();
+    let first = said
+        .next()
+        .expect("the owner says where the server is")
+        .unwrap();
+    let api = Api::anonymous(first.rsplit(' ').next().unwrap());
+    unstable_features(&api);
+    owner.kill().unwrap();
+    owner.wait().unwrap();
+    assert!(goes_silent(&api));
+}
+
+#[test]
+fn a_taken_port_is_named() {
+    let holder = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = holder.local_addr().unwrap().port();
+    let error = Synapse::start(&Options {
+        port: Some(port),
+        ..Options::default()
+    })
+    .unwrap_err();
+    assert!(
+        matches!(error, StartError::PortTaken { port: named } if named == port),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_port_taken_between_the_look_and_the_start_is_named_too() {
+    let mut server = start(&Options::default());
+    let port: u16 = server.url().rsplit(':').next().unwrap().parse().unwrap();
+    server.stop().unwrap();
+    let _holder = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    let error = server.restart().unwrap_err();
+    assert!(
+        matches!(error, StartError::PortTaken { port: named } if named == port),
+        "{error}"
+    );
+}
