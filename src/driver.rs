@@ -1,0 +1,165 @@
+//! Driver: the thin shell. It reads the clocks, sleeps, rolls the dice and spawns the one task;
+//! nothing else in the crate does, and `clippy.toml` sees to it.
+//!
+//! In: a deadline to wait for, a future to run. Out: the moment. It decides nothing.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "this is the shell: the only place that reads clocks, sleeps and spawns"
+)]
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use tokio::task::JoinHandle;
+
+use crate::time::{Clock, Deadline, Moment};
+
+/// A future in a box.
+pub(crate) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// The longest sleep where no timer counts the time that the machine is suspended: after waking up
+/// it takes no longer than this until what has ended is told. (It is not *shown* even before: every
+/// reader looks at the clock.)
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+
+/// A clock that can also be waited for. [`SystemClock`] unless a simulation brings another.
+pub trait Timer: Clock {
+    /// Waits until `deadline` has come on this clock; at once if it has.
+    fn sleep_until(&self, deadline: Deadline) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+}
+
+/// The machine's clocks. Deadlines count on one that goes on while the machine is suspended:
+/// `CLOCK_BOOTTIME` on Linux and Android; elsewhere what [`std::time::Instant`] reads does so.
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> Moment {
+        // A wall clock before 1970 is as good as one at 1970: every event is of the future then,
+        // and ends by its duration.
+        let since_epoch = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        Moment::new(since_boot(), since_epoch)
+    }
+}
+
+impl Timer for SystemClock {
+    fn sleep_until(&self, deadline: Deadline) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            #[cfg(any(target_os = "linux", target_os = "android"))]
+            if boot_timer::sleep(deadline.left(SystemClock.now()))
+                .await
+                .is_ok()
+            {
+                return;
+            }
+            loop {
+                let left = deadline.left(SystemClock.now());
+                if left.is_zero() {
+                    return;
+                }
+                tokio::time::sleep(left.min(LONGEST_SLEEP)).await;
+            }
+        })
+    }
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn since_boot() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::try_from(time).unwrap_or_default()
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn since_boot() -> Duration {
+    use std::{sync::OnceLock, time::Instant};
+
+    /// Any start is as good as another: deadlines are only compared with each other.
+    static START: OnceLock<Instant> = OnceLock::new();
+    START.get_or_init(Instant::now).elapsed()
+}
+
+/// A timer of the kernel's that counts the time that the machine is suspended, and so fires right
+/// when it wakes up. tokio's own timer stands still meanwhile.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+mod boot_timer {
+    use std::{io, time::Duration};
+
+    use rustix::time::{
+        Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+        timerfd_settime,
+    };
+    use tokio::io::{Interest, unix::AsyncFd};
+
+    /// Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel has no such timer, or no file descriptor is left: nothing was waited for.
+    pub(super) async fn sleep(duration: Duration) -> io::Result<()> {
+        if duration.is_zero() {
+            return Ok(());
+        }
+        let timer = timerfd_create(
+            TimerfdClockId::Boottime,
+            TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC,
+        )?;
+        let once = Itimerspec {
+            it_interval: Timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            },
+            it_value: Timespec::try_from(duration).map_err(io::Error::other)?,
+        };
+        timerfd_settime(&timer, TimerfdTimerFlags::empty(), &once)?;
+        #[expect(
+            unsafe_code,
+            reason = "tokio has no safe way to register a descriptor any more"
+        )]
+        // SAFETY: an `OwnedFd` owns its descriptor, always gives the same one, and closes it only
+        // when it is dropped.
+        let timer = unsafe { AsyncFd::register_with_interest(timer, Interest::READABLE) }?;
+        timer.readable().await.map(drop)
+    }
+}
+
+/// A duration between half of `middle` and one and a half times it, so that many clients that lost
+/// the same server do not come back at the same instant.
+pub(crate) fn jittered(middle: Duration) -> Duration {
+    middle.mul_f64(rand::random_range(0.5..1.5))
+}
+
+/// A short random name for a connection.
+pub(crate) fn random_name() -> String {
+    format!("sticky-{:08x}", rand::random::<u32>())
+}
+
+/// A running task that ends when this is dropped.
+pub(crate) struct Task(JoinHandle<()>);
+
+impl Task {
+    /// Runs a future in the background; `None` outside a tokio runtime.
+    pub(crate) fn spawn(future: impl Future<Output = ()> + Send + 'static) -> Option<Self> {
+        let runtime = tokio::runtime::Handle::try_current().ok()?;
+        Some(Self(runtime.spawn(future)))
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl fmt::Debug for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Task(..)")
+    }
+}

@@ -1,0 +1,510 @@
+//! Event: one sticky event, its key, and its rank among the events of that key.
+//!
+//! In: metadata from `wire`, the text it was read from, and when the event ends. Out: a
+//! [`StickyEvent`], shared and never copied. No clock, no state beyond the one event; past here
+//! nobody compares timestamps by hand.
+
+use std::{
+    cmp::Ordering,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use ruma::{EventId, OwnedDeviceId, OwnedUserId, UserId, event_id};
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+
+use crate::{
+    time::{Deadline, Moment},
+    wire::{self, RawContent, RawSticky},
+};
+
+/// The key of an entry in a room's ephemeral map ([MSC4354], "Implementing an ephemeral map"). The
+/// room is implied by the map.
+///
+/// [MSC4354]: https://github.com/matrix-org/matrix-spec-proposals/pull/4354
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StickyKey {
+    /// The sender of the event.
+    pub sender: OwnedUserId,
+    /// The type of the event, decrypted, e.g. `m.rtc.member`.
+    pub event_type: String,
+    /// The `sticky_key` of its content. `""` is a key as good as any.
+    pub sticky_key: String,
+}
+
+impl StickyKey {
+    /// A key from its parts.
+    pub fn new(
+        sender: impl Into<OwnedUserId>,
+        event_type: impl Into<String>,
+        sticky_key: impl Into<String>,
+    ) -> Self {
+        Self {
+            sender: sender.into(),
+            event_type: event_type.into(),
+            sticky_key: sticky_key.into(),
+        }
+    }
+}
+
+/// A sticky event.
+///
+/// `Debug` shows its metadata and never its text: the sender's own copy of a fired delayed event
+/// carries the delay id in `unsigned`, and whoever has that can end the heartbeat.
+pub struct StickyEvent {
+    text: Box<RawValue>,
+    sender: SharedSender,
+    event_type: Arc<str>,
+    event_id: Part,
+    sticky_key: Option<Part>,
+    origin_server_ts_ms: u64,
+    duration_ms: u64,
+    /// The earliest end that any delivery of the event gave. An atomic, so that a delivery that
+    /// moves it by a few milliseconds, as most repeats do, neither copies the event nor is a
+    /// change to anybody.
+    ends: AtomicU64,
+    kind: Kind,
+    encryption: Encryption,
+}
+
+/// A sender, whose text all their events in a room share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SharedSender(Arc<OwnedUserId>);
+
+impl From<&UserId> for SharedSender {
+    fn from(sender: &UserId) -> Self {
+        Self(Arc::new(sender.to_owned()))
+    }
+}
+
+impl std::ops::Deref for SharedSender {
+    type Target = UserId;
+
+    fn deref(&self) -> &UserId {
+        &self.0
+    }
+}
+
+impl std::borrow::Borrow<UserId> for SharedSender {
+    fn borrow(&self) -> &UserId {
+        self
+    }
+}
+
+impl std::hash::Hash for SharedSender {
+    /// As `UserId`, which it is looked up by.
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        UserId::hash(self, state);
+    }
+}
+
+/// What the event is to the map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// It can be the value of its key.
+    Value,
+    /// While it is the value of its key, the key is absent.
+    Removal,
+    /// It is encrypted, and its room key has not come yet: nobody knows its key.
+    Waiting,
+}
+
+/// A string that stands in the event's text, or beside it where the JSON spells it with escapes.
+enum Part {
+    InText { start: u32, len: u32 },
+    Beside(Box<str>),
+}
+
+impl Part {
+    fn of(part: &str, text: &str) -> Self {
+        // Where the part is a slice of the text, the difference of their addresses is its place.
+        let start = (part.as_ptr() as usize).wrapping_sub(text.as_ptr() as usize);
+        if text.get(start..).is_some_and(|rest| rest.starts_with(part))
+            && let (Ok(start), Ok(len)) = (u32::try_from(start), u32::try_from(part.len()))
+        {
+            return Self::InText { start, len };
+        }
+        Self::Beside(part.into())
+    }
+
+    fn get<'a>(&'a self, text: &'a str) -> &'a str {
+        match self {
+            Self::InText { start, len } => {
+                let start = *start as usize;
+                text.get(start..start + *len as usize).unwrap_or_default()
+            }
+            Self::Beside(part) => part,
+        }
+    }
+}
+
+/// How an event was protected on its way, as the SDK knows it.
+///
+/// Only the type and the content were inside. The sticky object and the timestamps are outside the
+/// encryption: a server can lie about both.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Encryption {
+    /// Sent in the clear. In an encrypted room it still competes in the map: everybody's map would
+    /// differ otherwise. What it may mean there is the reader's to decide.
+    #[default]
+    Plaintext,
+    /// Encrypted by a device of the sender.
+    Encrypted(Arc<EncryptionDetails>),
+    /// Encrypted with a session that is not the sender's own: somebody passes another's words off
+    /// as theirs, or the SDK could not tell. Counts as not encrypted.
+    ForeignSession(Arc<EncryptionDetails>),
+}
+
+impl Encryption {
+    /// Whether the event was encrypted by its sender.
+    pub fn is_encrypted(&self) -> bool {
+        matches!(self, Self::Encrypted(_))
+    }
+}
+
+/// Who encrypted an event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EncryptionDetails {
+    /// The owner of the session.
+    pub owner: OwnedUserId,
+    /// The owner's device, where the SDK knows it. Not to be trusted unless `verification` is
+    /// [`Verification::Verified`].
+    pub device: Option<OwnedDeviceId>,
+    /// How far the device is known to be its owner's, at the time of decryption.
+    pub verification: Verification,
+}
+
+impl EncryptionDetails {
+    /// Details from their parts.
+    pub fn new(
+        owner: OwnedUserId,
+        device: Option<OwnedDeviceId>,
+        verification: Verification,
+    ) -> Self {
+        Self {
+            owner,
+            device,
+            verification,
+        }
+    }
+}
+
+/// How far a device is known to be its owner's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Verification {
+    /// The device is cross-signed by a user whom we have verified.
+    Verified,
+    /// The device is cross-signed by its owner, whom we have not verified.
+    UnverifiedIdentity,
+    /// The owner was verified once, and has another identity now.
+    VerificationViolation,
+    /// The device is not cross-signed by its owner.
+    UnsignedDevice,
+    /// The device is unknown, deleted, or the session came from a source that proves nothing.
+    Unproven,
+}
+
+/// Why an entry left the map, or a view of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum RemovalReason {
+    /// Its time was over.
+    Expired,
+    /// Its sender removed it: an event with nothing but the key outranks it.
+    Removed,
+    /// It was redacted.
+    Redacted,
+    /// Its sender is ignored, from that moment on.
+    Ignored,
+    /// We are not in the room any more.
+    RoomLeft,
+}
+
+impl RemovalReason {
+    /// The reason in one word, as the examples print it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Expired => "expired",
+            Self::Removed => "removed",
+            Self::Redacted => "redacted",
+            Self::Ignored => "ignored",
+            Self::RoomLeft => "left",
+        }
+    }
+}
+
+/// Where an event stands among the sticky events of its key: the highest is the value.
+///
+/// [MSC4354] ("Implementing an ephemeral map") compares `origin_server_ts + duration_ms`, then the
+/// event id. The duration counts as it stands, unclamped; the sum saturates.
+///
+/// [MSC4354]: https://github.com/matrix-org/matrix-spec-proposals/pull/4354
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rank<'a> {
+    intended_end_ms: u64,
+    event_id: &'a str,
+}
+
+/// The place of an event in the map and in every list of its entries. Entries are ordered by it:
+/// by type, then by sender, then keyed before unkeyed, then by sticky key or event id, each as
+/// bytes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Place<'a> {
+    pub(crate) event_type: &'a str,
+    pub(crate) sender: &'a str,
+    pub(crate) slot: SlotName<'a>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum SlotName<'a> {
+    Keyed(&'a str),
+    Unkeyed(&'a str),
+}
+
+impl Place<'_> {
+    /// A place where no event can be: every event has a sender.
+    pub(crate) const NOWHERE: Self = Self {
+        event_type: "",
+        sender: "",
+        slot: SlotName::Unkeyed(""),
+    };
+}
+
+impl StickyEvent {
+    /// The event's id.
+    pub fn event_id(&self) -> &EventId {
+        // Valid since `wire` read it; a constant stands in rather than a panic.
+        <&EventId>::try_from(self.event_id_str()).unwrap_or_else(|_| event_id!("$invalid"))
+    }
+
+    pub(crate) fn event_id_str(&self) -> &str {
+        self.event_id.get(self.text.get())
+    }
+
+    /// The user who sent it.
+    pub fn sender(&self) -> &UserId {
+        &self.sender
+    }
+
+    /// Its type, decrypted if it was encrypted.
+    pub fn event_type(&self) -> &str {
+        &self.event_type
+    }
+
+    /// The sticky key of its content, if it has one. An event without one is an entry of its own,
+    /// under its event id.
+    pub fn sticky_key(&self) -> Option<&str> {
+        self.sticky_key.as_ref().map(|key| key.get(self.text.get()))
+    }
+
+    /// Its key in the room's map; `None` without a sticky key.
+    pub fn key(&self) -> Option<StickyKey> {
+        let sticky_key = self.sticky_key()?;
+        Some(StickyKey::new(self.sender(), &*self.event_type, sticky_key))
+    }
+
+    /// `origin_server_ts`, in milliseconds since the Unix epoch. The sender's server says it, and
+    /// can lie.
+    pub fn origin_server_ts_ms(&self) -> u64 {
+        self.origin_server_ts_ms
+    }
+
+    /// For how long the sender wanted it to be sticky, unclamped: it may say more than 1 h, and is
+    /// over after 1 h all the same.
+    pub fn duration(&self) -> Duration {
+        Duration::from_millis(self.duration_ms)
+    }
+
+    /// The time it has left, at most 1 h, zero once it is over.
+    pub fn expires_in(&self, now: Moment) -> Duration {
+        self.ends().left(now)
+    }
+
+    /// How it was protected on its way.
+    pub fn encryption(&self) -> &Encryption {
+        &self.encryption
+    }
+
+    /// Whether its sender encrypted it. See [`Encryption`].
+    pub fn is_encrypted(&self) -> bool {
+        self.encryption.is_encrypted()
+    }
+
+    /// Its whole JSON as received, decrypted if it was encrypted. It may carry secrets of ours in
+    /// `unsigned`: do not log it.
+    pub fn raw(&self) -> &RawValue {
+        &self.text
+    }
+
+    /// Its content, read as `C`.
+    ///
+    /// # Errors
+    ///
+    /// What serde says when the content is not a `C`: anybody in the room can send anything.
+    pub fn content<C: DeserializeOwned>(&self) -> Result<C, serde_json::Error> {
+        serde_json::from_str(self.content_raw()?.get())
+    }
+
+    /// Its content as JSON text, pointing into the event's.
+    ///
+    /// # Errors
+    ///
+    /// None that a received event has: its content is an object.
+    pub fn content_raw(&self) -> Result<&RawValue, serde_json::Error> {
+        wire::content(self.text.get())
+    }
+
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    pub(crate) fn ends(&self) -> Deadline {
+        Deadline::from_bits(self.ends.load(Relaxed))
+    }
+
+    /// Brings the end forward, never back: the earliest that any delivery gave counts. Only the map
+    /// calls this, under its owner's lock.
+    pub(crate) fn set_ends(&self, ends: Deadline) {
+        self.ends.fetch_min(ends.to_bits(), Relaxed);
+    }
+
+    pub(crate) fn shared_sender(&self) -> &SharedSender {
+        &self.sender
+    }
+
+    pub(crate) fn shared_type(&self) -> &Arc<str> {
+        &self.event_type
+    }
+
+    /// Its rank among the events of its key.
+    pub fn rank(&self) -> Rank<'_> {
+        Rank {
+            intended_end_ms: self.origin_server_ts_ms.saturating_add(self.duration_ms),
+            event_id: self.event_id_str(),
+        }
+    }
+
+    pub(crate) fn place(&self) -> Place<'_> {
+        Place {
+            event_type: &self.event_type,
+            sender: self.sender.as_str(),
+            slot: match self.sticky_key() {
+                Some(key) => SlotName::Keyed(key),
+                None => SlotName::Unkeyed(self.event_id_str()),
+            },
+        }
+    }
+
+    /// The order of places, without looking at strings that both events share.
+    pub(crate) fn cmp_place(&self, other: &Self) -> Ordering {
+        let by = |a: *const u8, b: *const u8, order: fn(&Self, &Self) -> Ordering| {
+            if a == b {
+                Ordering::Equal
+            } else {
+                order(self, other)
+            }
+        };
+        by(
+            self.event_type.as_ptr(),
+            other.event_type.as_ptr(),
+            |a, b| a.event_type.cmp(&b.event_type),
+        )
+        .then_with(|| {
+            by(
+                self.sender.as_str().as_ptr(),
+                other.sender.as_str().as_ptr(),
+                |a, b| a.sender.as_str().cmp(b.sender.as_str()),
+            )
+        })
+        .then_with(|| self.place().slot.cmp(&other.place().slot))
+    }
+}
+
+impl fmt::Debug for StickyEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StickyEvent")
+            .field("event_id", &self.event_id_str())
+            .field("sender", &self.sender)
+            .field("event_type", &self.event_type)
+            .field("sticky_key", &self.sticky_key())
+            .field("origin_server_ts_ms", &self.origin_server_ts_ms)
+            .field("duration_ms", &self.duration_ms)
+            .field("ends", &self.ends())
+            .field("kind", &self.kind)
+            .field("encryption", &self.encryption)
+            .finish_non_exhaustive()
+    }
+}
+
+/// An event that still misses its text. The metadata borrows from the text until this is made, so
+/// the text can only be handed over afterwards; that way it is never copied.
+pub(crate) struct Unkept {
+    sender: SharedSender,
+    event_type: Arc<str>,
+    event_id: Part,
+    sticky_key: Option<Part>,
+    origin_server_ts_ms: u64,
+    duration_ms: u64,
+    ends: Deadline,
+    kind: Kind,
+    encryption: Encryption,
+}
+
+impl Unkept {
+    /// An event from its metadata and the text that the metadata points into. `sender` and
+    /// `event_type` are the map's shared copies.
+    pub(crate) fn read(
+        raw: &RawSticky<'_>,
+        text: &str,
+        sender: SharedSender,
+        event_type: Arc<str>,
+        ends: Deadline,
+        encryption: Encryption,
+    ) -> Self {
+        let (kind, sticky_key) = match &raw.content {
+            RawContent::Clear {
+                sticky_key,
+                removal,
+            } => {
+                let kind = if *removal { Kind::Removal } else { Kind::Value };
+                (kind, sticky_key.as_ref().map(|key| Part::of(key, text)))
+            }
+            RawContent::Encrypted { .. } => (Kind::Waiting, None),
+        };
+        Self {
+            sender,
+            event_type,
+            event_id: Part::of(raw.event_id.as_str(), text),
+            sticky_key,
+            origin_server_ts_ms: raw.origin_server_ts_ms,
+            duration_ms: raw.duration_ms,
+            ends,
+            kind,
+            encryption,
+        }
+    }
+
+    /// Keeps `text`, which must be the one that the metadata was read from.
+    pub(crate) fn keep(self, text: Box<RawValue>) -> Arc<StickyEvent> {
+        Arc::new(StickyEvent {
+            text,
+            sender: self.sender,
+            event_type: self.event_type,
+            event_id: self.event_id,
+            sticky_key: self.sticky_key,
+            origin_server_ts_ms: self.origin_server_ts_ms,
+            duration_ms: self.duration_ms,
+            ends: AtomicU64::new(self.ends.to_bits()),
+            kind: self.kind,
+            encryption: self.encryption,
+        })
+    }
+}

@@ -1,0 +1,301 @@
+//! The front door: `client.sticky()` and `room.sticky()`.
+//!
+//! In: a matrix-sdk client. Out: a handle on the one set of maps and the one task that a client
+//! has. No logic: what the handles do is done in `view` and `sync`.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, LazyLock, Mutex, PoisonError, Weak},
+};
+
+use eyeball::{SharedObservable, Subscriber};
+use matrix_sdk::{Client, Room};
+use ruma::{OwnedRoomId, RoomId};
+
+use crate::{
+    driver::{SystemClock, Task, Timer},
+    event::StickyKey,
+    map::Limits,
+    sync::{SyncState, Worker},
+    time::Moment,
+    view::{Entry, EphemeralMaps, Known, StickyContent, TypedView, View},
+};
+
+/// Sticky events on a matrix-sdk [`Client`].
+pub trait ClientExt {
+    /// The sticky events of all rooms that this client is in.
+    ///
+    /// The first call starts the one task that receives them, on the tokio runtime that it is
+    /// called on; all handles of a client share it. It runs as long as a handle, a view or a stream
+    /// of theirs is there. Called outside a tokio runtime it starts nothing, and the next call
+    /// inside one does.
+    ///
+    /// The application goes on running its own sync loop, whichever it is: room keys, redactions,
+    /// joins and leaves come from there.
+    fn sticky(&self) -> Sticky;
+}
+
+/// Sticky events on a matrix-sdk [`Room`].
+pub trait RoomExt {
+    /// The sticky events of this room. See [`ClientExt::sticky`].
+    fn sticky(&self) -> RoomSticky;
+}
+
+impl ClientExt for Client {
+    fn sticky(&self) -> Sticky {
+        let mut running = running();
+        let sticky = match find(&running, self) {
+            Some(inner) => Sticky { inner },
+            None => StickyBuilder::new(self).build(&mut running),
+        };
+        sticky.inner.ensure_task();
+        sticky
+    }
+}
+
+impl RoomExt for Room {
+    fn sticky(&self) -> RoomSticky {
+        RoomSticky {
+            room_id: self.room_id().to_owned(),
+            sticky: self.client().sticky(),
+        }
+    }
+}
+
+/// The sticky events of all rooms of a client. Cheap to clone. Dropping the last handle, view and
+/// stream stops the task behind it.
+#[derive(Clone)]
+pub struct Sticky {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    client: Client,
+    maps: EphemeralMaps,
+    timer: Arc<dyn Timer>,
+    state: SharedObservable<SyncState>,
+    task: Mutex<Option<Task>>,
+}
+
+impl Sticky {
+    /// Starts with other settings than [`ClientExt::sticky`] does.
+    pub fn builder(client: &Client) -> StickyBuilder {
+        StickyBuilder::new(client)
+    }
+
+    /// A view of the entries of all rooms.
+    pub fn events(&self) -> View {
+        self.inner.maps.view().kept_by(self.inner.clone())
+    }
+
+    /// A view of the entries of `C`'s type in all rooms, with their contents read as `C`.
+    pub fn view<C: StickyContent>(&self) -> TypedView<C> {
+        self.events().read_as()
+    }
+
+    /// The sticky events of one room.
+    pub fn room(&self, room_id: &RoomId) -> RoomSticky {
+        RoomSticky {
+            room_id: room_id.to_owned(),
+            sticky: self.clone(),
+        }
+    }
+
+    /// How current the maps are.
+    pub fn state(&self) -> SyncState {
+        self.inner.state.get()
+    }
+
+    /// How current the maps are, and each change of that.
+    pub fn subscribe_state(&self) -> Subscriber<SyncState> {
+        self.inner.state.subscribe()
+    }
+
+    /// The moment now, on the clock that entries end by; what
+    /// [`StickyEvent::expires_in`](crate::event::StickyEvent::expires_in) asks for.
+    pub fn now(&self) -> Moment {
+        self.inner.maps.now()
+    }
+}
+
+impl fmt::Debug for Sticky {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sticky")
+            .field("state", &self.state())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The sticky events of one room.
+#[derive(Clone, Debug)]
+pub struct RoomSticky {
+    room_id: OwnedRoomId,
+    sticky: Sticky,
+}
+
+impl RoomSticky {
+    /// The room.
+    pub fn room_id(&self) -> &RoomId {
+        &self.room_id
+    }
+
+    /// A view of the room's entries.
+    pub fn events(&self) -> View {
+        self.sticky.events().in_room(self.room_id.clone())
+    }
+
+    /// A view of the room's entries of `C`'s type, with their contents read as `C`.
+    pub fn view<C: StickyContent>(&self) -> TypedView<C> {
+        self.events().read_as()
+    }
+
+    /// What is there now for this key.
+    pub fn get(&self, key: &StickyKey) -> Option<Entry> {
+        self.events().get(key)
+    }
+
+    /// How much is known of the room: events that wait for their room key, and events dropped
+    /// because their sender sent too many.
+    pub fn known(&self) -> Known {
+        self.sticky.inner.maps.known(&self.room_id)
+    }
+
+    /// The sticky events of all rooms of this client.
+    pub fn client(&self) -> &Sticky {
+        &self.sticky
+    }
+}
+
+/// Settings to start with. Made by [`Sticky::builder`].
+pub struct StickyBuilder {
+    client: Client,
+    limits: Limits,
+    timer: Arc<dyn Timer>,
+}
+
+impl StickyBuilder {
+    fn new(client: &Client) -> Self {
+        Self {
+            client: client.clone(),
+            limits: Limits::default(),
+            timer: Arc::new(SystemClock),
+        }
+    }
+
+    /// How much is kept of one sender in one room; see [`Limits::per_sender`]. At least 1.
+    #[must_use]
+    pub fn per_sender(mut self, events: usize) -> Self {
+        self.limits.per_sender = events.max(1);
+        self
+    }
+
+    /// The clock that entries end by, and that waits are counted on. For tests and simulations.
+    #[must_use]
+    pub fn clock(mut self, clock: Arc<dyn Timer>) -> Self {
+        self.timer = clock;
+        self
+    }
+
+    /// Starts.
+    ///
+    /// # Errors
+    ///
+    /// [`AlreadyRunning`] when this client's sticky events are in use with other settings.
+    pub fn start(self) -> Result<Sticky, AlreadyRunning> {
+        let mut running = running();
+        if find(&running, &self.client).is_some() {
+            return Err(AlreadyRunning);
+        }
+        let sticky = self.build(&mut running);
+        sticky.inner.ensure_task();
+        Ok(sticky)
+    }
+
+    fn build(self, running: &mut Running) -> Sticky {
+        let maps = EphemeralMaps::new(AsClock(self.timer.clone()), self.limits);
+        let state = SharedObservable::new(SyncState::Connecting);
+        let key = identity(&self.client);
+        let inner = Arc::new(Inner {
+            client: self.client,
+            maps,
+            timer: self.timer,
+            state,
+            task: Mutex::default(),
+        });
+        running.retain(|_, inner| inner.strong_count() > 0);
+        running.insert(key, Arc::downgrade(&inner));
+        Sticky { inner }
+    }
+}
+
+impl fmt::Debug for StickyBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StickyBuilder")
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}
+
+/// This client's sticky events are in use already. Build them before the first call of
+/// [`ClientExt::sticky`], or use what that returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AlreadyRunning;
+
+impl fmt::Display for AlreadyRunning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "this client's sticky events are in use already: build them before the first call of \
+             `client.sticky()`, or use what that returns",
+        )
+    }
+}
+
+impl std::error::Error for AlreadyRunning {}
+
+impl Inner {
+    fn ensure_task(&self) {
+        let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
+        if task.is_none() {
+            let worker = Worker {
+                client: self.client.clone(),
+                maps: self.maps.clone(),
+                timer: self.timer.clone(),
+                state: self.state.clone(),
+            };
+            *task = Task::spawn(worker.run());
+        }
+    }
+}
+
+/// A timer as the plain clock that it also is.
+#[derive(Debug)]
+struct AsClock(Arc<dyn Timer>);
+
+impl crate::time::Clock for AsClock {
+    fn now(&self) -> Moment {
+        self.0.now()
+    }
+}
+
+/// Who is running, by the client's [`identity`].
+///
+/// Why a table of the process, and not a place in the client? matrix-sdk's client has none for
+/// others. An entry is found only while its [`Inner`] lives, which holds the client, so that no
+/// other client can have come to the same address.
+type Running = HashMap<usize, Weak<Inner>>;
+
+fn running() -> std::sync::MutexGuard<'static, Running> {
+    static RUNNING: LazyLock<Mutex<Running>> = LazyLock::new(Mutex::default);
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn find(running: &Running, client: &Client) -> Option<Arc<Inner>> {
+    running.get(&identity(client))?.upgrade()
+}
+
+/// What all clones of a client have in common, and no other client of this process: the address of
+/// a part of it.
+fn identity(client: &Client) -> usize {
+    std::ptr::from_ref(client.event_cache()).addr()
+}

@@ -1,0 +1,73 @@
+//! A bounded memory of events that must not come back: redacted before they came, or ended.
+//!
+//! In: hashes of event ids, each with when to forget it. Out: whether one is remembered. It keeps
+//! keyed 64-bit hashes and not the ids: a wrong answer has a chance of 1,000 in 2^64, and who does
+//! not know the key cannot aim for one.
+
+use std::collections::VecDeque;
+
+use hashbrown::HashSet;
+
+use crate::time::{Deadline, Moment};
+
+#[derive(Debug)]
+pub(super) struct Recent {
+    most: usize,
+    /// When to forget each, the next first.
+    order: VecDeque<(Deadline, u64)>,
+    ids: HashSet<u64>,
+}
+
+impl Recent {
+    /// Remembers at most the newest `most`.
+    pub(super) fn new(most: usize) -> Self {
+        Self {
+            most,
+            order: VecDeque::new(),
+            ids: HashSet::new(),
+        }
+    }
+
+    pub(super) fn remember(&mut self, id: u64, until: Deadline) {
+        if !self.ids.insert(id) {
+            return;
+        }
+        // What was received first can come second. In order all the same: else what is over could
+        // stand behind what is not, and would be waited for again and again.
+        let until = self
+            .order
+            .back()
+            .map_or(until, |(last, _)| until.max(*last));
+        self.order.push_back((until, id));
+        if self.order.len() > self.most
+            && let Some((_, oldest)) = self.order.pop_front()
+        {
+            self.ids.remove(&oldest);
+        }
+    }
+
+    pub(super) fn contains(&self, id: u64) -> bool {
+        self.ids.contains(&id)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+
+    /// When all of this can be forgotten. Not when the first can: nobody needs to wake up for one.
+    pub(super) fn last_deadline(&self) -> Option<Deadline> {
+        self.order.back().map(|(until, _)| *until)
+    }
+
+    pub(super) fn purge(&mut self, now: Moment) {
+        while let Some((until, id)) = self.order.front()
+            && until.is_over(now)
+        {
+            self.ids.remove(id);
+            self.order.pop_front();
+        }
+        if self.ids.is_empty() && self.ids.capacity() > 0 {
+            *self = Self::new(self.most);
+        }
+    }
+}

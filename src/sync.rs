@@ -1,0 +1,622 @@
+//! Sync: the sources of sticky events, and the one task that listens to them.
+//!
+//! In: responses of our own connection, the application's main loop, the ignore list, room keys,
+//! and the timer. Out: deliveries to the maps, and the [`SyncState`]. Which event counts is never
+//! decided here.
+
+#[cfg(feature = "e2e-encryption")]
+mod decrypt;
+mod main_loop;
+mod sliding;
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    fmt,
+    future::{pending, poll_fn},
+    pin::{Pin, pin},
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use eyeball::SharedObservable;
+use futures_core::Stream;
+use futures_util::{
+    FutureExt as _, StreamExt as _,
+    future::{Either, select},
+};
+use matrix_sdk::{Client, RoomState, SessionChange, config::RequestConfig, sync::RoomUpdates};
+use ruma::{
+    OwnedRoomId, OwnedUserId, RoomId, UserId, api::client::discovery::get_supported_versions,
+    events::ignored_user_list::IgnoredUserListEventContent,
+};
+use serde_json::value::RawValue;
+use tokio::sync::broadcast::error::RecvError;
+use tracing::{debug, warn};
+
+use self::{
+    main_loop::{MainLoop, News},
+    sliding::{Connection, Failure, Request, Response},
+};
+use crate::{
+    driver::{BoxFuture, Timer, jittered, random_name},
+    map::Path,
+    time::Moment,
+    view::{Arrival, Delivery, EphemeralMaps},
+    wire::{self, names},
+};
+
+/// How current the maps are, for an application to show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SyncState {
+    /// Nothing has come yet: not logged in, or the first answer is awaited.
+    Connecting,
+    /// Pages come, and more are to come.
+    CatchingUp,
+    /// All that is sticky is there, and what changes comes at once.
+    Live,
+    /// The server cannot be reached, or answers with errors. What is there stays until it ends;
+    /// tries go on, with a wait that grows to 30 s.
+    Offline {
+        /// Since when, by this machine's wall clock.
+        since: SystemTime,
+        /// What went wrong last, in words.
+        error: String,
+    },
+    /// The server lacks what we need. It is asked again every 10 minutes.
+    Unsupported(Unsupported),
+    /// The access token is not valid any more. It goes on when the session's tokens are refreshed.
+    LoggedOut,
+}
+
+/// What a server lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Unsupported {
+    /// Sticky events: `org.matrix.msc4354` is not among the `unstable_features` of `/versions`.
+    StickyEvents,
+    /// Simplified sliding sync (MSC4186), which the extension (MSC4480) is part of.
+    SlidingSync,
+}
+
+impl fmt::Display for Unsupported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::StickyEvents => {
+                "the homeserver does not support sticky events (MSC4354): \
+                 `/versions` does not list org.matrix.msc4354"
+            }
+            Self::SlidingSync => {
+                "the homeserver does not support simplified sliding sync (MSC4186)"
+            }
+        })
+    }
+}
+
+/// The longest that a question to the server, other than the long poll, may take.
+const QUESTION: Duration = Duration::from_secs(15);
+
+/// How often a client that is not logged in yet is looked at.
+const LOGIN_CHECK: Duration = Duration::from_millis(200);
+
+/// Gaps in the main loop's timelines are gathered this long before their rooms are asked for: a
+/// busy room can have one in every response.
+const GATHER: Duration = Duration::from_secs(2);
+
+/// What the task works on. It holds no handle of the application's, so that dropping the last one
+/// ends it.
+pub(crate) struct Worker {
+    pub(crate) client: Client,
+    pub(crate) maps: EphemeralMaps,
+    pub(crate) timer: Arc<dyn Timer>,
+    pub(crate) state: SharedObservable<SyncState>,
+}
+
+/// What the task waits for, besides the timer.
+enum Event {
+    /// The server has what we need.
+    Supported,
+    /// An answer of our connection, and how long it took.
+    Answer(Response, Duration),
+    /// A request of our connection failed.
+    Failed(Failure),
+    /// The wait before the next request is over.
+    Again,
+    /// The sticky events of single rooms were fetched, or not.
+    Fetched(Result<(), (BTreeSet<OwnedRoomId>, Failure)>),
+    /// It is time to fetch those of the rooms that were gathered.
+    Gathered,
+    /// The main loop had a response.
+    Rooms(Result<RoomUpdates, RecvError>),
+    /// The whole list of ignored users.
+    Ignored(Vec<String>),
+    Session(Result<SessionChange, RecvError>),
+    /// Room keys came; `None`: some were missed.
+    Keys(Option<Vec<Waiting>>),
+}
+
+/// The events that wait for the key of a session of a room, or for any key of it.
+type Waiting = (OwnedRoomId, Option<String>);
+
+type KeyStream = Pin<Box<dyn Stream<Item = Option<Vec<Waiting>>> + Send>>;
+
+/// What one turn of the task works with.
+struct Turn<'a> {
+    connection: Connection,
+    connected_at: Moment,
+    /// Whether the server has what we need, since it was last away.
+    supported: bool,
+    main_loop: MainLoop,
+    ignored: HashSet<OwnedUserId>,
+    /// Rooms whose sticky events are to be fetched.
+    wanted: BTreeSet<OwnedRoomId>,
+    /// What our connection is doing: asking or waiting.
+    next: BoxFuture<'a, Event>,
+    fetch: Option<BoxFuture<'a, Event>>,
+    gather: Option<BoxFuture<'a, Event>>,
+}
+
+impl Worker {
+    /// Runs until it is dropped.
+    pub(crate) async fn run(self) {
+        // One task for both: whichever has something to do is polled.
+        futures_util::future::join(self.expire(), self.sync()).await;
+    }
+
+    /// Tells what ends when it ends.
+    async fn expire(&self) {
+        let mut known = None;
+        loop {
+            let changed = poll_fn(|cx| self.maps.poll_deadline(cx, known));
+            known = match known {
+                None => changed.await,
+                Some(deadline) => {
+                    let sleep = self.timer.sleep_until(deadline);
+                    match select(pin!(changed), sleep).await {
+                        Either::Left((next, _)) => next,
+                        Either::Right(_) => {
+                            self.maps.advance();
+                            self.maps.next_deadline()
+                        }
+                    }
+                }
+            };
+        }
+    }
+
+    async fn sync(&self) {
+        let own_id = self.login().await;
+        // Subscribed before anything is asked for, so that nothing falls between.
+        let mut rooms = self.client.subscribe_to_all_room_updates();
+        let mut session = self.client.subscribe_to_session_changes();
+        let mut ignored = self.client.subscribe_to_ignore_user_list_changes();
+        let mut keys: Option<KeyStream> = None;
+        let mut turn = Turn {
+            connection: Connection::new(random_name()),
+            connected_at: self.maps.now(),
+            supported: false,
+            main_loop: MainLoop::new(own_id, self.joined_rooms()),
+            ignored: self.ignored_users().await,
+            wanted: BTreeSet::new(),
+            next: self.ask_support(),
+            fetch: None,
+            gather: None,
+        };
+        self.maps.handle_ignored(turn.ignored.clone());
+
+        loop {
+            if keys.is_none() {
+                keys = self.key_stream().await;
+                if keys.is_some() {
+                    self.retry(None).await;
+                }
+            }
+            let event = tokio::select! {
+                event = &mut turn.next => event,
+                event = optional(&mut turn.fetch) => event,
+                event = optional(&mut turn.gather) => event,
+                update = rooms.recv() => Event::Rooms(update),
+                Some(users) = ignored.next() => Event::Ignored(users),
+                change = session.recv() => Event::Session(change),
+                sessions = next_keys(&mut keys) => Event::Keys(sessions),
+            };
+            self.handle(&mut turn, event).await;
+        }
+    }
+
+    async fn handle<'a>(&'a self, turn: &mut Turn<'a>, event: Event) {
+        match event {
+            Event::Supported => {
+                turn.supported = true;
+                turn.next = self.ask(&turn.connection);
+            }
+            Event::Answer(response, took) => {
+                let received = self.maps.now();
+                if turn.connection.is_fresh() {
+                    turn.connected_at = received;
+                }
+                let (state, wait) = turn.connection.handle_response(&response, took);
+                // The next request is on its way while this answer is worked on.
+                turn.next = if wait.is_zero() {
+                    self.ask(&turn.connection)
+                } else {
+                    self.wait(jittered(wait))
+                };
+                self.deliver(received, response).await;
+                self.show(state);
+            }
+            Event::Failed(failure) => {
+                debug!(?failure, "the sticky connection failed");
+                let (state, wait) = turn.connection.handle_failure(self.wall(), failure);
+                if let Some(state) = state {
+                    turn.supported &= state == SyncState::CatchingUp;
+                    self.show(state);
+                }
+                turn.next = self.wait(jittered(wait));
+            }
+            Event::Again if turn.supported => turn.next = self.ask(&turn.connection),
+            // It may be another version of the server by now.
+            Event::Again => turn.next = self.ask_support(),
+            Event::Fetched(done) => {
+                turn.fetch = None;
+                if let Err((rooms, failure)) = done {
+                    debug!(
+                        ?failure,
+                        "could not fetch the sticky events of single rooms"
+                    );
+                    turn.wanted.extend(rooms);
+                }
+                self.gather_wanted(turn);
+            }
+            Event::Gathered => {
+                turn.gather = None;
+                if turn.fetch.is_none() && !turn.wanted.is_empty() {
+                    turn.fetch = Some(self.fetch(std::mem::take(&mut turn.wanted)));
+                }
+            }
+            Event::Rooms(Ok(updates)) => self.handle_rooms(turn, &updates).await,
+            Event::Rooms(Err(RecvError::Lagged(missed))) => {
+                debug!(missed, "missed updates of the main loop: starting over");
+                turn.main_loop.start_over(self.joined_rooms());
+                for room_id in self
+                    .maps
+                    .rooms()
+                    .iter()
+                    .filter(|room_id| self.is_left(room_id))
+                {
+                    self.maps.handle_left(room_id);
+                }
+                self.start_over(turn);
+                self.retry(None).await;
+            }
+            Event::Ignored(users) => {
+                let users: HashSet<_> = users
+                    .into_iter()
+                    .filter_map(|user| UserId::parse(user).ok())
+                    .collect();
+                let back = turn.ignored.iter().any(|user| !users.contains(user));
+                self.maps.handle_ignored(users.clone());
+                turn.ignored = users;
+                if back {
+                    // What they sent meanwhile was kept from us by the server.
+                    self.start_over(turn);
+                }
+            }
+            Event::Session(Ok(SessionChange::TokensRefreshed)) => {
+                if self.state.get() == SyncState::LoggedOut {
+                    turn.next = self.ask_support();
+                }
+            }
+            Event::Keys(waiting) => self.retry(waiting).await,
+            // An unknown token is noticed by our own next request. The senders live as long as the
+            // client, which we hold.
+            Event::Session(_) | Event::Rooms(Err(RecvError::Closed)) => {}
+        }
+    }
+
+    async fn handle_rooms<'a>(&'a self, turn: &mut Turn<'a>, updates: &RoomUpdates) {
+        let now = self.maps.now();
+        let News {
+            redactions,
+            left,
+            new,
+            just_joined,
+            gaps,
+        } = turn
+            .main_loop
+            .handle_update(updates, now.since(turn.connected_at));
+
+        self.maps
+            .handle(redactions.into_iter().map(|(room_id, event_id)| Delivery {
+                room_id,
+                received: now,
+                path: Path::Timeline,
+                arrivals: vec![Arrival::Redaction(event_id)],
+            }));
+        for room_id in &left {
+            self.maps.handle_left(room_id);
+            turn.wanted.remove(room_id);
+        }
+        if !new.is_empty() {
+            // Until now the room's keys could not be asked for.
+            self.retry(Some(
+                new.into_iter().map(|room_id| (room_id, None)).collect(),
+            ))
+            .await;
+        }
+        let gaps = gaps
+            .into_iter()
+            .filter(|room_id| self.maps.known(room_id).events > 0);
+        turn.wanted.extend(gaps);
+        if !just_joined.is_empty() {
+            turn.wanted.extend(just_joined);
+            turn.gather = Some(Box::pin(async { Event::Gathered }));
+        }
+        self.gather_wanted(turn);
+    }
+
+    /// Waits for more rooms to fetch, where some are wanted and nothing is under way.
+    fn gather_wanted<'a>(&'a self, turn: &mut Turn<'a>) {
+        if !turn.wanted.is_empty() && turn.fetch.is_none() && turn.gather.is_none() {
+            let until = self.maps.now().deadline(jittered(GATHER));
+            let sleep = self.timer.sleep_until(until);
+            turn.gather = Some(Box::pin(sleep.map(|()| Event::Gathered)));
+        }
+    }
+
+    /// Asks for all that is live once more.
+    fn start_over<'a>(&'a self, turn: &mut Turn<'a>) {
+        turn.connection.start_over();
+        if turn.supported {
+            turn.next = self.ask(&turn.connection);
+        }
+    }
+
+    /// Waits until the client has a session, and says whose it is.
+    async fn login(&self) -> OwnedUserId {
+        loop {
+            if let Some(session) = self.client.session_meta() {
+                return session.user_id.clone();
+            }
+            // matrix-sdk tells nobody when a session is there.
+            self.timer
+                .sleep_until(self.maps.now().deadline(LOGIN_CHECK))
+                .await;
+        }
+    }
+
+    fn joined_rooms(&self) -> Vec<OwnedRoomId> {
+        self.client
+            .joined_rooms()
+            .iter()
+            .map(|room| room.room_id().to_owned())
+            .collect()
+    }
+
+    fn is_left(&self, room_id: &RoomId) -> bool {
+        self.client
+            .get_room(room_id)
+            .is_some_and(|room| matches!(room.state(), RoomState::Left | RoomState::Banned))
+    }
+
+    async fn ignored_users(&self) -> HashSet<OwnedUserId> {
+        let content = self
+            .client
+            .account()
+            .account_data::<IgnoredUserListEventContent>()
+            .await;
+        match content.map(|content| content.map(|content| content.deserialize())) {
+            Ok(Some(Ok(content))) => content.ignored_users.into_keys().collect(),
+            Ok(None) => HashSet::new(),
+            // The server keeps their events from us in any case.
+            Ok(Some(Err(error))) => unreadable_ignore_list(&error),
+            Err(error) => unreadable_ignore_list(&error),
+        }
+    }
+
+    /// Asks the server whether it has what we need. Never a cached answer: one from before an
+    /// update of the server would say no for days.
+    fn ask_support(&self) -> BoxFuture<'_, Event> {
+        let request = self
+            .client
+            .send(get_supported_versions::Request::new())
+            .with_request_config(RequestConfig::new().timeout(QUESTION).disable_retry());
+        Box::pin(async move {
+            let features = match request.await {
+                Ok(response) => response.unstable_features,
+                Err(error) => return Event::Failed(Failure::of_versions(error)),
+            };
+            let has = |feature| features.get(feature).copied().unwrap_or_default();
+            if !has(names::FEATURE) {
+                Event::Failed(Failure::Unsupported(Unsupported::StickyEvents))
+            } else if !has(SLIDING_SYNC) {
+                Event::Failed(Failure::Unsupported(Unsupported::SlidingSync))
+            } else {
+                Event::Supported
+            }
+        })
+    }
+
+    fn ask(&self, connection: &Connection) -> BoxFuture<'_, Event> {
+        let request = connection.poll_request();
+        let asked = self.maps.now();
+        Box::pin(async move {
+            match send(&self.client, request).await {
+                Ok(response) => Event::Answer(response, self.maps.now().since(asked)),
+                Err(failure) => Event::Failed(failure),
+            }
+        })
+    }
+
+    fn wait(&self, duration: Duration) -> BoxFuture<'_, Event> {
+        let sleep = self.timer.sleep_until(self.maps.now().deadline(duration));
+        Box::pin(sleep.map(|()| Event::Again))
+    }
+
+    /// Fetches and delivers the sticky events of these rooms, on a connection just for that: all
+    /// that are live, whatever the main one has seen.
+    fn fetch(&self, rooms: BTreeSet<OwnedRoomId>) -> BoxFuture<'_, Event> {
+        Box::pin(async move {
+            let name = random_name();
+            let (mut pos, mut since) = (None, None);
+            loop {
+                let request = Request::for_rooms(&name, &rooms, pos, since.clone());
+                let page = match send(&self.client, request).await {
+                    Ok(page) => page,
+                    Err(failure) => return Event::Fetched(Err((rooms, failure))),
+                };
+                let more = page.is_full() && page.next_batch.is_some() && page.next_batch != since;
+                pos = Some(page.pos.clone());
+                since.clone_from(&page.next_batch);
+                self.deliver(self.maps.now(), page).await;
+                if !more {
+                    return Event::Fetched(Ok(()));
+                }
+            }
+        })
+    }
+
+    /// Hands a response to the maps, with what is encrypted decrypted where the key is there.
+    async fn deliver(&self, received: Moment, response: Response) {
+        let mut deliveries = Vec::with_capacity(response.rooms.len());
+        for (room_id, events) in response.rooms {
+            // An answer that was on its way while we left.
+            if self.is_left(&room_id) {
+                continue;
+            }
+            let mut arrivals = Vec::with_capacity(events.len());
+            for event in events {
+                arrivals.push(self.arrive(&room_id, event).await);
+            }
+            deliveries.push(Delivery {
+                room_id,
+                received,
+                path: Path::Section,
+                arrivals,
+            });
+        }
+        self.maps.handle(deliveries);
+    }
+
+    /// Tries again to decrypt what waits: for these keys, or for any.
+    async fn retry(&self, waiting: Option<Vec<Waiting>>) {
+        let waiting = waiting.unwrap_or_else(|| {
+            self.maps
+                .rooms()
+                .into_iter()
+                .map(|room_id| (room_id, None))
+                .collect()
+        });
+        let mut deliveries = Vec::new();
+        for (room_id, session_id) in waiting {
+            let mut arrivals = Vec::new();
+            for event in self.maps.waiting(&room_id, session_id.as_deref()) {
+                arrivals.extend(self.decrypt(&room_id, event.raw()).await);
+            }
+            // From the moment of receipt on; that is kept with the event that waits.
+            let received = self.maps.now();
+            deliveries.push(Delivery {
+                room_id,
+                received,
+                path: Path::Section,
+                arrivals,
+            });
+        }
+        self.maps.handle(deliveries);
+    }
+
+    async fn arrive(&self, room_id: &RoomId, event: Box<RawValue>) -> Arrival {
+        let is_unread = match wire::encrypted_event_id(event.get()) {
+            Some(event_id) => !self.maps.is_readable(room_id, &event_id),
+            None => false,
+        };
+        let decrypted = if is_unread {
+            self.decrypt(room_id, &event).await
+        } else {
+            None
+        };
+        decrypted.unwrap_or(Arrival::Event(event))
+    }
+
+    #[cfg(feature = "e2e-encryption")]
+    async fn decrypt(&self, room_id: &RoomId, event: &RawValue) -> Option<Arrival> {
+        let room = self.client.get_room(room_id)?;
+        let decrypt::Decrypted { clear, encryption } = decrypt::decrypt(&room, event).await?;
+        Some(Arrival::Decrypted {
+            outer: event.to_owned(),
+            clear,
+            encryption,
+        })
+    }
+
+    /// Without encryption nothing encrypted can be read: it waits until it ends.
+    #[cfg(not(feature = "e2e-encryption"))]
+    async fn decrypt(&self, _: &RoomId, _: &RawValue) -> Option<Arrival> {
+        None
+    }
+
+    #[cfg(feature = "e2e-encryption")]
+    async fn key_stream(&self) -> Option<KeyStream> {
+        let keys = self.client.encryption().room_keys_received_stream().await?;
+        Some(Box::pin(keys.map(|keys| {
+            let keys = keys.ok()?;
+            Some(
+                keys.into_iter()
+                    .map(|key| (key.room_id, Some(key.session_id)))
+                    .collect(),
+            )
+        })))
+    }
+
+    #[cfg(not(feature = "e2e-encryption"))]
+    async fn key_stream(&self) -> Option<KeyStream> {
+        None
+    }
+
+    fn show(&self, state: SyncState) {
+        if let SyncState::Unsupported(what) = &state {
+            // Said once for each time that it comes to be so, like all that follows.
+            if self.state.get() != state {
+                warn!("{what}");
+            }
+        }
+        self.state.set_if_not_eq(state);
+    }
+
+    fn wall(&self) -> SystemTime {
+        UNIX_EPOCH + Duration::from_millis(self.maps.now().unix_ms())
+    }
+}
+
+/// The flag of simplified sliding sync in the `unstable_features` of `/versions`.
+const SLIDING_SYNC: &str = "org.matrix.simplified_msc3575";
+
+async fn send(client: &Client, request: Request) -> Result<Response, Failure> {
+    let config = RequestConfig::new()
+        .timeout(request.timeout())
+        .disable_retry();
+    Ok(client.send(request).with_request_config(config).await?)
+}
+
+/// What a future that may not be there gives; waits forever where there is none.
+async fn optional(future: &mut Option<BoxFuture<'_, Event>>) -> Event {
+    match future {
+        Some(future) => future.await,
+        None => pending().await,
+    }
+}
+
+async fn next_keys(keys: &mut Option<KeyStream>) -> Option<Vec<Waiting>> {
+    match keys {
+        Some(keys) => match keys.next().await {
+            Some(keys) => keys,
+            None => pending().await,
+        },
+        None => pending().await,
+    }
+}
+
+fn unreadable_ignore_list(error: &dyn fmt::Display) -> HashSet<OwnedUserId> {
+    debug!(%error, "could not read the list of ignored users");
+    HashSet::new()
+}

@@ -1,0 +1,184 @@
+//! Time: the moment, and the deadlines that are counted from it.
+//!
+//! In: a reading of two clocks. Out: deadlines, and how long they are away. This is the only
+//! place with maths on time, and nothing here reads a clock: the one who calls passes the
+//! [`Moment`] in.
+//!
+//! Two clocks, because each is wrong for the other's work. A deadline counts on the *boot clock*,
+//! which never jumps and goes on while the machine is suspended, so that a laptop that slept an
+//! hour shows no ghosts. The *wall clock* is only compared with an event's `origin_server_ts`,
+//! where the server gave no remaining time.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+/// The longest that any event is sticky: 1 hour ([MSC4354], "Proposal").
+///
+/// [MSC4354]: https://github.com/matrix-org/matrix-spec-proposals/pull/4354
+pub const MAX_STICKY: Duration = Duration::from_millis(MAX_STICKY_MS);
+
+/// [`MAX_STICKY`] in milliseconds.
+pub(crate) const MAX_STICKY_MS: u64 = 3_600_000;
+
+/// One reading of both clocks, to the millisecond.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Moment {
+    boot_ms: u64,
+    unix_ms: u64,
+}
+
+impl Moment {
+    /// A moment from what the clocks say: the time since boot, suspended time included, and the
+    /// time since the Unix epoch. Finer parts than a millisecond are cut off; more than `u64::MAX`
+    /// milliseconds is as much.
+    pub fn new(since_boot: Duration, since_epoch: Duration) -> Self {
+        Self {
+            boot_ms: millis(since_boot),
+            unix_ms: millis(since_epoch),
+        }
+    }
+
+    /// The time since the Unix epoch, in milliseconds, as this machine's wall clock has it.
+    pub fn unix_ms(self) -> u64 {
+        self.unix_ms
+    }
+
+    /// How much time has passed since an earlier moment, suspended time included.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(self.boot_ms.saturating_sub(earlier.boot_ms))
+    }
+
+    /// The deadline that lies `after` from here.
+    pub fn deadline(self, after: Duration) -> Deadline {
+        self.deadline_ms(millis(after))
+    }
+
+    pub(crate) fn deadline_ms(self, after_ms: u64) -> Deadline {
+        Deadline(self.boot_ms.saturating_add(after_ms))
+    }
+
+    /// This moment, on both clocks, `by` later. For tests and simulations.
+    #[must_use]
+    pub fn advanced(self, by: Duration) -> Self {
+        Self {
+            boot_ms: self.boot_ms.saturating_add(millis(by)),
+            unix_ms: self.unix_ms.saturating_add(millis(by)),
+        }
+    }
+}
+
+/// A point on the boot clock at which something is over.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Deadline(u64);
+
+impl Deadline {
+    /// Whether this deadline has come: it is over from its own millisecond on.
+    pub fn is_over(self, now: Moment) -> bool {
+        self.0 <= now.boot_ms
+    }
+
+    /// The time left until this deadline, zero once it is over.
+    pub fn left(self, now: Moment) -> Duration {
+        Duration::from_millis(self.0.saturating_sub(now.boot_ms))
+    }
+
+    pub(crate) fn to_bits(self) -> u64 {
+        self.0
+    }
+
+    pub(crate) fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+}
+
+impl fmt::Debug for Deadline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Deadline(boot + {} ms)", self.0)
+    }
+}
+
+/// Something that tells the moment. The crate's own is in `driver`; a simulation brings another.
+pub trait Clock: fmt::Debug + Send + Sync {
+    /// The moment now. Its boot clock never goes back.
+    fn now(&self) -> Moment;
+}
+
+impl<C: Clock + ?Sized> Clock for Arc<C> {
+    fn now(&self) -> Moment {
+        (**self).now()
+    }
+}
+
+/// When an event ends that a server's sync section delivered at `received` without saying how long
+/// it stays sticky: `min(receipt, origin_server_ts) + min(duration, 1 h)` on the wall clock
+/// ([MSC4354], "Proposal"), which is then counted down on the boot clock.
+///
+/// [MSC4354]: https://github.com/matrix-org/matrix-spec-proposals/pull/4354
+pub(crate) fn end_by_origin(
+    received: Moment,
+    origin_server_ts_ms: u64,
+    duration_ms: u64,
+) -> Deadline {
+    let start = received.unix_ms.min(origin_server_ts_ms);
+    let end = start.saturating_add(duration_ms.min(MAX_STICKY_MS));
+    received.deadline_ms(end.saturating_sub(received.unix_ms))
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(boot_s: u64, unix_s: u64) -> Moment {
+        Moment::new(Duration::from_secs(boot_s), Duration::from_secs(unix_s))
+    }
+
+    #[test]
+    fn a_deadline_is_over_from_its_own_millisecond_on() {
+        let now = at(10, 1_000);
+        let deadline = now.deadline(Duration::from_millis(5));
+        assert!(!deadline.is_over(now.advanced(Duration::from_millis(4))));
+        assert!(deadline.is_over(now.advanced(Duration::from_millis(5))));
+        assert_eq!(
+            deadline.left(now.advanced(Duration::from_millis(2))),
+            Duration::from_millis(3)
+        );
+        assert_eq!(
+            deadline.left(now.advanced(Duration::from_secs(9))),
+            Duration::ZERO
+        );
+    }
+
+    #[test]
+    fn an_origin_in_the_future_gives_no_more_than_the_duration() {
+        let now = at(10, 1_000);
+        let end = end_by_origin(now, 9_999_000, 60_000);
+        assert_eq!(end.left(now), Duration::from_secs(60));
+    }
+
+    #[test]
+    fn an_origin_in_the_past_counts_from_there_and_an_hour_is_the_most() {
+        let now = at(10, 10_000);
+        assert_eq!(
+            end_by_origin(now, 9_990_000, 60_000).left(now),
+            Duration::from_secs(50)
+        );
+        assert_eq!(
+            end_by_origin(now, 9_000_000, 60_000).left(now),
+            Duration::ZERO
+        );
+        assert_eq!(
+            end_by_origin(now, 10_000_000, u64::MAX).left(now),
+            MAX_STICKY
+        );
+    }
+
+    #[test]
+    fn a_jump_of_the_wall_clock_moves_no_deadline() {
+        let deadline = at(10, 1_000).deadline(Duration::from_secs(60));
+        assert_eq!(deadline.left(at(20, 5_000_000)), Duration::from_secs(50));
+        assert_eq!(deadline.left(at(20, 0)), Duration::from_secs(50));
+    }
+}

@@ -1,0 +1,271 @@
+//! Changes: what a subscriber is told, against what it was last told.
+
+use std::{
+    any::Any,
+    collections::BTreeMap,
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+
+use futures_core::Stream;
+
+use super::{
+    filter::Filter,
+    maps::{EphemeralMaps, SubscriberId},
+    snapshot::{Entry, Snapshot},
+};
+use crate::{
+    event::{RemovalReason, StickyEvent},
+    map::Delta,
+    time::Moment,
+};
+
+/// A snapshot and the changes that follow it, taken under one lock: nothing is lost or told twice
+/// between them.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Subscription {
+    /// The entries at this moment.
+    pub snapshot: Snapshot,
+    /// What changes from here on.
+    pub changes: Changes,
+}
+
+/// What changed since the subscriber was last told. Never empty, each key at most once, in the
+/// order of the entries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Change {
+    /// What changed, an entry each.
+    pub entries: Vec<EntryChange>,
+    /// When it was told; what [`StickyEvent::expires_in`] asks for.
+    pub told_at: Moment,
+}
+
+/// How one entry changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum EntryChange {
+    /// There is one where there was none.
+    Added(Entry),
+    /// Another event is the value of the key.
+    Updated {
+        /// The entry from now on.
+        entry: Entry,
+        /// The event that it replaced.
+        previous: Arc<StickyEvent>,
+    },
+    /// There is none any more.
+    Removed {
+        /// The entry that left, as the subscriber knew it.
+        entry: Entry,
+        /// Why it left.
+        reason: RemovalReason,
+    },
+}
+
+impl EntryChange {
+    /// The entry that it is about: the one that is there, or the one that left.
+    pub fn entry(&self) -> &Entry {
+        match self {
+            Self::Added(entry) | Self::Updated { entry, .. } | Self::Removed { entry, .. } => entry,
+        }
+    }
+}
+
+impl PartialEq for StickyEvent {
+    fn eq(&self, other: &Self) -> bool {
+        self.event_id() == other.event_id()
+    }
+}
+
+impl Eq for StickyEvent {}
+
+/// A stream of [`Change`]s. It never fails, never lags and never ends; dropping it ends the
+/// subscription.
+pub struct Changes {
+    maps: EphemeralMaps,
+    id: SubscriberId,
+    /// See [`View::kept_by`](super::View::kept_by).
+    _keeper: Option<Arc<dyn Any + Send + Sync>>,
+}
+
+impl Changes {
+    pub(super) fn new(
+        maps: EphemeralMaps,
+        id: SubscriberId,
+        keeper: Option<Arc<dyn Any + Send + Sync>>,
+    ) -> Self {
+        Self {
+            maps,
+            id,
+            _keeper: keeper,
+        }
+    }
+
+    /// What changed since it was last asked, if anything did, without waiting.
+    pub fn take(&mut self) -> Option<Change> {
+        self.maps.poll_change(self.id, None)
+    }
+}
+
+impl Stream for Changes {
+    type Item = Change;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Change>> {
+        match self.maps.poll_change(self.id, Some(cx.waker())) {
+            Some(change) => Poll::Ready(Some(change)),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl Drop for Changes {
+    fn drop(&mut self) {
+        self.maps.unsubscribe(self.id);
+    }
+}
+
+impl fmt::Debug for Changes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Changes")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A subscriber, and what it has not been told yet. That is no more than the entries it was told
+/// of plus those that are there: one that came and went meanwhile leaves nothing here.
+#[derive(Debug, Default)]
+pub(super) struct Subscriber {
+    filter: Filter,
+    untold: BTreeMap<ByPlace, Untold>,
+    waker: Option<Waker>,
+}
+
+#[derive(Debug)]
+struct Untold {
+    told: Option<Arc<StickyEvent>>,
+    now: Result<Arc<StickyEvent>, RemovalReason>,
+}
+
+/// An entry in the order of its place, whichever event shows it.
+#[derive(Debug)]
+struct ByPlace(Entry);
+
+impl Ord for ByPlace {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.0.cmp_place(&other.0)
+    }
+}
+
+impl PartialOrd for ByPlace {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for ByPlace {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for ByPlace {}
+
+impl Subscriber {
+    pub(super) fn new(filter: Filter) -> Self {
+        Self {
+            filter,
+            ..Self::default()
+        }
+    }
+
+    /// Takes what changed in a room, net of what has not been told.
+    pub(super) fn handle_deltas(&mut self, room_id: &ruma::OwnedRoomId, deltas: &[Delta]) {
+        if !self.filter.lets_room_through(room_id) {
+            return;
+        }
+        for Delta { before, after } in deltas {
+            let Some(event) = after.as_ref().ok().or(before.as_ref()) else {
+                continue;
+            };
+            if !self.filter.lets_event_through(event) {
+                continue;
+            }
+            let entry = Entry {
+                room_id: room_id.clone(),
+                event: event.clone(),
+            };
+            let key = ByPlace(entry);
+            match self.untold.get_mut(&key) {
+                None => {
+                    self.untold.insert(
+                        key,
+                        Untold {
+                            told: before.clone(),
+                            now: after.clone(),
+                        },
+                    );
+                }
+                Some(untold) => {
+                    untold.now = after.clone();
+                    if untold.is_nothing() {
+                        self.untold.remove(&key);
+                    }
+                }
+            }
+        }
+        if !self.untold.is_empty()
+            && let Some(waker) = self.waker.take()
+        {
+            waker.wake();
+        }
+    }
+
+    /// What has not been told; with a waker, it is woken when there is something.
+    pub(super) fn poll_change(&mut self, now: Moment, waker: Option<&Waker>) -> Option<Change> {
+        if self.untold.is_empty() {
+            if let Some(waker) = waker {
+                self.waker = Some(waker.clone());
+            }
+            return None;
+        }
+        let entries = std::mem::take(&mut self.untold)
+            .into_iter()
+            .filter_map(|(ByPlace(Entry { room_id, .. }), untold)| untold.into_change(room_id))
+            .collect();
+        Some(Change {
+            entries,
+            told_at: now,
+        })
+    }
+}
+
+impl Untold {
+    /// Whether the subscriber knows this already.
+    fn is_nothing(&self) -> bool {
+        match (&self.told, &self.now) {
+            (None, Err(_)) => true,
+            (Some(told), Ok(now)) => Arc::ptr_eq(told, now),
+            _ => false,
+        }
+    }
+
+    fn into_change(self, room_id: ruma::OwnedRoomId) -> Option<EntryChange> {
+        Some(match (self.told, self.now) {
+            (None, Ok(event)) => EntryChange::Added(Entry { room_id, event }),
+            (Some(previous), Ok(event)) => EntryChange::Updated {
+                entry: Entry { room_id, event },
+                previous,
+            },
+            (Some(event), Err(reason)) => EntryChange::Removed {
+                entry: Entry { room_id, event },
+                reason,
+            },
+            (None, Err(_)) => return None,
+        })
+    }
+}

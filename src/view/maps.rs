@@ -1,0 +1,451 @@
+//! All rooms' maps behind one lock, and who looks at them.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+};
+
+use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId};
+use serde_json::value::RawValue;
+use tracing::warn;
+
+use super::{
+    changes::{Change, Subscriber},
+    filter::{Filter, View},
+    snapshot::{Entry, InOrder, Rooms, Snapshot},
+};
+use crate::{
+    event::{Encryption, StickyEvent, StickyKey},
+    map::{Delta, EphemeralMap, Handled, Limits, Path},
+    time::{Clock, Deadline, Moment},
+    wire::Malformed,
+};
+
+/// The ephemeral maps of all rooms. Cheap to clone; all clones are one.
+///
+/// This is the door for who drives their own sync, and the whole of the crate for who has no
+/// matrix-sdk: hand in what arrives with [`handle`](Self::handle), look with
+/// [`view`](Self::view), and wait with [`poll_deadline`](Self::poll_deadline).
+#[derive(Clone)]
+pub struct EphemeralMaps {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    clock: Box<dyn Clock>,
+    limits: Limits,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Rooms of which something is known. A room without sticky events costs nothing.
+    rooms: HashMap<OwnedRoomId, Room>,
+    /// What is visible of them.
+    visible: Rooms,
+    /// When each map has something to do next.
+    deadlines: BTreeSet<(Deadline, OwnedRoomId)>,
+    subscribers: HashMap<SubscriberId, Subscriber>,
+    next_subscriber: u64,
+    ignored: Arc<HashSet<OwnedUserId>>,
+    /// Who waits for the next deadline, and which one they know of.
+    timer: Option<(Waker, Option<Deadline>)>,
+}
+
+struct Room {
+    map: EphemeralMap,
+    /// The deadline that stands in [`State::deadlines`].
+    noted: Option<Deadline>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct SubscriberId(u64);
+
+/// What one response brought for one room, at the moment at which it was received.
+#[derive(Debug)]
+pub struct Delivery {
+    /// The room.
+    pub room_id: OwnedRoomId,
+    /// When the response was received, not when it was handed over.
+    pub received: Moment,
+    /// How the events came.
+    pub path: Path,
+    /// The events, in any order.
+    pub arrivals: Vec<Arrival>,
+}
+
+/// One thing that arrived.
+#[non_exhaustive]
+pub enum Arrival {
+    /// An event as the server sent it. An encrypted one is kept until its room key comes.
+    Event(Box<RawValue>),
+    /// An encrypted event, decrypted.
+    Decrypted {
+        /// As the server sent it.
+        outer: Box<RawValue>,
+        /// As decryption gave it back: of this only type and content count.
+        clear: Box<RawValue>,
+        /// Who encrypted it.
+        encryption: Encryption,
+    },
+    /// The news that an event has been redacted.
+    Redaction(OwnedEventId),
+}
+
+impl fmt::Debug for Arrival {
+    /// Without the events' text, which may carry a delay id.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Event(_) => "Event(..)",
+            Self::Decrypted { .. } => "Decrypted(..)",
+            Self::Redaction(_) => "Redaction(..)",
+        })
+    }
+}
+
+/// What is known of a room, for whoever wants to know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Known {
+    /// Events that are known: values, others, removals, redacted ones and those that wait.
+    pub events: usize,
+    /// Encrypted events that wait for their room key.
+    pub waiting: usize,
+    /// Events that were dropped because their sender had used up [`Limits::per_sender`].
+    pub dropped: u64,
+}
+
+impl EphemeralMaps {
+    /// No rooms yet. Every reader looks at `clock` first, so that nothing that has ended is seen.
+    pub fn new(clock: impl Clock + 'static, limits: Limits) -> Self {
+        let state = Mutex::default();
+        Self {
+            shared: Arc::new(Shared {
+                clock: Box::new(clock),
+                limits,
+                state,
+            }),
+        }
+    }
+
+    /// A view of the entries of all rooms.
+    pub fn view(&self) -> View {
+        View::new(self.clone())
+    }
+
+    /// The moment now, on the clock that the entries end by.
+    pub fn now(&self) -> Moment {
+        self.shared.clock.now()
+    }
+
+    /// Takes what one response brought, for all its rooms: subscribers are told its net effect as
+    /// one change. A malformed event is dropped alone and logged with its event id.
+    pub fn handle(&self, deliveries: impl IntoIterator<Item = Delivery>) {
+        let now = self.now();
+        let mut state = self.lock();
+        let mut rooms = Vec::new();
+        for delivery in deliveries {
+            let Delivery {
+                room_id,
+                received,
+                path,
+                arrivals,
+            } = delivery;
+            if arrivals.is_empty() {
+                continue;
+            }
+            let State {
+                rooms: known,
+                ignored,
+                ..
+            } = &mut *state;
+            let room = known.entry(room_id.clone()).or_insert_with(|| {
+                let mut map = EphemeralMap::new(self.shared.limits);
+                map.handle_ignored(ignored.clone());
+                Room { map, noted: None }
+            });
+            for arrival in arrivals {
+                let handled = arrive(&mut room.map, received, path, arrival);
+                log(&room_id, &self.shared.limits, &handled);
+            }
+            rooms.push(room_id);
+        }
+        for room_id in rooms {
+            state.settle(&room_id, now);
+        }
+        state.advance(now);
+        state.set_timer();
+    }
+
+    /// Takes the news that we are not in a room any more: its entries leave, for that reason.
+    pub fn handle_left(&self, room_id: &RoomId) {
+        let mut state = self.lock();
+        let room_id = room_id.to_owned();
+        let Some(mut room) = state.rooms.remove(&room_id) else {
+            return;
+        };
+        if let Some(noted) = room.noted {
+            state.deadlines.remove(&(noted, room_id.clone()));
+        }
+        state.tell(&room_id, &room.map.handle_left());
+        state.set_timer();
+    }
+
+    /// Takes the whole list of ignored users. Their entries leave all views at once, and are back
+    /// when they are not ignored any more and still live.
+    pub fn handle_ignored(&self, ignored: HashSet<OwnedUserId>) {
+        let now = self.now();
+        let mut state = self.lock();
+        state.ignored = Arc::new(ignored);
+        let ignored = state.ignored.clone();
+        for room in state.rooms.values_mut() {
+            room.map.handle_ignored(ignored.clone());
+        }
+        let rooms: Vec<_> = state.rooms.keys().cloned().collect();
+        for room_id in rooms {
+            state.settle(&room_id, now);
+        }
+        state.set_timer();
+    }
+
+    /// Drops what has ended by now, and tells the subscribers.
+    pub fn advance(&self) {
+        let now = self.now();
+        let mut state = self.lock();
+        state.advance(now);
+        state.set_timer();
+    }
+
+    /// When [`advance`](Self::advance) has something to do next.
+    pub fn next_deadline(&self) -> Option<Deadline> {
+        self.lock().next_deadline()
+    }
+
+    /// [`next_deadline`](Self::next_deadline), once it is another than `known`. For one waiter: the
+    /// shell's timer.
+    pub fn poll_deadline(
+        &self,
+        cx: &mut Context<'_>,
+        known: Option<Deadline>,
+    ) -> Poll<Option<Deadline>> {
+        let mut state = self.lock();
+        let next = state.next_deadline();
+        if next != known {
+            return Poll::Ready(next);
+        }
+        state.timer = Some((cx.waker().clone(), known));
+        Poll::Pending
+    }
+
+    /// What is known of a room.
+    pub fn known(&self, room_id: &RoomId) -> Known {
+        self.lock()
+            .rooms
+            .get(room_id)
+            .map_or_else(Known::default, |room| Known {
+                events: room.map.known(),
+                waiting: room.map.waiting_len(),
+                dropped: room.map.dropped(),
+            })
+    }
+
+    /// The rooms of which something is known.
+    pub fn rooms(&self) -> Vec<OwnedRoomId> {
+        self.lock().rooms.keys().cloned().collect()
+    }
+
+    /// The encrypted events of a room that wait for the key of this session; all that wait, for
+    /// `None`.
+    pub fn waiting(&self, room_id: &RoomId, session_id: Option<&str>) -> Vec<Arc<StickyEvent>> {
+        let state = self.lock();
+        state
+            .rooms
+            .get(room_id)
+            .map(|room| room.map.waiting(session_id))
+            .unwrap_or_default()
+    }
+
+    /// Whether this event is known, and need not be decrypted to come in again.
+    pub fn is_readable(&self, room_id: &RoomId, event_id: &str) -> bool {
+        self.lock()
+            .rooms
+            .get(room_id)
+            .is_some_and(|room| room.map.is_readable(event_id))
+    }
+
+    pub(super) fn snapshot(&self, filter: &Filter) -> Snapshot {
+        let now = self.now();
+        let mut state = self.lock();
+        state.advance(now);
+        state.snapshot(filter, now)
+    }
+
+    pub(super) fn get(&self, filter: &Filter, key: &StickyKey) -> Option<Entry> {
+        let now = self.now();
+        let mut state = self.lock();
+        state.advance(now);
+        let State { rooms, visible, .. } = &mut *state;
+        visible
+            .keys()
+            .filter(|room_id| filter.lets_room_through(room_id))
+            .find_map(|room_id| {
+                let event = rooms.get_mut(room_id)?.map.get(now, key)?;
+                filter.lets_event_through(event).then(|| Entry {
+                    room_id: room_id.clone(),
+                    event: event.clone(),
+                })
+            })
+    }
+
+    pub(super) fn subscribe(&self, filter: &Filter) -> (Snapshot, SubscriberId) {
+        let now = self.now();
+        let mut state = self.lock();
+        state.advance(now);
+        let id = SubscriberId(state.next_subscriber);
+        state.next_subscriber += 1;
+        state
+            .subscribers
+            .insert(id, Subscriber::new(filter.clone()));
+        (state.snapshot(filter, now), id)
+    }
+
+    pub(super) fn unsubscribe(&self, id: SubscriberId) {
+        self.lock().subscribers.remove(&id);
+    }
+
+    pub(super) fn poll_change(&self, id: SubscriberId, waker: Option<&Waker>) -> Option<Change> {
+        let now = self.now();
+        let mut state = self.lock();
+        state.advance(now);
+        state.subscribers.get_mut(&id)?.poll_change(now, waker)
+    }
+
+    /// A panic of another thread while it held the lock would be a bug of ours; what it left is
+    /// still the best that there is.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.shared
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for EphemeralMaps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EphemeralMaps")
+            .field("rooms", &self.lock().rooms.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl State {
+    /// Tells what changed in a room, and notes when it has something to do next.
+    fn settle(&mut self, room_id: &OwnedRoomId, now: Moment) {
+        let Some(room) = self.rooms.get_mut(room_id) else {
+            return;
+        };
+        let deltas = room.map.poll_changes(now);
+        let next = room.map.next_deadline();
+        let noted = std::mem::replace(&mut room.noted, next);
+        if room.map.is_empty() {
+            self.rooms.remove(room_id);
+        }
+        if noted != next {
+            if let Some(noted) = noted {
+                self.deadlines.remove(&(noted, room_id.clone()));
+            }
+            if let Some(next) = next {
+                self.deadlines.insert((next, room_id.clone()));
+            }
+        }
+        self.tell(room_id, &deltas);
+    }
+
+    fn advance(&mut self, now: Moment) {
+        while let Some((deadline, room_id)) = self.deadlines.first()
+            && deadline.is_over(now)
+        {
+            let room_id = room_id.clone();
+            self.settle(&room_id, now);
+        }
+    }
+
+    /// Makes a room's changes visible, and tells the subscribers.
+    fn tell(&mut self, room_id: &OwnedRoomId, deltas: &[Delta]) {
+        if deltas.is_empty() {
+            return;
+        }
+        let entries = self.visible.entry(room_id.clone()).or_default();
+        for Delta { before, after } in deltas {
+            match (before, after) {
+                (_, Ok(event)) => drop(entries.insert(InOrder(event.clone()))),
+                (Some(event), Err(_)) => drop(entries.remove(&InOrder(event.clone()))),
+                (None, Err(_)) => {}
+            }
+        }
+        if entries.is_empty() {
+            self.visible.remove(room_id);
+        }
+        for subscriber in self.subscribers.values_mut() {
+            subscriber.handle_deltas(room_id, deltas);
+        }
+    }
+
+    fn snapshot(&self, filter: &Filter, now: Moment) -> Snapshot {
+        Snapshot {
+            rooms: self.visible.clone(),
+            filter: filter.clone(),
+            taken_at: now,
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Deadline> {
+        self.deadlines.first().map(|(deadline, _)| *deadline)
+    }
+
+    fn set_timer(&mut self) {
+        if self
+            .timer
+            .as_ref()
+            .is_some_and(|(_, known)| *known != self.next_deadline())
+            && let Some((waker, _)) = self.timer.take()
+        {
+            waker.wake();
+        }
+    }
+}
+
+fn arrive(
+    map: &mut EphemeralMap,
+    received: Moment,
+    path: Path,
+    arrival: Arrival,
+) -> Result<Handled, Malformed> {
+    match arrival {
+        Arrival::Event(text) => map.handle_event(received, path, text),
+        Arrival::Decrypted {
+            outer,
+            clear,
+            encryption,
+        } => map.handle_decrypted(received, path, &outer, clear, encryption),
+        Arrival::Redaction(event_id) => {
+            map.handle_redaction(received, &event_id);
+            Ok(Handled::Repeated)
+        }
+    }
+}
+
+fn log(room_id: &RoomId, limits: &Limits, handled: &Result<Handled, Malformed>) {
+    match handled {
+        Err(malformed) => warn!(%room_id, "dropped a {malformed}"),
+        Ok(Handled::Full { first: true }) => warn!(
+            %room_id,
+            "a sender has {} sticky events here, which is the most that is kept; \
+             dropping further ones",
+            limits.per_sender
+        ),
+        Ok(_) => {}
+    }
+}

@@ -1,0 +1,691 @@
+//! Wire: an event's raw JSON, read into metadata in one borrowed pass.
+//!
+//! In: the JSON text of one event, as a server sent it, or as decryption gave it back. Out: a
+//! [`Wire`]: what the ephemeral map needs to know of it, still pointing into the text. No clock, no
+//! state, no log. This is the only home of the stable and unstable names of [MSC4354]; past here
+//! nobody checks a duration or an identifier again.
+//!
+//! Why not simply ruma's typed events? They read a duration over 1 h as *not sticky*, silently
+//! (the server delivers such events, and [MSC4354] ranks by the value as it stands), and one odd
+//! value in a place that does not matter to us would cost the whole event.
+//!
+//! [MSC4354]: https://github.com/matrix-org/matrix-spec-proposals/pull/4354
+
+mod response;
+
+use std::{borrow::Cow, fmt};
+
+use ruma::{EventId, UserId};
+use serde::de::{
+    Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor,
+};
+use serde_json::value::RawValue;
+
+pub use self::response::{RoomEvents, SlidingResponse, V3Response, read_sliding, read_v3};
+
+/// The names that servers speak, stable ones first. Where both are there, the unstable one counts.
+pub mod names {
+    /// The top-level object that makes an event sticky.
+    pub const STICKY: [&str; 2] = ["sticky", "msc4354_sticky"];
+    /// The remaining time in `unsigned`, in milliseconds.
+    pub const REMAINING: [&str; 2] = [
+        "sticky_duration_remaining_ms",
+        "msc4354_sticky_duration_ttl_ms",
+    ];
+    /// The key of the ephemeral map in `content`.
+    pub const STICKY_KEY: [&str; 2] = ["sticky_key", "msc4354_sticky_key"];
+    /// The section of a joined room in a v3 `/sync` response.
+    pub const SECTION: [&str; 2] = ["sticky", "msc4354_sticky"];
+    /// The extension of sliding sync (MSC4480).
+    pub const EXTENSION: [&str; 2] = ["sticky_events", "org.matrix.msc4354.sticky_events"];
+    /// The flag in the `unstable_features` of `/versions`.
+    pub const FEATURE: &str = "org.matrix.msc4354";
+}
+
+/// The longest event text that is read, in bytes: 1 MiB. An event of a room is at most 64 KiB
+/// ("Size limits" of the specification), up to six times that when each byte is written as an
+/// escape, and what a server bundles with it comes on top.
+pub const MAX_EVENT_BYTES: usize = 1 << 20;
+
+/// What an event's JSON says.
+#[derive(Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Wire<'a> {
+    /// A sticky event. Whether it is over is not said here.
+    Sticky(RawSticky<'a>),
+    /// This event has been redacted, and so is not sticky any more ([MSC4354], "Redaction").
+    ///
+    /// [MSC4354]: https://github.com/matrix-org/matrix-spec-proposals/pull/4354
+    Redacted {
+        /// The event that has lost its content.
+        event_id: Cow<'a, EventId>,
+    },
+    /// An event that is not sticky.
+    NotSticky {
+        /// The event that this one redacts, if this is an `m.room.redaction`.
+        redacts: Option<Cow<'a, EventId>>,
+    },
+}
+
+/// A sticky event's metadata, pointing into its text.
+#[derive(Debug, PartialEq, Eq)]
+pub struct RawSticky<'a> {
+    /// The `event_id`.
+    pub event_id: Cow<'a, EventId>,
+    /// The `sender`.
+    pub sender: Cow<'a, UserId>,
+    /// The `type`, of the text that was read: `m.room.encrypted` until it is decrypted.
+    pub event_type: Cow<'a, str>,
+    /// `origin_server_ts`, in milliseconds since the Unix epoch. The sender's server says it, and
+    /// can lie.
+    pub origin_server_ts_ms: u64,
+    /// `duration_ms` of the sticky object, unclamped: over 1 h is let through.
+    pub duration_ms: u64,
+    /// The server's remaining time in milliseconds, where it gave a valid one; unclamped.
+    pub remaining_ms: Option<u64>,
+    /// What the content says to the map.
+    pub content: RawContent<'a>,
+    /// The event that this one redacts, if it is an `m.room.redaction` that is itself sticky.
+    pub redacts: Option<Cow<'a, EventId>>,
+}
+
+/// What an event's content says to the map.
+#[derive(Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RawContent<'a> {
+    /// Content in the clear.
+    Clear {
+        /// The sticky key: a string, `""` included. Anything else is no key.
+        sticky_key: Option<Cow<'a, str>>,
+        /// Whether there is a key and nothing else ([MSC4354], "Implementing an ephemeral map").
+        ///
+        /// [MSC4354]: https://github.com/matrix-org/matrix-spec-proposals/pull/4354
+        removal: bool,
+    },
+    /// An encrypted event: its type and its key are inside.
+    Encrypted {
+        /// The Megolm session that it waits for.
+        session_id: Option<Cow<'a, str>>,
+    },
+}
+
+/// Why an event was dropped, and which one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Malformed {
+    /// The event's id, as far as it could be read.
+    pub event_id: Option<String>,
+    /// What is wrong with it.
+    pub fault: Fault,
+}
+
+/// What is wrong with an event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Fault {
+    /// More than [`MAX_EVENT_BYTES`].
+    TooLong {
+        /// Its length in bytes.
+        bytes: usize,
+    },
+    /// Not a JSON object, or one with a string that is no Unicode. Where, not what: the text may
+    /// hold secrets.
+    Json {
+        /// The line that the parser stopped at.
+        line: usize,
+        /// The column that the parser stopped at.
+        column: usize,
+    },
+    /// A field that every event has is missing or is not what it should be.
+    Field(&'static str),
+}
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.event_id {
+            Some(event_id) => write!(f, "malformed event {event_id:?}: ")?,
+            None => write!(f, "malformed event without an id: ")?,
+        }
+        match &self.fault {
+            Fault::TooLong { bytes } => {
+                write!(
+                    f,
+                    "{bytes} bytes, more than the {MAX_EVENT_BYTES} that are read"
+                )
+            }
+            Fault::Json { line, column } => {
+                write!(
+                    f,
+                    "not a readable JSON object at line {line}, column {column}"
+                )
+            }
+            Fault::Field(name) => write!(f, "its `{name}` is missing or invalid"),
+        }
+    }
+}
+
+impl std::error::Error for Malformed {}
+
+/// Reads one event.
+///
+/// # Errors
+///
+/// [`Malformed`] when the text is no JSON object, or when the event is sticky and lacks what a
+/// sticky event must have. An event that is not sticky is never malformed.
+pub fn read(text: &str) -> Result<Wire<'_>, Malformed> {
+    let mut event = parse(text)?;
+
+    let event_id = event.event_id.and_then(valid_event_id);
+    let redacts = if event.event_type.as_deref() == Some("m.room.redaction") {
+        // The top-level field first: in room versions before 11 the one in the content is only
+        // what the sender wrote there, and could name somebody else's event.
+        event
+            .redacts
+            .or(event.content.redacts.take())
+            .and_then(valid_event_id)
+    } else {
+        None
+    };
+
+    if event.unsigned.redacted {
+        return Ok(match event_id {
+            Some(event_id) => Wire::Redacted { event_id },
+            None => Wire::NotSticky { redacts: None },
+        });
+    }
+    let Some(duration_ms) = event.sticky.value() else {
+        return Ok(Wire::NotSticky { redacts });
+    };
+
+    let missing = |name| Malformed {
+        event_id: event_id.as_ref().map(ToString::to_string),
+        fault: Fault::Field(name),
+    };
+    let sender = event
+        .sender
+        .and_then(valid_user_id)
+        .ok_or_else(|| missing("sender"))?;
+    let event_type = event.event_type.ok_or_else(|| missing("type"))?;
+    let origin_server_ts_ms = event
+        .origin_server_ts
+        .ok_or_else(|| missing("origin_server_ts"))?;
+    if !event.content.is_object {
+        return Err(missing("content"));
+    }
+    let Some(event_id) = event_id else {
+        return Err(missing("event_id"));
+    };
+
+    let content = if event_type == "m.room.encrypted" {
+        RawContent::Encrypted {
+            session_id: event.content.session_id,
+        }
+    } else {
+        event.content.into_clear()
+    };
+    Ok(Wire::Sticky(RawSticky {
+        event_id,
+        sender,
+        event_type,
+        origin_server_ts_ms,
+        duration_ms,
+        remaining_ms: event.unsigned.remaining.value(),
+        content,
+        redacts,
+    }))
+}
+
+/// The id of an event, if it is a sticky one that is encrypted.
+pub(crate) fn encrypted_event_id(text: &str) -> Option<Cow<'_, str>> {
+    // A look at the text first: an event in the clear is read once, and not here.
+    if !text.contains("m.room.encrypted") {
+        return None;
+    }
+    match read(text).ok()? {
+        Wire::Sticky(RawSticky {
+            event_id,
+            content: RawContent::Encrypted { .. },
+            ..
+        }) => Some(match event_id {
+            Cow::Borrowed(event_id) => Cow::Borrowed(event_id.as_str()),
+            Cow::Owned(event_id) => Cow::Owned(event_id.to_string()),
+        }),
+        _ => None,
+    }
+}
+
+/// What decryption gave back: the type and the content. Everything else counts as it stands on the
+/// outer event, as the sticky object and the timestamps are outside the encryption.
+#[derive(Debug, PartialEq, Eq)]
+pub struct RawClear<'a> {
+    /// The `type` of the decrypted event.
+    pub event_type: Cow<'a, str>,
+    /// What its content says to the map.
+    pub content: RawContent<'a>,
+}
+
+/// Reads a decrypted event.
+///
+/// # Errors
+///
+/// [`Malformed`] when the text is no JSON object, or has no type or no content.
+pub fn read_decrypted(text: &str) -> Result<RawClear<'_>, Malformed> {
+    let event = parse(text)?;
+    let missing = |name| Malformed {
+        event_id: event.event_id.as_deref().map(str::to_owned),
+        fault: Fault::Field(name),
+    };
+    let event_type = event.event_type.ok_or_else(|| missing("type"))?;
+    if !event.content.is_object {
+        return Err(missing("content"));
+    }
+    Ok(RawClear {
+        event_type,
+        content: event.content.into_clear(),
+    })
+}
+
+fn parse(text: &str) -> Result<Event<'_>, Malformed> {
+    if text.len() > MAX_EVENT_BYTES {
+        let fault = Fault::TooLong { bytes: text.len() };
+        return Err(Malformed {
+            event_id: id_of(text),
+            fault,
+        });
+    }
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    deserializer
+        .deserialize_map(EventVisitor)
+        .and_then(|event| deserializer.end().map(|()| event))
+        .map_err(|error| Malformed {
+            event_id: id_of(text),
+            fault: Fault::Json {
+                line: error.line(),
+                column: error.column(),
+            },
+        })
+}
+
+/// The id of an event that could not be read otherwise, for the log.
+fn id_of(text: &str) -> Option<String> {
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let event_id = deserializer.deserialize_map(Lenient(OnlyId)).ok()??;
+    valid_event_id(event_id).map(|event_id| event_id.to_string())
+}
+
+/// The content of an event, as text. The last one, where there are more: as in all that is read
+/// here.
+pub(crate) fn content(text: &str) -> Result<&RawValue, serde_json::Error> {
+    serde_json::Deserializer::from_str(text)
+        .deserialize_map(Lenient(OnlyContent))?
+        .ok_or_else(|| serde::de::Error::missing_field("content"))
+}
+
+fn valid_event_id(text: Cow<'_, str>) -> Option<Cow<'_, EventId>> {
+    match text {
+        Cow::Borrowed(text) => <&EventId>::try_from(text).ok().map(Cow::Borrowed),
+        Cow::Owned(text) => EventId::parse(text).ok().map(Cow::Owned),
+    }
+}
+
+fn valid_user_id(text: Cow<'_, str>) -> Option<Cow<'_, UserId>> {
+    match text {
+        Cow::Borrowed(text) => <&UserId>::try_from(text).ok().map(Cow::Borrowed),
+        Cow::Owned(text) => UserId::parse(text).ok().map(Cow::Owned),
+    }
+}
+
+/// A value under two names, of which the unstable one counts wherever it is there, valid or not.
+#[derive(Debug)]
+struct Either<T> {
+    stable: Option<T>,
+    unstable: Option<Option<T>>,
+}
+
+impl<T> Default for Either<T> {
+    fn default() -> Self {
+        Self {
+            stable: None,
+            unstable: None,
+        }
+    }
+}
+
+impl<T> Either<T> {
+    fn value(self) -> Option<T> {
+        self.unstable.unwrap_or(self.stable)
+    }
+}
+
+#[derive(Default)]
+struct Event<'a> {
+    event_id: Option<Cow<'a, str>>,
+    sender: Option<Cow<'a, str>>,
+    event_type: Option<Cow<'a, str>>,
+    origin_server_ts: Option<u64>,
+    redacts: Option<Cow<'a, str>>,
+    sticky: Either<u64>,
+    content: Content<'a>,
+    unsigned: Unsigned,
+}
+
+#[derive(Default)]
+struct Content<'a> {
+    is_object: bool,
+    sticky_key: Either<Cow<'a, str>>,
+    has_more: bool,
+    session_id: Option<Cow<'a, str>>,
+    redacts: Option<Cow<'a, str>>,
+}
+
+impl<'a> Content<'a> {
+    fn into_clear(self) -> RawContent<'a> {
+        let sticky_key = self.sticky_key.value();
+        let removal = sticky_key.is_some() && !self.has_more;
+        RawContent::Clear {
+            sticky_key,
+            removal,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Unsigned {
+    remaining: Either<u64>,
+    redacted: bool,
+}
+
+/// Which of the names that we know an object's key is. The key is never copied: an escaped
+/// spelling of a name is that name.
+struct Name(&'static [&'static str]);
+
+impl<'de> DeserializeSeed<'de> for Name {
+    type Value = Option<usize>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        // Bytes: a key that is no Unicode (half a surrogate pair) is none of ours, and costs nobody
+        // the event.
+        deserializer.deserialize_bytes(self)
+    }
+}
+
+impl Visitor<'_> for Name {
+    type Value = Option<usize>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_bytes<E>(self, key: &[u8]) -> Result<Self::Value, E> {
+        Ok(self.0.iter().position(|name| name.as_bytes() == key))
+    }
+}
+
+struct EventVisitor;
+
+impl<'de> Visitor<'de> for EventVisitor {
+    type Value = Event<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an event")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        const NAMES: &[&str] = &[
+            "event_id",
+            "sender",
+            "type",
+            "origin_server_ts",
+            "redacts",
+            names::STICKY[0],
+            names::STICKY[1],
+            "content",
+            "unsigned",
+        ];
+        let mut event = Event::default();
+        // A key that is there twice: the last one counts, as in every other Matrix client.
+        while let Some(name) = map.next_key_seed(Name(NAMES))? {
+            match name {
+                Some(0) => event.event_id = map.next_value_seed(Lenient(Text))?,
+                Some(1) => event.sender = map.next_value_seed(Lenient(Text))?,
+                Some(2) => event.event_type = map.next_value_seed(Lenient(Text))?,
+                Some(3) => event.origin_server_ts = map.next_value_seed(Natural)?,
+                Some(4) => event.redacts = map.next_value_seed(Lenient(Text))?,
+                Some(5) => event.sticky.stable = map.next_value_seed(Lenient(InSticky))?,
+                Some(6) => event.sticky.unstable = Some(map.next_value_seed(Lenient(InSticky))?),
+                Some(7) => event.content = map.next_value_seed(Lenient(InContent))?,
+                Some(8) => event.unsigned = map.next_value_seed(Lenient(InUnsigned))?,
+                _ => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(event)
+    }
+}
+
+/// What is made of a JSON value. Each kind that is not named here becomes the default: an odd value
+/// in a place that is optional costs nobody the event.
+trait Take<'de>: Sized {
+    type Value: Default;
+
+    fn text(self, _: Cow<'de, str>) -> Self::Value {
+        Self::Value::default()
+    }
+
+    fn array<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Self::Value::default())
+    }
+
+    fn object<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(Self::Value::default())
+    }
+}
+
+/// A seed that takes any JSON value and hands the kinds that count to a [`Take`].
+struct Lenient<T>(T);
+
+impl<'de, T: Take<'de>> DeserializeSeed<'de> for Lenient<T> {
+    type Value = T::Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de, T: Take<'de>> Visitor<'de> for Lenient<T> {
+    type Value = T::Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any value")
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+        Ok(T::Value::default())
+    }
+
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(T::Value::default())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+        Ok(T::Value::default())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
+        Ok(T::Value::default())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+        Ok(T::Value::default())
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(self.0.text(Cow::Owned(text.to_owned())))
+    }
+
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+        Ok(self.0.text(Cow::Borrowed(text)))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Self::Value, A::Error> {
+        self.0.array(seq)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+        self.0.object(map)
+    }
+}
+
+struct Text;
+
+impl<'de> Take<'de> for Text {
+    type Value = Option<Cow<'de, str>>;
+
+    fn text(self, text: Cow<'de, str>) -> Self::Value {
+        Some(text)
+    }
+}
+
+/// A natural number, which saturates. Any other number is none: `-1`, and `1000.0` too, as canonical
+/// JSON has no floats.
+///
+/// Why not simply `deserialize_any`? It gives up the whole event at a number beyond `f64`, and where
+/// any crate of the application turns on serde_json's `arbitrary_precision`, it makes numbers maps.
+struct Natural;
+
+impl<'de> DeserializeSeed<'de> for Natural {
+    type Value = Option<u64>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        let text = <&RawValue>::deserialize(deserializer)?.get();
+        if !text.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Ok(None);
+        }
+        Ok(Some(text.parse().unwrap_or(u64::MAX)))
+    }
+}
+
+/// The event id of an event.
+struct OnlyId;
+
+impl<'de> Take<'de> for OnlyId {
+    type Value = Option<Cow<'de, str>>;
+
+    fn object<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut event_id = None;
+        while let Some(name) = map.next_key_seed(Name(&["event_id"]))? {
+            match name {
+                Some(_) => event_id = map.next_value_seed(Lenient(Text))?,
+                None => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(event_id)
+    }
+}
+
+/// The content of an event.
+struct OnlyContent;
+
+impl<'de> Take<'de> for OnlyContent {
+    type Value = Option<&'de RawValue>;
+
+    fn object<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut content = None;
+        while let Some(name) = map.next_key_seed(Name(&["content"]))? {
+            match name {
+                Some(_) => content = Some(map.next_value()?),
+                None => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(content)
+    }
+}
+
+/// The sticky object: its `duration_ms`.
+struct InSticky;
+
+impl<'de> Take<'de> for InSticky {
+    type Value = Option<u64>;
+
+    fn object<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut duration_ms = None;
+        while let Some(name) = map.next_key_seed(Name(&["duration_ms"]))? {
+            match name {
+                Some(_) => duration_ms = map.next_value_seed(Natural)?,
+                None => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(duration_ms)
+    }
+}
+
+struct InContent;
+
+impl<'de> Take<'de> for InContent {
+    type Value = Content<'de>;
+
+    fn object<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        const NAMES: &[&str] = &[
+            names::STICKY_KEY[0],
+            names::STICKY_KEY[1],
+            "session_id",
+            "redacts",
+        ];
+        let mut content = Content {
+            is_object: true,
+            ..Content::default()
+        };
+        while let Some(name) = map.next_key_seed(Name(NAMES))? {
+            match name {
+                Some(0) => content.sticky_key.stable = map.next_value_seed(Lenient(Text))?,
+                Some(1) => content.sticky_key.unstable = Some(map.next_value_seed(Lenient(Text))?),
+                other => {
+                    content.has_more = true;
+                    match other {
+                        Some(2) => content.session_id = map.next_value_seed(Lenient(Text))?,
+                        Some(3) => content.redacts = map.next_value_seed(Lenient(Text))?,
+                        _ => drop(map.next_value::<IgnoredAny>()?),
+                    }
+                }
+            }
+        }
+        Ok(content)
+    }
+}
+
+struct InUnsigned;
+
+impl<'de> Take<'de> for InUnsigned {
+    type Value = Unsigned;
+
+    fn object<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        const NAMES: &[&str] = &[names::REMAINING[0], names::REMAINING[1], "redacted_because"];
+        let mut unsigned = Unsigned::default();
+        while let Some(name) = map.next_key_seed(Name(NAMES))? {
+            match name {
+                Some(0) => unsigned.remaining.stable = map.next_value_seed(Natural)?,
+                Some(1) => {
+                    unsigned.remaining.unstable = Some(map.next_value_seed(Natural)?);
+                }
+                Some(_) => unsigned.redacted = map.next_value_seed(Lenient(IsObject))?,
+                None => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(unsigned)
+    }
+}
+
+/// Whether the value is an object.
+struct IsObject;
+
+impl<'de> Take<'de> for IsObject {
+    type Value = bool;
+
+    fn object<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests;
