@@ -150,6 +150,11 @@ impl Task {
         let runtime = tokio::runtime::Handle::try_current().ok()?;
         Some(Self(runtime.spawn(future)))
     }
+
+    /// Whether it is running no more: the runtime that it was started on has shut down.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.0.is_finished()
+    }
 }
 
 impl Drop for Task {

@@ -256,7 +256,7 @@ impl std::error::Error for AlreadyRunning {}
 impl Inner {
     fn ensure_task(&self) {
         let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
-        if task.is_none() {
+        if task.as_ref().is_none_or(Task::is_finished) {
             let worker = Worker {
                 client: self.client.clone(),
                 maps: self.maps.clone(),

@@ -1,4 +1,87 @@
-//! Sticky events.
+//! Sticky events ([MSC4354]) for Rust Matrix clients, on the published matrix-sdk: state that is
+//! shared in a room and does not outlive its owner. Who is in a call, who looks at a document,
+//! where somebody is right now.
+//!
+//! A sticky event is a message event that the server keeps delivering for up to an hour, whatever
+//! the timeline limit. Clients fold the sticky events of a room into an *ephemeral map*, keyed by
+//! sender, type and sticky key, whose entries vanish when their time is over. This crate receives
+//! them, keeps that map, and tells what changes.
+//!
+//! # A walk through
+//!
+//! The application logs in and runs its own sync loop, whichever it is: `Client::sync`, its own
+//! `sync_once`, or matrix-sdk-ui's `SyncService`. Sticky events come over a connection of their
+//! own; from the main loop this crate takes room keys, redactions, joins and leaves.
+//!
+//! ```no_run
+//! # #[cfg(feature = "client")]
+//! # async fn example(client: matrix_sdk::Client) {
+//! use futures_util::StreamExt as _;
+//! use matrix_sdk_sticky::{ClientExt as _, EntryChange, Subscription};
+//!
+//! let Subscription { snapshot, mut changes, .. } =
+//!     client.sticky().events().of_type("com.example.presence").subscribe();
+//!
+//! for entry in snapshot.iter() {
+//!     println!("{} has {:?}", entry.sender(), entry.sticky_key());
+//! }
+//! while let Some(change) = changes.next().await {
+//!     for entry in change.entries {
+//!         match entry {
+//!             EntryChange::Added(entry) => println!("{} came", entry.sender()),
+//!             EntryChange::Updated { entry, .. } => println!("{} changed", entry.sender()),
+//!             EntryChange::Removed { entry, reason } => {
+//!                 println!("{} left: {}", entry.sender(), reason.as_str());
+//!             }
+//!             _ => {}
+//!         }
+//!     }
+//! }
+//! # }
+//! ```
+//!
+//! - **Views** ([`View`]) filter by room, type and sender, and cost nothing until they are asked:
+//!   `client.sticky().events()` for all rooms, `room.sticky().events()` for one.
+//! - **[`View::subscribe`]** gives a [`Snapshot`] and the stream of [`Change`]s that follows it, as
+//!   one value: nothing is lost or told twice between them. The stream never lags and never fails;
+//!   who is slow gets one merged change. An entry that left says why: [`RemovalReason`].
+//! - **[`View::subscribe_list`]** gives an ordered list and `VectorDiff`s, for user interfaces.
+//! - **`room.sticky().view::<MyContent>()`** reads contents typed: [`StickyContent`].
+//! - **[`View::get`]** tells what is there for a key now.
+//! - **`client.sticky().state()`** tells how current all that is: connecting, catching up, live,
+//!   offline and since when, unsupported and why.
+//!
+//! # What counts
+//!
+//! The map of a room is a pure function of the events that are known and sticky at a moment; in
+//! which order they came makes no difference. Of the events of a key the one that its sender wanted
+//! to last longest is the value (`origin_server_ts + duration_ms`, then the event id). It ends when
+//! the server's remaining time is over, counted on a clock that goes on while the machine sleeps:
+//! an expired entry is never visible, not even before a timer has run. [`map`] has the details, and
+//! [`map::Limits`] what bounds the memory.
+//!
+//! **What to trust.** An entry says how it was protected ([`Encryption`]). Encryption covers the
+//! type and the content. The sticky object and the timestamps are outside of it: a server can lie
+//! about both, and so make an entry end sooner or later than its sender wanted ([MSC4354],
+//! "Security Considerations").
+//!
+//! # Logs
+//!
+//! The crate logs with `tracing`, under the target `matrix_sdk_sticky`: a malformed event is a
+//! warning with its event id. The text of events, and access tokens, are never logged.
+//!
+//! # Features
+//!
+//! | feature | default | what it brings |
+//! |---|---|---|
+//! | `client` | yes | the front door on matrix-sdk: [`ClientExt`], [`RoomExt`], the sync |
+//! | `e2e-encryption` | yes | decryption of encrypted sticky events |
+//! | `sqlite` | yes | matrix-sdk's SQLite stores |
+//!
+//! Without `client` the crate has no matrix-sdk in it: [`wire`], [`event`], [`map`] and [`view`]
+//! are for whoever drives their own sync, with [`EphemeralMaps`] as the door.
+//!
+//! [MSC4354]: https://github.com/matrix-org/matrix-spec-proposals/pull/4354
 
 pub mod event;
 pub mod map;
@@ -12,6 +95,9 @@ mod driver;
 mod ext;
 #[cfg(feature = "client")]
 mod sync;
+
+#[cfg(test)]
+mod testing;
 
 #[cfg(feature = "client")]
 pub use self::{
@@ -27,5 +113,7 @@ pub use self::{
     },
 };
 
-#[cfg(test)]
-mod testing;
+/// The README's programs compile.
+#[cfg(all(doctest, feature = "client"))]
+#[doc = include_str!("../README.md")]
+mod readme {}

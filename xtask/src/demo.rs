@@ -19,7 +19,7 @@ use xtask::{
 use crate::{
     DemoArgs,
     cargo::{Cargo, said},
-    process::{End, Interrupt, run as run_child},
+    process::{End, Interrupt, run as run_child, run_in_terminal},
     serve::{password, start},
 };
 
@@ -71,7 +71,7 @@ pub(crate) fn run(
             };
             scope.spawn(move || person.live(STAGGER.saturating_mul(number)));
         }
-        let end = run_child(command, interrupt);
+        let end = run_in_terminal(command, interrupt);
         over.store(true, Ordering::SeqCst);
         end
     });

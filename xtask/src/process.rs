@@ -73,10 +73,24 @@ pub(crate) enum End {
 /// The child leads a process group, so that what it starts in turn (cargo's test binaries) is ended
 /// with it; Ctrl-C is handed on. It has no stdin: from that group it could not read a terminal.
 pub(crate) fn run(mut command: Command, interrupt: &Interrupt) -> anyhow::Result<End> {
-    let name = command.get_program().to_string_lossy().into_owned();
     command.stdin(Stdio::null());
     #[cfg(unix)]
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
+    supervise(command, interrupt, signal_group)
+}
+
+/// Runs a command that may have the terminal: it stays in our group, so that it can read keys and
+/// draw.
+pub(crate) fn run_in_terminal(command: Command, interrupt: &Interrupt) -> anyhow::Result<End> {
+    supervise(command, interrupt, signal_one)
+}
+
+fn supervise(
+    mut command: Command,
+    interrupt: &Interrupt,
+    signal: fn(&Child, bool),
+) -> anyhow::Result<End> {
+    let name = command.get_program().to_string_lossy().into_owned();
     let mut child = command
         .spawn()
         .with_context(|| format!("cannot run {name}"))?;
@@ -88,16 +102,16 @@ pub(crate) fn run(mut command: Command, interrupt: &Interrupt) -> anyhow::Result
             return Ok(End::Exited(status));
         }
         if interrupt.came() {
-            end(&mut child);
+            end(&mut child, signal);
             return Ok(End::Interrupted);
         }
         thread::sleep(LOOK_EVERY);
     }
 }
 
-/// Ends a child and its group: as Ctrl-C does, and by force if that takes too long.
-fn end(child: &mut Child) {
-    signal_group(child, false);
+/// Ends a child: as Ctrl-C does, and by force if that takes too long.
+fn end(child: &mut Child, signal: fn(&Child, bool)) {
+    signal(child, false);
     let deadline = Instant::now() + END_WITHIN;
     while Instant::now() < deadline {
         match child.try_wait() {
@@ -106,10 +120,25 @@ fn end(child: &mut Child) {
         }
     }
     // Also if the leader has ended: somebody of its group may not have.
-    signal_group(child, true);
+    signal(child, true);
     let _ = child.kill();
     let _ = child.wait();
 }
+
+#[cfg(unix)]
+fn signal_one(child: &Child, kill: bool) {
+    use nix::{
+        sys::signal::{Signal, kill as send},
+        unistd::Pid,
+    };
+    // By force is `Child::kill`, which knows whether the process is still ours.
+    if !kill && let Ok(id) = i32::try_from(child.id()) {
+        let _ = send(Pid::from_raw(id), Signal::SIGINT);
+    }
+}
+
+#[cfg(not(unix))]
+fn signal_one(_: &Child, _: bool) {}
 
 #[cfg(unix)]
 fn signal_group(child: &Child, kill: bool) {
