@@ -43,9 +43,7 @@ impl Clock for SystemClock {
     fn now(&self) -> Moment {
         // A wall clock before 1970 is as good as one at 1970: every event is of the future then,
         // and ends by its duration.
-        let since_epoch = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Moment::new(since_boot(), since_epoch)
     }
 }
@@ -54,10 +52,7 @@ impl Timer for SystemClock {
     fn sleep_until(&self, deadline: Deadline) -> BoxFuture<'static, ()> {
         Box::pin(async move {
             #[cfg(any(target_os = "linux", target_os = "android"))]
-            if boot_timer::sleep(deadline.left(SystemClock.now()))
-                .await
-                .is_ok()
-            {
+            if boot_timer::sleep(deadline.left(SystemClock.now())).await.is_ok() {
                 return;
             }
             loop {
@@ -112,17 +107,11 @@ mod boot_timer {
             TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC,
         )?;
         let once = Itimerspec {
-            it_interval: Timespec {
-                tv_sec: 0,
-                tv_nsec: 0,
-            },
+            it_interval: Timespec { tv_sec: 0, tv_nsec: 0 },
             it_value: Timespec::try_from(duration).map_err(io::Error::other)?,
         };
         timerfd_settime(&timer, TimerfdTimerFlags::empty(), &once)?;
-        #[expect(
-            unsafe_code,
-            reason = "tokio has no safe way to register a descriptor any more"
-        )]
+        #[expect(unsafe_code, reason = "tokio has no safe way to register a descriptor any more")]
         // SAFETY: an `OwnedFd` owns its descriptor, always gives the same one, and closes it only
         // when it is dropped.
         let timer = unsafe { AsyncFd::register_with_interest(timer, Interest::READABLE) }?;

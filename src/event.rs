@@ -44,11 +44,7 @@ impl StickyKey {
         event_type: impl Into<String>,
         sticky_key: impl Into<String>,
     ) -> Self {
-        Self {
-            sender: sender.into(),
-            event_type: event_type.into(),
-            sticky_key: sticky_key.into(),
-        }
+        Self { sender: sender.into(), event_type: event_type.into(), sticky_key: sticky_key.into() }
     }
 }
 
@@ -188,11 +184,7 @@ impl EncryptionDetails {
         device: Option<OwnedDeviceId>,
         verification: Verification,
     ) -> Self {
-        Self {
-            owner,
-            device,
-            verification,
-        }
+        Self { owner, device, verification }
     }
 }
 
@@ -271,11 +263,8 @@ pub(crate) enum SlotName<'a> {
 
 impl Place<'_> {
     /// A place where no event can be: every event has a sender.
-    pub(crate) const NOWHERE: Self = Self {
-        event_type: "",
-        sender: "",
-        slot: SlotName::Unkeyed(""),
-    };
+    pub(crate) const NOWHERE: Self =
+        Self { event_type: "", sender: "", slot: SlotName::Unkeyed("") };
 }
 
 impl StickyEvent {
@@ -406,23 +395,15 @@ impl StickyEvent {
     /// The order of places, without looking at strings that both events share.
     pub(crate) fn cmp_place(&self, other: &Self) -> Ordering {
         let by = |a: *const u8, b: *const u8, order: fn(&Self, &Self) -> Ordering| {
-            if a == b {
-                Ordering::Equal
-            } else {
-                order(self, other)
-            }
+            if a == b { Ordering::Equal } else { order(self, other) }
         };
-        by(
-            self.event_type.as_ptr(),
-            other.event_type.as_ptr(),
-            |a, b| a.event_type.cmp(&b.event_type),
-        )
+        by(self.event_type.as_ptr(), other.event_type.as_ptr(), |a, b| {
+            a.event_type.cmp(&b.event_type)
+        })
         .then_with(|| {
-            by(
-                self.sender.as_str().as_ptr(),
-                other.sender.as_str().as_ptr(),
-                |a, b| a.sender.as_str().cmp(b.sender.as_str()),
-            )
+            by(self.sender.as_str().as_ptr(), other.sender.as_str().as_ptr(), |a, b| {
+                a.sender.as_str().cmp(b.sender.as_str())
+            })
         })
         .then_with(|| self.place().slot.cmp(&other.place().slot))
     }
@@ -470,10 +451,7 @@ impl Unkept {
         encryption: Encryption,
     ) -> Self {
         let (kind, sticky_key) = match &raw.content {
-            RawContent::Clear {
-                sticky_key,
-                removal,
-            } => {
+            RawContent::Clear { sticky_key, removal } => {
                 let kind = if *removal { Kind::Removal } else { Kind::Value };
                 (kind, sticky_key.as_ref().map(|key| Part::of(key, text)))
             }

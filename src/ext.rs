@@ -11,13 +11,16 @@ use std::{
 
 use eyeball::{SharedObservable, Subscriber};
 use matrix_sdk::{Client, Room};
-use ruma::{OwnedRoomId, RoomId};
+use ruma::{OwnedEventId, RoomId};
+use serde::Serialize;
+use serde_json::{Map, Value};
 
 use crate::{
     driver::{SystemClock, Task, Timer},
     event::StickyKey,
     map::Limits,
-    sync::{SyncState, Worker},
+    send::{RedactSticky, SendError, SendSticky, Turns},
+    sync::{SyncSource, SyncState, Worker, ensure_sticky_events},
     time::Moment,
     view::{Entry, EphemeralMaps, Known, StickyContent, TypedView, View},
 };
@@ -56,10 +59,7 @@ impl ClientExt for Client {
 
 impl RoomExt for Room {
     fn sticky(&self) -> RoomSticky {
-        RoomSticky {
-            room_id: self.room_id().to_owned(),
-            sticky: self.client().sticky(),
-        }
+        RoomSticky { room: self.clone(), sticky: self.client().sticky() }
     }
 }
 
@@ -75,7 +75,10 @@ struct Inner {
     maps: EphemeralMaps,
     timer: Arc<dyn Timer>,
     state: SharedObservable<SyncState>,
+    wanted_source: SyncSource,
+    source: SharedObservable<SyncSource>,
     task: Mutex<Option<Task>>,
+    turns: Turns,
 }
 
 impl Sticky {
@@ -94,12 +97,10 @@ impl Sticky {
         self.events().read_as()
     }
 
-    /// The sticky events of one room.
-    pub fn room(&self, room_id: &RoomId) -> RoomSticky {
-        RoomSticky {
-            room_id: room_id.to_owned(),
-            sticky: self.clone(),
-        }
+    /// The sticky events of one room; `None` if the client does not know it.
+    pub fn room(&self, room_id: &RoomId) -> Option<RoomSticky> {
+        let room = self.inner.client.get_room(room_id)?;
+        Some(RoomSticky { room, sticky: self.clone() })
     }
 
     /// How current the maps are.
@@ -112,6 +113,12 @@ impl Sticky {
         self.inner.state.subscribe()
     }
 
+    /// Where sticky events come from: what was asked for, and once the server has been asked, which
+    /// it is.
+    pub fn source(&self) -> SyncSource {
+        self.inner.source.get()
+    }
+
     /// The moment now, on the clock that entries end by; what
     /// [`StickyEvent::expires_in`](crate::event::StickyEvent::expires_in) asks for.
     pub fn now(&self) -> Moment {
@@ -121,28 +128,26 @@ impl Sticky {
 
 impl fmt::Debug for Sticky {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sticky")
-            .field("state", &self.state())
-            .finish_non_exhaustive()
+        f.debug_struct("Sticky").field("state", &self.state()).finish_non_exhaustive()
     }
 }
 
 /// The sticky events of one room.
 #[derive(Clone, Debug)]
 pub struct RoomSticky {
-    room_id: OwnedRoomId,
+    room: Room,
     sticky: Sticky,
 }
 
 impl RoomSticky {
     /// The room.
     pub fn room_id(&self) -> &RoomId {
-        &self.room_id
+        self.room.room_id()
     }
 
     /// A view of the room's entries.
     pub fn events(&self) -> View {
-        self.sticky.events().in_room(self.room_id.clone())
+        self.sticky.events().in_room(self.room_id())
     }
 
     /// A view of the room's entries of `C`'s type, with their contents read as `C`.
@@ -158,7 +163,85 @@ impl RoomSticky {
     /// How much is known of the room: events that wait for their room key, and events dropped
     /// because their sender sent too many.
     pub fn known(&self) -> Known {
-        self.sticky.inner.maps.known(&self.room_id)
+        self.sticky.inner.maps.known(self.room_id())
+    }
+
+    /// Sends a sticky event with this content, of its type. Awaiting it sends it.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use matrix_sdk_sticky::{RoomExt as _, SendError, StickyContent};
+    /// #[derive(serde::Serialize, serde::Deserialize)]
+    /// struct Presence {
+    ///     status: String,
+    /// }
+    /// impl StickyContent for Presence {
+    ///     const TYPE: &str = "com.example.presence";
+    /// }
+    ///
+    /// # async fn example(room: matrix_sdk::Room) -> Result<(), SendError> {
+    /// room.sticky()
+    ///     .send(&Presence { status: "busy".to_owned() })
+    ///     .with_sticky_key("laptop")
+    ///     .with_sticky_duration(Duration::from_secs(600))
+    ///     .await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`]. In an encrypted room nothing is sent: never plaintext by accident.
+    pub fn send<C: StickyContent + Serialize>(&self, content: &C) -> SendSticky {
+        SendSticky::new(self.clone(), self.room.clone(), content)
+    }
+
+    /// As [`send`](Self::send), for a type that is only known at run time.
+    pub fn send_raw(&self, event_type: &str, content: Map<String, Value>) -> SendSticky {
+        SendSticky::raw(self.clone(), self.room.clone(), event_type, content)
+    }
+
+    /// Removes what we have sent for a key: sends an event with nothing but the key, sticky for as
+    /// long as what it removes ([MSC4354], "Implementing an ephemeral map").
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`].
+    ///
+    /// [MSC4354]: https://github.com/matrix-org/matrix-spec-proposals/pull/4354
+    pub fn remove(&self, event_type: &str, sticky_key: impl Into<String>) -> SendSticky {
+        self.send_raw(event_type, Map::new()).with_sticky_key(sticky_key)
+    }
+
+    /// Redacts a sticky event, with a redaction that is itself sticky, so that it reaches all who
+    /// have seen the event ([MSC4354], "Redaction").
+    ///
+    /// In rooms of a version before 11 the redaction is an ordinary one, and
+    /// [`Sent::sticky`](crate::Sent::sticky) says so: the server has no way to make it sticky.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`].
+    ///
+    /// [MSC4354]: https://github.com/matrix-org/matrix-spec-proposals/pull/4354
+    pub fn redact(&self, event_id: impl Into<OwnedEventId>) -> RedactSticky {
+        RedactSticky::new(self.clone(), self.room.clone(), event_id.into())
+    }
+
+    pub(crate) fn turns(&self) -> &Turns {
+        &self.sticky.inner.turns
+    }
+
+    pub(crate) fn timer(&self) -> &Arc<dyn Timer> {
+        &self.sticky.inner.timer
+    }
+
+    /// Makes sure that the server knows sticky events: one that does not ignores what makes an
+    /// event sticky, and sends it as an ordinary one.
+    pub(crate) async fn ensure_supported(&self) -> Result<(), SendError> {
+        match self.sticky.state() {
+            SyncState::Live | SyncState::CatchingUp | SyncState::Incomplete { .. } => Ok(()),
+            _ => ensure_sticky_events(&self.sticky.inner.client).await,
+        }
     }
 
     /// The sticky events of all rooms of this client.
@@ -172,6 +255,7 @@ pub struct StickyBuilder {
     client: Client,
     limits: Limits,
     timer: Arc<dyn Timer>,
+    source: SyncSource,
 }
 
 impl StickyBuilder {
@@ -180,6 +264,7 @@ impl StickyBuilder {
             client: client.clone(),
             limits: Limits::default(),
             timer: Arc::new(SystemClock),
+            source: SyncSource::Auto,
         }
     }
 
@@ -187,6 +272,13 @@ impl StickyBuilder {
     #[must_use]
     pub fn per_sender(mut self, events: usize) -> Self {
         self.limits.per_sender = events.max(1);
+        self
+    }
+
+    /// Where sticky events come from; [`SyncSource::Auto`] unless told.
+    #[must_use]
+    pub fn source(mut self, source: SyncSource) -> Self {
+        self.source = source;
         self
     }
 
@@ -221,7 +313,10 @@ impl StickyBuilder {
             maps,
             timer: self.timer,
             state,
+            wanted_source: self.source,
+            source: SharedObservable::new(self.source),
             task: Mutex::default(),
+            turns: Turns::default(),
         });
         running.retain(|_, inner| inner.strong_count() > 0);
         running.insert(key, Arc::downgrade(&inner));
@@ -231,9 +326,7 @@ impl StickyBuilder {
 
 impl fmt::Debug for StickyBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StickyBuilder")
-            .field("limits", &self.limits)
-            .finish_non_exhaustive()
+        f.debug_struct("StickyBuilder").field("limits", &self.limits).finish_non_exhaustive()
     }
 }
 
@@ -262,6 +355,8 @@ impl Inner {
                 maps: self.maps.clone(),
                 timer: self.timer.clone(),
                 state: self.state.clone(),
+                wanted_source: self.wanted_source,
+                source: self.source.clone(),
             };
             *task = Task::spawn(worker.run());
         }

@@ -94,6 +94,8 @@ mod driver;
 #[cfg(feature = "client")]
 mod ext;
 #[cfg(feature = "client")]
+mod send;
+#[cfg(feature = "client")]
 mod sync;
 
 #[cfg(test)]
@@ -103,7 +105,8 @@ mod testing;
 pub use self::{
     driver::{SystemClock, Timer},
     ext::{AlreadyRunning, ClientExt, RoomExt, RoomSticky, Sticky, StickyBuilder},
-    sync::{SyncState, Unsupported},
+    send::{RedactSticky, SendError, SendSticky, Sent},
+    sync::{SyncSource, SyncState, Unsupported},
 };
 pub use self::{
     event::{Encryption, RemovalReason, StickyEvent, StickyKey},

@@ -194,10 +194,7 @@ impl EphemeralMap {
         let unkept = self.share(&raw, text.get(), end, Encryption::Plaintext);
         let event = unkept.keep(text);
         if let Some(session_id) = session_id {
-            let waiting = Waiting {
-                session_id,
-                event: event.clone(),
-            };
+            let waiting = Waiting { session_id, event: event.clone() };
             self.waiting.insert(event.event_id_str().into(), waiting);
         }
         Ok(self.insert(received, place, event))
@@ -233,10 +230,7 @@ impl EphemeralMap {
         {
             let known = known.clone();
             end = end.min(known.ends());
-            if self
-                .slot_mut(&known)
-                .is_some_and(|slot| slot.is_redacted(&known))
-            {
+            if self.slot_mut(&known).is_some_and(|slot| slot.is_redacted(&known)) {
                 self.bring_forward(&known, end);
                 return Ok(Handled::NotSticky);
             }
@@ -280,17 +274,10 @@ impl EphemeralMap {
     pub(crate) fn handle_left(&mut self) -> Vec<Delta> {
         let left = std::mem::replace(self, Self::new(self.limits));
         self.ignored = left.ignored;
-        let mut gone: Vec<_> = left
-            .slots
-            .into_iter()
-            .filter_map(|slot| slot.shown)
-            .collect();
+        let mut gone: Vec<_> = left.slots.into_iter().filter_map(|slot| slot.shown).collect();
         gone.sort_unstable_by(|a, b| a.cmp_place(b));
         gone.into_iter()
-            .map(|shown| Delta {
-                before: Some(shown),
-                after: Err(RemovalReason::RoomLeft),
-            })
+            .map(|shown| Delta { before: Some(shown), after: Err(RemovalReason::RoomLeft) })
             .collect()
     }
 
@@ -299,23 +286,16 @@ impl EphemeralMap {
     pub(crate) fn poll_changes(&mut self, now: Moment) -> Vec<Delta> {
         self.expire(now);
         let touched = std::mem::take(&mut self.touched);
-        touched
-            .iter()
-            .filter_map(|event| self.settle(now, event))
-            .collect()
+        touched.iter().filter_map(|event| self.settle(now, event)).collect()
     }
 
     /// When [`poll_changes`](Self::poll_changes) has something to do next.
     pub(crate) fn next_deadline(&self) -> Option<Deadline> {
         let next_end = self.ends.first().map(|end| end.at);
-        [
-            next_end,
-            self.redacted.last_deadline(),
-            self.ended.last_deadline(),
-        ]
-        .into_iter()
-        .flatten()
-        .min()
+        [next_end, self.redacted.last_deadline(), self.ended.last_deadline()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// The live entries, in their order: by type, sender, keyed before unkeyed, and sticky key or
@@ -324,12 +304,8 @@ impl EphemeralMap {
     /// This collects and sorts; the views of `view` keep an ordered set instead.
     pub fn entries(&mut self, now: Moment) -> Vec<Arc<StickyEvent>> {
         self.expire(now);
-        let mut entries: Vec<_> = self
-            .slots
-            .iter()
-            .filter_map(|slot| slot.value(&self.ignored))
-            .cloned()
-            .collect();
+        let mut entries: Vec<_> =
+            self.slots.iter().filter_map(|slot| slot.value(&self.ignored)).cloned().collect();
         entries.sort_unstable_by(|a, b| a.cmp_place(b));
         entries
     }
@@ -343,9 +319,7 @@ impl EphemeralMap {
             slot: SlotName::Keyed(&key.sticky_key),
         };
         let hash = self.hasher.hash_one(place);
-        self.slots
-            .find(hash, |slot| slot.place() == place)?
-            .value(&self.ignored)
+        self.slots.find(hash, |slot| slot.place() == place)?.value(&self.ignored)
     }
 
     /// The encrypted events that wait for the key of this session; all that wait, for `None`.
@@ -359,8 +333,7 @@ impl EphemeralMap {
 
     /// Whether this event is known and was decrypted, or never was encrypted.
     pub(crate) fn is_readable(&self, event_id: &str) -> bool {
-        self.find_event(event_id)
-            .is_some_and(|event| event.kind() != Kind::Waiting)
+        self.find_event(event_id).is_some_and(|event| event.kind() != Kind::Waiting)
     }
 
     /// How many events were dropped because their sender had used up [`Limits::per_sender`].
@@ -419,10 +392,7 @@ impl EphemeralMap {
 
         let place = place_of(raw);
         let hash = self.hasher.hash_one(place);
-        if self
-            .slots
-            .find(hash, |slot| slot.place() == place && !slot.is_vacant())
-            .is_none()
+        if self.slots.find(hash, |slot| slot.place() == place && !slot.is_vacant()).is_none()
             && let Some(sender) = self.senders.get_mut(raw.sender.as_ref())
             && sender.slots >= self.limits.per_sender
         {
@@ -459,16 +429,12 @@ impl EphemeralMap {
     }
 
     fn insert(&mut self, now: Moment, hash: u64, event: Arc<StickyEvent>) -> Handled {
-        self.ends.insert(End {
-            at: event.ends(),
-            event: event.clone(),
-        });
+        self.ends.insert(End { at: event.ends(), event: event.clone() });
         *self.types.entry(event.shared_type().clone()).or_default() += 1;
         let hasher = &self.hasher;
         let id_hash = hasher.hash_one(event.event_id_str());
-        self.events.insert_unique(id_hash, event.clone(), |event| {
-            hasher.hash_one(event.event_id_str())
-        });
+        self.events
+            .insert_unique(id_hash, event.clone(), |event| hasher.hash_one(event.event_id_str()));
 
         let place = event.place();
         let entry = self.slots.entry(
@@ -490,10 +456,7 @@ impl EphemeralMap {
             }
         };
         if vacant {
-            self.senders
-                .entry(event.shared_sender().clone())
-                .or_default()
-                .slots += 1;
+            self.senders.entry(event.shared_sender().clone()).or_default().slots += 1;
         }
         if is_value {
             self.touched.push(event.clone());
@@ -508,26 +471,16 @@ impl EphemeralMap {
             self.redacted.remember(id, now.deadline(REMEMBERED));
         }
         self.forget(&excess.event);
-        if outranked {
-            Handled::Outranked
-        } else {
-            Handled::Kept
-        }
+        if outranked { Handled::Outranked } else { Handled::Kept }
     }
 
     /// A delivery gave an earlier end: that one counts.
     fn bring_forward(&mut self, event: &Arc<StickyEvent>, end: Deadline) {
         let at = event.ends();
         if end < at {
-            self.ends.remove(&End {
-                at,
-                event: event.clone(),
-            });
+            self.ends.remove(&End { at, event: event.clone() });
             event.set_ends(end);
-            self.ends.insert(End {
-                at: end,
-                event: event.clone(),
-            });
+            self.ends.insert(End { at: end, event: event.clone() });
         }
     }
 
@@ -560,15 +513,9 @@ impl EphemeralMap {
 
     /// Removes an event from all that is known.
     fn forget(&mut self, event: &Arc<StickyEvent>) {
-        self.ends.remove(&End {
-            at: event.ends(),
-            event: event.clone(),
-        });
+        self.ends.remove(&End { at: event.ends(), event: event.clone() });
         let id_hash = self.hash_id(event.event_id_str());
-        if let Ok(entry) = self
-            .events
-            .find_entry(id_hash, |known| Arc::ptr_eq(known, event))
-        {
+        if let Ok(entry) = self.events.find_entry(id_hash, |known| Arc::ptr_eq(known, event)) {
             entry.remove();
         }
         if event.kind() == Kind::Waiting {
@@ -607,38 +554,26 @@ impl EphemeralMap {
     fn settle(&mut self, now: Moment, sample: &StickyEvent) -> Option<Delta> {
         let place = sample.place();
         let hash = self.hasher.hash_one(place);
-        let mut entry = self
-            .slots
-            .find_entry(hash, |slot| slot.place() == place)
-            .ok()?;
+        let mut entry = self.slots.find_entry(hash, |slot| slot.place() == place).ok()?;
         let slot = entry.get_mut();
         let after = slot.value(&self.ignored).cloned();
         let before = std::mem::replace(&mut slot.shown, after.clone());
         let delta = match (&before, after) {
             (None, None) => None,
             (Some(before), Some(after)) if Arc::ptr_eq(before, &after) => None,
-            (_, Some(after)) => Some(Delta {
-                before,
-                after: Ok(after),
-            }),
+            (_, Some(after)) => Some(Delta { before, after: Ok(after) }),
             (Some(gone), None) => {
                 let fell_out = || {
                     if gone.ends().is_over(now) {
                         RemovalReason::Expired
-                    } else if self
-                        .redacted
-                        .contains(self.hasher.hash_one(gone.event_id_str()))
-                    {
+                    } else if self.redacted.contains(self.hasher.hash_one(gone.event_id_str())) {
                         RemovalReason::Redacted
                     } else {
                         RemovalReason::Removed
                     }
                 };
                 let reason = slot.reason(gone, &self.ignored).unwrap_or_else(fell_out);
-                Some(Delta {
-                    before,
-                    after: Err(reason),
-                })
+                Some(Delta { before, after: Err(reason) })
             }
         };
         if slot.is_vacant() {
@@ -648,15 +583,12 @@ impl EphemeralMap {
     }
 
     fn find_event(&self, event_id: &str) -> Option<&Arc<StickyEvent>> {
-        self.events.find(self.hash_id(event_id), |event| {
-            event.event_id_str() == event_id
-        })
+        self.events.find(self.hash_id(event_id), |event| event.event_id_str() == event_id)
     }
 
     fn slot_mut(&mut self, event: &StickyEvent) -> Option<&mut Slot> {
         let place = event.place();
-        self.slots
-            .find_mut(self.hasher.hash_one(place), |slot| slot.place() == place)
+        self.slots.find_mut(self.hasher.hash_one(place), |slot| slot.place() == place)
     }
 
     fn hash_id(&self, event_id: &str) -> u64 {
@@ -687,10 +619,7 @@ fn place_of<'a>(raw: &'a RawSticky<'_>) -> Place<'a> {
         event_type: &raw.event_type,
         sender: raw.sender.as_str(),
         slot: match &raw.content {
-            RawContent::Clear {
-                sticky_key: Some(key),
-                ..
-            } => SlotName::Keyed(key),
+            RawContent::Clear { sticky_key: Some(key), .. } => SlotName::Keyed(key),
             _ => SlotName::Unkeyed(raw.event_id.as_str()),
         },
     }

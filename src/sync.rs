@@ -8,9 +8,10 @@
 mod decrypt;
 mod main_loop;
 mod sliding;
+mod v3;
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     fmt,
     future::{pending, poll_fn},
     pin::{Pin, pin},
@@ -24,10 +25,16 @@ use futures_util::{
     FutureExt as _, StreamExt as _,
     future::{Either, select},
 };
-use matrix_sdk::{Client, RoomState, SessionChange, config::RequestConfig, sync::RoomUpdates};
+use matrix_sdk::{
+    Client, RoomState, SessionChange, config::RequestConfig, store::StateStoreDataKey,
+    sync::RoomUpdates,
+};
 use ruma::{
-    OwnedRoomId, OwnedUserId, RoomId, UserId, api::client::discovery::get_supported_versions,
+    OwnedRoomId, OwnedUserId, RoomId, UserId,
+    api::client::{discovery::get_supported_versions, message::get_message_events},
     events::ignored_user_list::IgnoredUserListEventContent,
+    serde::Raw,
+    uint,
 };
 use serde_json::value::RawValue;
 use tokio::sync::broadcast::error::RecvError;
@@ -36,14 +43,31 @@ use tracing::{debug, warn};
 use self::{
     main_loop::{MainLoop, News},
     sliding::{Connection, Failure, Request, Response},
+    v3::{Follower, Question},
 };
 use crate::{
     driver::{BoxFuture, Timer, jittered, random_name},
     map::Path,
-    time::Moment,
+    send::SendError,
+    time::{Deadline, MAX_STICKY, Moment},
     view::{Arrival, Delivery, EphemeralMaps},
     wire::{self, names},
 };
+
+/// Where sticky events come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SyncSource {
+    /// Sliding sync where the server has it, else v3.
+    #[default]
+    Auto,
+    /// A sliding-sync connection of our own (MSC4186, MSC4480). Works beside any main loop; an event
+    /// arrives as soon as the server has it.
+    Sliding,
+    /// v3 `/sync`, behind the application's main loop, which has to be a v3 one: `Client::sync` or
+    /// `sync_once`. An event arrives when the main loop has its next answer.
+    V3,
+}
 
 /// How current the maps are, for an application to show.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +79,13 @@ pub enum SyncState {
     CatchingUp,
     /// All that is sticky is there, and what changes comes at once.
     Live,
+    /// As [`Live`](Self::Live), but for these rooms: more was sticky there when we came than the
+    /// server gives at once, and their history is too long to search. What is shown is right; what
+    /// is missing comes when its owner refreshes it, or is over within the hour. Only over v3.
+    Incomplete {
+        /// The rooms of which something may be missing.
+        rooms: Vec<OwnedRoomId>,
+    },
     /// The server cannot be reached, or answers with errors. What is there stays until it ends;
     /// tries go on, with a wait that grows to 30 s.
     Offline {
@@ -77,6 +108,9 @@ pub enum Unsupported {
     StickyEvents,
     /// Simplified sliding sync (MSC4186), which the extension (MSC4480) is part of.
     SlidingSync,
+    /// A main loop over v3: the application's stores no token to follow, as matrix-sdk-ui's
+    /// `SyncService` does not. Only with [`SyncSource::V3`].
+    V3MainLoop,
 }
 
 impl fmt::Display for Unsupported {
@@ -89,12 +123,23 @@ impl fmt::Display for Unsupported {
             Self::SlidingSync => {
                 "the homeserver does not support simplified sliding sync (MSC4186)"
             }
+            Self::V3MainLoop => {
+                "the application's main loop stores no v3 sync token that could be followed, as a \
+                 sliding-sync loop such as SyncService does not: use sliding sync as the source, \
+                 or run Client::sync"
+            }
         })
     }
 }
 
 /// The longest that a question to the server, other than the long poll, may take.
 const QUESTION: Duration = Duration::from_secs(15);
+
+/// How many pages of 100 events of a room's history are searched at most.
+const HISTORY_PAGES: usize = 30;
+
+/// How long a main loop may have answers without a new token before we say that it has none.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// How often a client that is not logged in yet is looked at.
 const LOGIN_CHECK: Duration = Duration::from_millis(200);
@@ -110,20 +155,26 @@ pub(crate) struct Worker {
     pub(crate) maps: EphemeralMaps,
     pub(crate) timer: Arc<dyn Timer>,
     pub(crate) state: SharedObservable<SyncState>,
+    /// What the application wants.
+    pub(crate) wanted_source: SyncSource,
+    /// What it is, once the server has been asked.
+    pub(crate) source: SharedObservable<SyncSource>,
 }
 
 /// What the task waits for, besides the timer.
 enum Event {
-    /// The server has what we need.
-    Supported,
+    /// The server has what we need from this source.
+    Supported(SyncSource),
+    /// A question of the follower's was answered.
+    Followed(Question, v3::Response),
     /// An answer of our connection, and how long it took.
     Answer(Response, Duration),
     /// A request of our connection failed.
     Failed(Failure),
     /// The wait before the next request is over.
     Again,
-    /// The sticky events of single rooms were fetched, or not.
-    Fetched(Result<(), (BTreeSet<OwnedRoomId>, Failure)>),
+    /// The sticky events of single rooms were fetched, all but those of the rooms named; or not.
+    Fetched(Result<Vec<OwnedRoomId>, (BTreeSet<OwnedRoomId>, Failure)>),
     /// It is time to fetch those of the rooms that were gathered.
     Gathered,
     /// The main loop had a response.
@@ -144,14 +195,20 @@ type KeyStream = Pin<Box<dyn Stream<Item = Option<Vec<Waiting>>> + Send>>;
 struct Turn<'a> {
     connection: Connection,
     connected_at: Moment,
+    /// Where the source is v3: where we stand behind the main loop.
+    follower: Option<Follower>,
+    /// Since when the main loop has had answers without storing a new token.
+    tokenless_since: Option<Moment>,
+    /// Rooms of which something may be missing, and until when.
+    incomplete: BTreeMap<OwnedRoomId, Deadline>,
     /// Whether the server has what we need, since it was last away.
     supported: bool,
     main_loop: MainLoop,
     ignored: HashSet<OwnedUserId>,
     /// Rooms whose sticky events are to be fetched.
     wanted: BTreeSet<OwnedRoomId>,
-    /// What our connection is doing: asking or waiting.
-    next: BoxFuture<'a, Event>,
+    /// What our connection is doing: asking or waiting. A follower may have nothing to do.
+    next: Option<BoxFuture<'a, Event>>,
     fetch: Option<BoxFuture<'a, Event>>,
     gather: Option<BoxFuture<'a, Event>>,
 }
@@ -194,11 +251,14 @@ impl Worker {
         let mut turn = Turn {
             connection: Connection::new(random_name()),
             connected_at: self.maps.now(),
+            follower: None,
+            tokenless_since: None,
+            incomplete: BTreeMap::new(),
             supported: false,
             main_loop: MainLoop::new(own_id, self.joined_rooms()),
             ignored: self.ignored_users().await,
             wanted: BTreeSet::new(),
-            next: self.ask_support(),
+            next: Some(self.ask_support()),
             fetch: None,
             gather: None,
         };
@@ -212,7 +272,7 @@ impl Worker {
                 }
             }
             let event = tokio::select! {
-                event = &mut turn.next => event,
+                event = optional(&mut turn.next) => event,
                 event = optional(&mut turn.fetch) => event,
                 event = optional(&mut turn.gather) => event,
                 update = rooms.recv() => Event::Rooms(update),
@@ -226,9 +286,18 @@ impl Worker {
 
     async fn handle<'a>(&'a self, turn: &mut Turn<'a>, event: Event) {
         match event {
-            Event::Supported => {
+            Event::Supported(source) => {
                 turn.supported = true;
-                turn.next = self.ask(&turn.connection);
+                self.source.set_if_not_eq(source);
+                if source == SyncSource::V3 {
+                    let follower = turn.follower.get_or_insert_default();
+                    if let Some(token) = self.main_token().await {
+                        follower.handle_token(token);
+                    }
+                } else {
+                    turn.follower = None;
+                }
+                turn.next = self.ask(turn);
             }
             Event::Answer(response, took) => {
                 let received = self.maps.now();
@@ -237,13 +306,31 @@ impl Worker {
                 }
                 let (state, wait) = turn.connection.handle_response(&response, took);
                 // The next request is on its way while this answer is worked on.
-                turn.next = if wait.is_zero() {
-                    self.ask(&turn.connection)
-                } else {
-                    self.wait(jittered(wait))
-                };
-                self.deliver(received, response).await;
+                turn.next =
+                    if wait.is_zero() { self.ask(turn) } else { Some(self.wait(jittered(wait))) };
+                self.deliver(received, response.rooms).await;
                 self.show(state);
+            }
+            Event::Followed(question, response) => {
+                turn.connection.handle_success();
+                let received = self.maps.now();
+                if question == Question::All {
+                    turn.connected_at = received;
+                }
+                let is_part = question == Question::All && response.len() >= sliding::PAGE;
+                if let Some(follower) = &mut turn.follower {
+                    follower.handle_answer(&question);
+                }
+                turn.next = self.ask(turn);
+                self.deliver(received, response.rooms).await;
+                if is_part {
+                    // A page of all rooms together: the rest has to be asked for room by room.
+                    self.show(SyncState::CatchingUp);
+                    turn.wanted.extend(self.joined_rooms());
+                    turn.gather = Some(Box::pin(async { Event::Gathered }));
+                } else if turn.fetch.is_none() && turn.wanted.is_empty() {
+                    self.show(self.followed(turn));
+                }
             }
             Event::Failed(failure) => {
                 debug!(?failure, "the sticky connection failed");
@@ -252,37 +339,43 @@ impl Worker {
                     turn.supported &= state == SyncState::CatchingUp;
                     self.show(state);
                 }
-                turn.next = self.wait(jittered(wait));
+                turn.next = Some(self.wait(jittered(wait)));
             }
-            Event::Again if turn.supported => turn.next = self.ask(&turn.connection),
+            Event::Again if turn.supported => turn.next = self.ask(turn),
             // It may be another version of the server by now.
-            Event::Again => turn.next = self.ask_support(),
+            Event::Again => turn.next = Some(self.ask_support()),
             Event::Fetched(done) => {
                 turn.fetch = None;
-                if let Err((rooms, failure)) = done {
-                    debug!(
-                        ?failure,
-                        "could not fetch the sticky events of single rooms"
-                    );
-                    turn.wanted.extend(rooms);
+                match done {
+                    Ok(incomplete) => {
+                        let until = self.maps.now().deadline(MAX_STICKY);
+                        turn.incomplete.extend(incomplete.into_iter().map(|room| (room, until)));
+                        if turn.follower.is_some() && turn.wanted.is_empty() {
+                            self.show(self.followed(turn));
+                        }
+                    }
+                    Err((rooms, failure)) => {
+                        debug!(?failure, "could not fetch the sticky events of single rooms");
+                        turn.wanted.extend(rooms);
+                    }
                 }
                 self.gather_wanted(turn);
             }
             Event::Gathered => {
                 turn.gather = None;
                 if turn.fetch.is_none() && !turn.wanted.is_empty() {
-                    turn.fetch = Some(self.fetch(std::mem::take(&mut turn.wanted)));
+                    let wanted = std::mem::take(&mut turn.wanted);
+                    turn.fetch = Some(match &mut turn.follower {
+                        None => self.fetch(wanted),
+                        Some(follower) => self.fetch_v3(wanted, follower.next_number()),
+                    });
                 }
             }
             Event::Rooms(Ok(updates)) => self.handle_rooms(turn, &updates).await,
             Event::Rooms(Err(RecvError::Lagged(missed))) => {
                 debug!(missed, "missed updates of the main loop: starting over");
                 turn.main_loop.start_over(self.joined_rooms());
-                for room_id in self
-                    .maps
-                    .rooms()
-                    .iter()
-                    .filter(|room_id| self.is_left(room_id))
+                for room_id in self.maps.rooms().iter().filter(|room_id| self.is_not_ours(room_id))
                 {
                     self.maps.handle_left(room_id);
                 }
@@ -290,10 +383,8 @@ impl Worker {
                 self.retry(None).await;
             }
             Event::Ignored(users) => {
-                let users: HashSet<_> = users
-                    .into_iter()
-                    .filter_map(|user| UserId::parse(user).ok())
-                    .collect();
+                let users: HashSet<_> =
+                    users.into_iter().filter_map(|user| UserId::parse(user).ok()).collect();
                 let back = turn.ignored.iter().any(|user| !users.contains(user));
                 self.maps.handle_ignored(users.clone());
                 turn.ignored = users;
@@ -304,7 +395,7 @@ impl Worker {
             }
             Event::Session(Ok(SessionChange::TokensRefreshed)) => {
                 if self.state.get() == SyncState::LoggedOut {
-                    turn.next = self.ask_support();
+                    turn.next = Some(self.ask_support());
                 }
             }
             Event::Keys(waiting) => self.retry(waiting).await,
@@ -316,43 +407,80 @@ impl Worker {
 
     async fn handle_rooms<'a>(&'a self, turn: &mut Turn<'a>, updates: &RoomUpdates) {
         let now = self.maps.now();
-        let News {
-            redactions,
-            left,
-            new,
-            just_joined,
-            gaps,
-        } = turn
-            .main_loop
-            .handle_update(updates, now.since(turn.connected_at));
+        let News { redactions, left, new, just_joined, gaps } =
+            turn.main_loop.handle_update(updates, now.since(turn.connected_at));
 
-        self.maps
-            .handle(redactions.into_iter().map(|(room_id, event_id)| Delivery {
-                room_id,
-                received: now,
-                path: Path::Timeline,
-                arrivals: vec![Arrival::Redaction(event_id)],
-            }));
+        self.maps.handle(redactions.into_iter().map(|(room_id, event_id)| Delivery {
+            room_id,
+            received: now,
+            path: Path::Timeline,
+            arrivals: vec![Arrival::Redaction(event_id)],
+        }));
         for room_id in &left {
             self.maps.handle_left(room_id);
             turn.wanted.remove(room_id);
         }
         if !new.is_empty() {
             // Until now the room's keys could not be asked for.
-            self.retry(Some(
-                new.into_iter().map(|room_id| (room_id, None)).collect(),
-            ))
-            .await;
+            self.retry(Some(new.into_iter().map(|room_id| (room_id, None)).collect())).await;
         }
-        let gaps = gaps
-            .into_iter()
-            .filter(|room_id| self.maps.known(room_id).events > 0);
+        let gaps = gaps.into_iter().filter(|room_id| self.maps.known(room_id).events > 0);
         turn.wanted.extend(gaps);
         if !just_joined.is_empty() {
             turn.wanted.extend(just_joined);
             turn.gather = Some(Box::pin(async { Event::Gathered }));
         }
         self.gather_wanted(turn);
+        if turn.follower.is_some() {
+            self.follow(turn, now, !updates.joined.is_empty()).await;
+        }
+    }
+
+    /// The main loop had an answer: what it has moved on from can be asked with.
+    async fn follow<'a>(&'a self, turn: &mut Turn<'a>, now: Moment, has_news: bool) {
+        let token = self.main_token().await;
+        let Some(follower) = &mut turn.follower else { return };
+        if token.is_some() && token.as_deref() != follower.token() {
+            turn.tokenless_since = None;
+        } else if has_news {
+            // A moment's grace: we may be reading of an answer whose token we have seen already.
+            let since = *turn.tokenless_since.get_or_insert(now);
+            if token.is_none() || now.since(since) > GRACE {
+                turn.next = None;
+                self.show(SyncState::Unsupported(Unsupported::V3MainLoop));
+                return;
+            }
+        }
+        if let Some(token) = token {
+            follower.handle_token(token);
+        }
+        if turn.next.is_none() && turn.supported {
+            turn.next = self.ask(turn);
+        }
+    }
+
+    /// The state of a follower that has been answered.
+    fn followed(&self, turn: &Turn<'_>) -> SyncState {
+        let now = self.maps.now();
+        let rooms: Vec<_> = turn
+            .incomplete
+            .iter()
+            .filter(|(_, until)| !until.is_over(now))
+            .map(|(room_id, _)| room_id.clone())
+            .collect();
+        if rooms.is_empty() { SyncState::Live } else { SyncState::Incomplete { rooms } }
+    }
+
+    /// The token that the application's main loop has stored last.
+    async fn main_token(&self) -> Option<String> {
+        let token = self.client.state_store().get_kv_data(StateStoreDataKey::SyncToken).await;
+        match token {
+            Ok(token) => token?.into_sync_token(),
+            Err(error) => {
+                debug!(%error, "could not read the main loop's token");
+                None
+            }
+        }
     }
 
     /// Waits for more rooms to fetch, where some are wanted and nothing is under way.
@@ -367,8 +495,11 @@ impl Worker {
     /// Asks for all that is live once more.
     fn start_over<'a>(&'a self, turn: &mut Turn<'a>) {
         turn.connection.start_over();
+        if let Some(follower) = &mut turn.follower {
+            follower.start_over();
+        }
         if turn.supported {
-            turn.next = self.ask(&turn.connection);
+            turn.next = self.ask(turn);
         }
     }
 
@@ -379,32 +510,21 @@ impl Worker {
                 return session.user_id.clone();
             }
             // matrix-sdk tells nobody when a session is there.
-            self.timer
-                .sleep_until(self.maps.now().deadline(LOGIN_CHECK))
-                .await;
+            self.timer.sleep_until(self.maps.now().deadline(LOGIN_CHECK)).await;
         }
     }
 
     fn joined_rooms(&self) -> Vec<OwnedRoomId> {
-        self.client
-            .joined_rooms()
-            .iter()
-            .map(|room| room.room_id().to_owned())
-            .collect()
+        self.client.joined_rooms().iter().map(|room| room.room_id().to_owned()).collect()
     }
 
-    fn is_left(&self, room_id: &RoomId) -> bool {
-        self.client
-            .get_room(room_id)
-            .is_some_and(|room| matches!(room.state(), RoomState::Left | RoomState::Banned))
+    /// Whether the main loop knows the room, and that we are not in it.
+    fn is_not_ours(&self, room_id: &RoomId) -> bool {
+        self.client.get_room(room_id).is_some_and(|room| room.state() != RoomState::Joined)
     }
 
     async fn ignored_users(&self) -> HashSet<OwnedUserId> {
-        let content = self
-            .client
-            .account()
-            .account_data::<IgnoredUserListEventContent>()
-            .await;
+        let content = self.client.account().account_data::<IgnoredUserListEventContent>().await;
         match content.map(|content| content.map(|content| content.deserialize())) {
             Ok(Some(Ok(content))) => content.ignored_users.into_keys().collect(),
             Ok(None) => HashSet::new(),
@@ -420,7 +540,7 @@ impl Worker {
         let request = self
             .client
             .send(get_supported_versions::Request::new())
-            .with_request_config(RequestConfig::new().timeout(QUESTION).disable_retry());
+            .with_request_config(within(QUESTION));
         Box::pin(async move {
             let features = match request.await {
                 Ok(response) => response.unstable_features,
@@ -428,24 +548,40 @@ impl Worker {
             };
             let has = |feature| features.get(feature).copied().unwrap_or_default();
             if !has(names::FEATURE) {
-                Event::Failed(Failure::Unsupported(Unsupported::StickyEvents))
-            } else if !has(SLIDING_SYNC) {
-                Event::Failed(Failure::Unsupported(Unsupported::SlidingSync))
-            } else {
-                Event::Supported
+                return Event::Failed(Failure::Unsupported(Unsupported::StickyEvents));
+            }
+            match self.wanted_source {
+                SyncSource::V3 => Event::Supported(SyncSource::V3),
+                _ if has(SLIDING_SYNC) => Event::Supported(SyncSource::Sliding),
+                SyncSource::Auto => Event::Supported(SyncSource::V3),
+                SyncSource::Sliding => {
+                    Event::Failed(Failure::Unsupported(Unsupported::SlidingSync))
+                }
             }
         })
     }
 
-    fn ask(&self, connection: &Connection) -> BoxFuture<'_, Event> {
-        let request = connection.poll_request();
-        let asked = self.maps.now();
-        Box::pin(async move {
-            match send(&self.client, request).await {
-                Ok(response) => Event::Answer(response, self.maps.now().since(asked)),
-                Err(failure) => Event::Failed(failure),
+    /// The next request of our source; none where a follower is where the main loop is.
+    fn ask<'a>(&'a self, turn: &mut Turn<'a>) -> Option<BoxFuture<'a, Event>> {
+        let Some(follower) = &mut turn.follower else {
+            let request = turn.connection.poll_request();
+            let asked = self.maps.now();
+            let timeout = request.timeout();
+            return Some(Box::pin(async move {
+                match self.client.send(request).with_request_config(within(timeout)).await {
+                    Ok(response) => Event::Answer(response, self.maps.now().since(asked)),
+                    Err(error) => Event::Failed(error.into()),
+                }
+            }));
+        };
+        let question = follower.poll_question()?;
+        let request = follower.request(&question);
+        Some(Box::pin(async move {
+            match self.client.send(request).with_request_config(within(QUESTION)).await {
+                Ok(response) => Event::Followed(question, response),
+                Err(error) => Event::Failed(error.into()),
             }
-        })
+        }))
     }
 
     fn wait(&self, duration: Duration) -> BoxFuture<'_, Event> {
@@ -461,39 +597,94 @@ impl Worker {
             let (mut pos, mut since) = (None, None);
             loop {
                 let request = Request::for_rooms(&name, &rooms, pos, since.clone());
-                let page = match send(&self.client, request).await {
-                    Ok(page) => page,
-                    Err(failure) => return Event::Fetched(Err((rooms, failure))),
-                };
+                let timeout = request.timeout();
+                let page =
+                    match self.client.send(request).with_request_config(within(timeout)).await {
+                        Ok(page) => page,
+                        Err(error) => return Event::Fetched(Err((rooms, error.into()))),
+                    };
                 let more = page.is_full() && page.next_batch.is_some() && page.next_batch != since;
                 pos = Some(page.pos.clone());
                 since.clone_from(&page.next_batch);
-                self.deliver(self.maps.now(), page).await;
+                self.deliver(self.maps.now(), page.rooms).await;
                 if !more {
-                    return Event::Fetched(Ok(()));
+                    return Event::Fetched(Ok(Vec::new()));
                 }
             }
         })
     }
 
-    /// Hands a response to the maps, with what is encrypted decrypted where the key is there.
-    async fn deliver(&self, received: Moment, response: Response) {
-        let mut deliveries = Vec::with_capacity(response.rooms.len());
-        for (room_id, events) in response.rooms {
-            // An answer that was on its way while we left.
-            if self.is_left(&room_id) {
+    /// Fetches and delivers the sticky events of these rooms over v3, each by a request without a
+    /// token; and of a room that has more than a page, from its history.
+    fn fetch_v3(&self, mut rooms: BTreeSet<OwnedRoomId>, number: u64) -> BoxFuture<'_, Event> {
+        Box::pin(async move {
+            let mut incomplete = Vec::new();
+            while let Some(room_id) = rooms.first().cloned() {
+                let request = v3::Request::for_all(Some(room_id.clone()), number);
+                let page =
+                    match self.client.send(request).with_request_config(within(QUESTION)).await {
+                        Ok(page) => page,
+                        Err(error) => return Event::Fetched(Err((rooms, error.into()))),
+                    };
+                let is_part = page.len() >= sliding::PAGE;
+                self.deliver(self.maps.now(), page.rooms).await;
+                if is_part {
+                    match self.search_history(&room_id).await {
+                        Ok(true) => {}
+                        Ok(false) => incomplete.push(room_id.clone()),
+                        Err(error) => return Event::Fetched(Err((rooms, error))),
+                    }
+                }
+                rooms.remove(&room_id);
+            }
+            Event::Fetched(Ok(incomplete))
+        })
+    }
+
+    /// Delivers what is sticky in the last hour of a room's history. Whether that was all of it.
+    async fn search_history(&self, room_id: &RoomId) -> Result<bool, Failure> {
+        let mut from = None;
+        for _ in 0..HISTORY_PAGES {
+            let mut request = get_message_events::v3::Request::backward(room_id.to_owned());
+            request.from = from;
+            request.limit = uint!(100);
+            let page = self.client.send(request).with_request_config(within(QUESTION)).await?;
+            let received = self.maps.now();
+            let events: Vec<_> = page.chunk.into_iter().map(Raw::into_json).collect();
+            let is_over = events.iter().any(|event| is_older_than_sticky(event.get()));
+            self.deliver_by(received, Path::Timeline, vec![(room_id.to_owned(), events)]).await;
+            from = page.end;
+            if is_over || from.is_none() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Hands a sticky section to the maps.
+    async fn deliver(&self, received: Moment, rooms: Vec<(OwnedRoomId, Vec<Box<RawValue>>)>) {
+        self.deliver_by(received, Path::Section, rooms).await;
+    }
+
+    /// Hands events to the maps, with what is encrypted decrypted where the key is there.
+    async fn deliver_by(
+        &self,
+        received: Moment,
+        path: Path,
+        rooms: Vec<(OwnedRoomId, Vec<Box<RawValue>>)>,
+    ) {
+        let mut deliveries = Vec::with_capacity(rooms.len());
+        for (room_id, events) in rooms {
+            // An answer that was on its way while we left, or a room that we are only invited to:
+            // Synapse tells of those as well. What is sticky there is fetched when we join.
+            if self.is_not_ours(&room_id) {
                 continue;
             }
             let mut arrivals = Vec::with_capacity(events.len());
             for event in events {
                 arrivals.push(self.arrive(&room_id, event).await);
             }
-            deliveries.push(Delivery {
-                room_id,
-                received,
-                path: Path::Section,
-                arrivals,
-            });
+            deliveries.push(Delivery { room_id, received, path, arrivals });
         }
         self.maps.handle(deliveries);
     }
@@ -501,11 +692,7 @@ impl Worker {
     /// Tries again to decrypt what waits: for these keys, or for any.
     async fn retry(&self, waiting: Option<Vec<Waiting>>) {
         let waiting = waiting.unwrap_or_else(|| {
-            self.maps
-                .rooms()
-                .into_iter()
-                .map(|room_id| (room_id, None))
-                .collect()
+            self.maps.rooms().into_iter().map(|room_id| (room_id, None)).collect()
         });
         let mut deliveries = Vec::new();
         for (room_id, session_id) in waiting {
@@ -515,12 +702,7 @@ impl Worker {
             }
             // From the moment of receipt on; that is kept with the event that waits.
             let received = self.maps.now();
-            deliveries.push(Delivery {
-                room_id,
-                received,
-                path: Path::Section,
-                arrivals,
-            });
+            deliveries.push(Delivery { room_id, received, path: Path::Section, arrivals });
         }
         self.maps.handle(deliveries);
     }
@@ -530,11 +712,7 @@ impl Worker {
             Some(event_id) => !self.maps.is_readable(room_id, &event_id),
             None => false,
         };
-        let decrypted = if is_unread {
-            self.decrypt(room_id, &event).await
-        } else {
-            None
-        };
+        let decrypted = if is_unread { self.decrypt(room_id, &event).await } else { None };
         decrypted.unwrap_or(Arrival::Event(event))
     }
 
@@ -542,11 +720,7 @@ impl Worker {
     async fn decrypt(&self, room_id: &RoomId, event: &RawValue) -> Option<Arrival> {
         let room = self.client.get_room(room_id)?;
         let decrypt::Decrypted { clear, encryption } = decrypt::decrypt(&room, event).await?;
-        Some(Arrival::Decrypted {
-            outer: event.to_owned(),
-            clear,
-            encryption,
-        })
+        Some(Arrival::Decrypted { outer: event.to_owned(), clear, encryption })
     }
 
     /// Without encryption nothing encrypted can be read: it waits until it ends.
@@ -560,11 +734,7 @@ impl Worker {
         let keys = self.client.encryption().room_keys_received_stream().await?;
         Some(Box::pin(keys.map(|keys| {
             let keys = keys.ok()?;
-            Some(
-                keys.into_iter()
-                    .map(|key| (key.room_id, Some(key.session_id)))
-                    .collect(),
-            )
+            Some(keys.into_iter().map(|key| (key.room_id, Some(key.session_id))).collect())
         })))
     }
 
@@ -591,11 +761,34 @@ impl Worker {
 /// The flag of simplified sliding sync in the `unstable_features` of `/versions`.
 const SLIDING_SYNC: &str = "org.matrix.simplified_msc3575";
 
-async fn send(client: &Client, request: Request) -> Result<Response, Failure> {
-    let config = RequestConfig::new()
-        .timeout(request.timeout())
-        .disable_retry();
-    Ok(client.send(request).with_request_config(config).await?)
+/// One try, that takes no longer than this. When to try again is decided here, not in the SDK.
+fn within(timeout: Duration) -> RequestConfig {
+    RequestConfig::new().timeout(timeout).disable_retry()
+}
+
+/// Makes sure that the server knows sticky events.
+pub(crate) async fn ensure_sticky_events(client: &Client) -> Result<(), SendError> {
+    let config = within(QUESTION);
+    let request = get_supported_versions::Request::new();
+    match client.send(request).with_request_config(config).await {
+        Ok(versions) if versions.unstable_features.get(names::FEATURE) == Some(&true) => Ok(()),
+        Ok(_) => Err(SendError::Unsupported(Unsupported::StickyEvents)),
+        Err(error) => Err(SendError::Unreachable(Box::new(error))),
+    }
+}
+
+/// Whether an event of a room's history is so old that none before it is sticky any more.
+fn is_older_than_sticky(text: &str) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Aged {
+        unsigned: Unsigned,
+    }
+    #[derive(serde::Deserialize)]
+    struct Unsigned {
+        age: u64,
+    }
+    serde_json::from_str::<Aged>(text)
+        .is_ok_and(|event| Duration::from_millis(event.unsigned.age) > MAX_STICKY)
 }
 
 /// What a future that may not be there gives; waits forever where there is none.

@@ -47,6 +47,13 @@ pub(crate) fn event(event_id: &str) -> EventJson {
 #[derive(Clone)]
 pub(crate) struct EventJson(Value);
 
+/// An event without any of the proposal's names.
+impl Default for EventJson {
+    fn default() -> Self {
+        event("$a").without("/msc4354_sticky").with("/content", json!({})).without_ttl()
+    }
+}
+
 impl EventJson {
     pub(crate) fn by(self, sender: &str) -> Self {
         self.with("/sender", sender)

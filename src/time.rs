@@ -31,10 +31,7 @@ impl Moment {
     /// time since the Unix epoch. Finer parts than a millisecond are cut off; more than `u64::MAX`
     /// milliseconds is as much.
     pub fn new(since_boot: Duration, since_epoch: Duration) -> Self {
-        Self {
-            boot_ms: millis(since_boot),
-            unix_ms: millis(since_epoch),
-        }
+        Self { boot_ms: millis(since_boot), unix_ms: millis(since_epoch) }
     }
 
     /// The time since the Unix epoch, in milliseconds, as this machine's wall clock has it.
@@ -141,14 +138,8 @@ mod tests {
         let deadline = now.deadline(Duration::from_millis(5));
         assert!(!deadline.is_over(now.advanced(Duration::from_millis(4))));
         assert!(deadline.is_over(now.advanced(Duration::from_millis(5))));
-        assert_eq!(
-            deadline.left(now.advanced(Duration::from_millis(2))),
-            Duration::from_millis(3)
-        );
-        assert_eq!(
-            deadline.left(now.advanced(Duration::from_secs(9))),
-            Duration::ZERO
-        );
+        assert_eq!(deadline.left(now.advanced(Duration::from_millis(2))), Duration::from_millis(3));
+        assert_eq!(deadline.left(now.advanced(Duration::from_secs(9))), Duration::ZERO);
     }
 
     #[test]
@@ -161,18 +152,9 @@ mod tests {
     #[test]
     fn an_origin_in_the_past_counts_from_there_and_an_hour_is_the_most() {
         let now = at(10, 10_000);
-        assert_eq!(
-            end_by_origin(now, 9_990_000, 60_000).left(now),
-            Duration::from_secs(50)
-        );
-        assert_eq!(
-            end_by_origin(now, 9_000_000, 60_000).left(now),
-            Duration::ZERO
-        );
-        assert_eq!(
-            end_by_origin(now, 10_000_000, u64::MAX).left(now),
-            MAX_STICKY
-        );
+        assert_eq!(end_by_origin(now, 9_990_000, 60_000).left(now), Duration::from_secs(50));
+        assert_eq!(end_by_origin(now, 9_000_000, 60_000).left(now), Duration::ZERO);
+        assert_eq!(end_by_origin(now, 10_000_000, u64::MAX).left(now), MAX_STICKY);
     }
 
     #[test]

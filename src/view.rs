@@ -30,3 +30,6 @@ pub use self::{
     snapshot::{Entry, Snapshot},
     typed::{StickyContent, TypedChange, TypedChanges, TypedEntry, TypedSubscription, TypedView},
 };
+
+#[cfg(test)]
+mod tests;

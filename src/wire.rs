@@ -28,10 +28,8 @@ pub mod names {
     /// The top-level object that makes an event sticky.
     pub const STICKY: [&str; 2] = ["sticky", "msc4354_sticky"];
     /// The remaining time in `unsigned`, in milliseconds.
-    pub const REMAINING: [&str; 2] = [
-        "sticky_duration_remaining_ms",
-        "msc4354_sticky_duration_ttl_ms",
-    ];
+    pub const REMAINING: [&str; 2] =
+        ["sticky_duration_remaining_ms", "msc4354_sticky_duration_ttl_ms"];
     /// The key of the ephemeral map in `content`.
     pub const STICKY_KEY: [&str; 2] = ["sticky_key", "msc4354_sticky_key"];
     /// The section of a joined room in a v3 `/sync` response.
@@ -147,16 +145,10 @@ impl fmt::Display for Malformed {
         }
         match &self.fault {
             Fault::TooLong { bytes } => {
-                write!(
-                    f,
-                    "{bytes} bytes, more than the {MAX_EVENT_BYTES} that are read"
-                )
+                write!(f, "{bytes} bytes, more than the {MAX_EVENT_BYTES} that are read")
             }
             Fault::Json { line, column } => {
-                write!(
-                    f,
-                    "not a readable JSON object at line {line}, column {column}"
-                )
+                write!(f, "not a readable JSON object at line {line}, column {column}")
             }
             Fault::Field(name) => write!(f, "its `{name}` is missing or invalid"),
         }
@@ -178,10 +170,7 @@ pub fn read(text: &str) -> Result<Wire<'_>, Malformed> {
     let redacts = if event.event_type.as_deref() == Some("m.room.redaction") {
         // The top-level field first: in room versions before 11 the one in the content is only
         // what the sender wrote there, and could name somebody else's event.
-        event
-            .redacts
-            .or(event.content.redacts.take())
-            .and_then(valid_event_id)
+        event.redacts.or(event.content.redacts.take()).and_then(valid_event_id)
     } else {
         None
     };
@@ -200,14 +189,9 @@ pub fn read(text: &str) -> Result<Wire<'_>, Malformed> {
         event_id: event_id.as_ref().map(ToString::to_string),
         fault: Fault::Field(name),
     };
-    let sender = event
-        .sender
-        .and_then(valid_user_id)
-        .ok_or_else(|| missing("sender"))?;
+    let sender = event.sender.and_then(valid_user_id).ok_or_else(|| missing("sender"))?;
     let event_type = event.event_type.ok_or_else(|| missing("type"))?;
-    let origin_server_ts_ms = event
-        .origin_server_ts
-        .ok_or_else(|| missing("origin_server_ts"))?;
+    let origin_server_ts_ms = event.origin_server_ts.ok_or_else(|| missing("origin_server_ts"))?;
     if !event.content.is_object {
         return Err(missing("content"));
     }
@@ -216,9 +200,7 @@ pub fn read(text: &str) -> Result<Wire<'_>, Malformed> {
     };
 
     let content = if event_type == "m.room.encrypted" {
-        RawContent::Encrypted {
-            session_id: event.content.session_id,
-        }
+        RawContent::Encrypted { session_id: event.content.session_id }
     } else {
         event.content.into_clear()
     };
@@ -241,14 +223,12 @@ pub(crate) fn encrypted_event_id(text: &str) -> Option<Cow<'_, str>> {
         return None;
     }
     match read(text).ok()? {
-        Wire::Sticky(RawSticky {
-            event_id,
-            content: RawContent::Encrypted { .. },
-            ..
-        }) => Some(match event_id {
-            Cow::Borrowed(event_id) => Cow::Borrowed(event_id.as_str()),
-            Cow::Owned(event_id) => Cow::Owned(event_id.to_string()),
-        }),
+        Wire::Sticky(RawSticky { event_id, content: RawContent::Encrypted { .. }, .. }) => {
+            Some(match event_id {
+                Cow::Borrowed(event_id) => Cow::Borrowed(event_id.as_str()),
+                Cow::Owned(event_id) => Cow::Owned(event_id.to_string()),
+            })
+        }
         _ => None,
     }
 }
@@ -278,19 +258,13 @@ pub fn read_decrypted(text: &str) -> Result<RawClear<'_>, Malformed> {
     if !event.content.is_object {
         return Err(missing("content"));
     }
-    Ok(RawClear {
-        event_type,
-        content: event.content.into_clear(),
-    })
+    Ok(RawClear { event_type, content: event.content.into_clear() })
 }
 
 fn parse(text: &str) -> Result<Event<'_>, Malformed> {
     if text.len() > MAX_EVENT_BYTES {
         let fault = Fault::TooLong { bytes: text.len() };
-        return Err(Malformed {
-            event_id: id_of(text),
-            fault,
-        });
+        return Err(Malformed { event_id: id_of(text), fault });
     }
     let mut deserializer = serde_json::Deserializer::from_str(text);
     deserializer
@@ -298,10 +272,7 @@ fn parse(text: &str) -> Result<Event<'_>, Malformed> {
         .and_then(|event| deserializer.end().map(|()| event))
         .map_err(|error| Malformed {
             event_id: id_of(text),
-            fault: Fault::Json {
-                line: error.line(),
-                column: error.column(),
-            },
+            fault: Fault::Json { line: error.line(), column: error.column() },
         })
 }
 
@@ -320,8 +291,12 @@ pub(crate) fn content(text: &str) -> Result<&RawValue, serde_json::Error> {
         .ok_or_else(|| serde::de::Error::missing_field("content"))
 }
 
+/// The longest identifier, in bytes ("Appendices", "Identifier grammar"). Ruma takes any length.
+const MAX_ID_BYTES: usize = 255;
+
 fn valid_event_id(text: Cow<'_, str>) -> Option<Cow<'_, EventId>> {
     match text {
+        text if text.len() > MAX_ID_BYTES => None,
         Cow::Borrowed(text) => <&EventId>::try_from(text).ok().map(Cow::Borrowed),
         Cow::Owned(text) => EventId::parse(text).ok().map(Cow::Owned),
     }
@@ -329,6 +304,7 @@ fn valid_event_id(text: Cow<'_, str>) -> Option<Cow<'_, EventId>> {
 
 fn valid_user_id(text: Cow<'_, str>) -> Option<Cow<'_, UserId>> {
     match text {
+        text if text.len() > MAX_ID_BYTES => None,
         Cow::Borrowed(text) => <&UserId>::try_from(text).ok().map(Cow::Borrowed),
         Cow::Owned(text) => UserId::parse(text).ok().map(Cow::Owned),
     }
@@ -343,10 +319,7 @@ struct Either<T> {
 
 impl<T> Default for Either<T> {
     fn default() -> Self {
-        Self {
-            stable: None,
-            unstable: None,
-        }
+        Self { stable: None, unstable: None }
     }
 }
 
@@ -381,10 +354,7 @@ impl<'a> Content<'a> {
     fn into_clear(self) -> RawContent<'a> {
         let sticky_key = self.sticky_key.value();
         let removal = sticky_key.is_some() && !self.has_more;
-        RawContent::Clear {
-            sticky_key,
-            removal,
-        }
+        RawContent::Clear { sticky_key, removal }
     }
 }
 
@@ -625,16 +595,9 @@ impl<'de> Take<'de> for InContent {
     type Value = Content<'de>;
 
     fn object<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        const NAMES: &[&str] = &[
-            names::STICKY_KEY[0],
-            names::STICKY_KEY[1],
-            "session_id",
-            "redacts",
-        ];
-        let mut content = Content {
-            is_object: true,
-            ..Content::default()
-        };
+        const NAMES: &[&str] =
+            &[names::STICKY_KEY[0], names::STICKY_KEY[1], "session_id", "redacts"];
+        let mut content = Content { is_object: true, ..Content::default() };
         while let Some(name) = map.next_key_seed(Name(NAMES))? {
             match name {
                 Some(0) => content.sticky_key.stable = map.next_value_seed(Lenient(Text))?,

@@ -21,11 +21,7 @@ pub(super) struct Recent {
 impl Recent {
     /// Remembers at most the newest `most`.
     pub(super) fn new(most: usize) -> Self {
-        Self {
-            most,
-            order: VecDeque::new(),
-            ids: HashSet::new(),
-        }
+        Self { most, order: VecDeque::new(), ids: HashSet::new() }
     }
 
     pub(super) fn remember(&mut self, id: u64, until: Deadline) {
@@ -34,10 +30,7 @@ impl Recent {
         }
         // What was received first can come second. In order all the same: else what is over could
         // stand behind what is not, and would be waited for again and again.
-        let until = self
-            .order
-            .back()
-            .map_or(until, |(last, _)| until.max(*last));
+        let until = self.order.back().map_or(until, |(last, _)| until.max(*last));
         self.order.push_back((until, id));
         if self.order.len() > self.most
             && let Some((_, oldest)) = self.order.pop_front()

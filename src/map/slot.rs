@@ -27,13 +27,7 @@ pub(super) struct Slot {
 
 impl Slot {
     pub(super) fn new(event: Arc<StickyEvent>) -> Self {
-        Self {
-            records: smallvec![Record {
-                event,
-                redacted: false
-            }],
-            shown: None,
-        }
+        Self { records: smallvec![Record { event, redacted: false }], shown: None }
     }
 
     /// The place of this slot. A slot has a record, or something shown whose end must still be
@@ -47,10 +41,7 @@ impl Slot {
 
     /// Any event of this slot.
     pub(super) fn sample(&self) -> Option<&Arc<StickyEvent>> {
-        self.records
-            .first()
-            .map(|record| &record.event)
-            .or(self.shown.as_ref())
+        self.records.first().map(|record| &record.event).or(self.shown.as_ref())
     }
 
     /// Whether no event of this slot is known any more.
@@ -61,26 +52,15 @@ impl Slot {
     /// Adds an event that is not there yet. Whether it is the highest of those that count.
     pub(super) fn insert(&mut self, event: Arc<StickyEvent>) -> bool {
         let rank = event.rank();
-        let at = self
-            .records
-            .partition_point(|record| record.event.rank() > rank);
+        let at = self.records.partition_point(|record| record.event.rank() > rank);
         let counts = self.records.iter().take(at).all(|record| record.redacted);
-        self.records.insert(
-            at,
-            Record {
-                event,
-                redacted: false,
-            },
-        );
+        self.records.insert(at, Record { event, redacted: false });
         counts
     }
 
     /// Removes an event. Whether the value may be another now.
     pub(super) fn remove(&mut self, event: &Arc<StickyEvent>) -> bool {
-        let Some(at) = self
-            .records
-            .iter()
-            .position(|record| Arc::ptr_eq(&record.event, event))
+        let Some(at) = self.records.iter().position(|record| Arc::ptr_eq(&record.event, event))
         else {
             return false;
         };
@@ -95,9 +75,7 @@ impl Slot {
     }
 
     pub(super) fn is_redacted(&self, event: &Arc<StickyEvent>) -> bool {
-        self.records
-            .iter()
-            .any(|record| record.redacted && Arc::ptr_eq(&record.event, event))
+        self.records.iter().any(|record| record.redacted && Arc::ptr_eq(&record.event, event))
     }
 
     /// The record to give up where there are more than `most`: the lowest redacted one, as it only
@@ -127,21 +105,11 @@ impl Slot {
         if ignored.contains(gone.sender()) {
             return Some(RemovalReason::Ignored);
         }
-        let record = self
-            .records
-            .iter()
-            .find(|record| Arc::ptr_eq(&record.event, gone))?;
-        Some(if record.redacted {
-            RemovalReason::Redacted
-        } else {
-            RemovalReason::Removed
-        })
+        let record = self.records.iter().find(|record| Arc::ptr_eq(&record.event, gone))?;
+        Some(if record.redacted { RemovalReason::Redacted } else { RemovalReason::Removed })
     }
 
     fn highest(&self) -> Option<&Arc<StickyEvent>> {
-        self.records
-            .iter()
-            .find(|record| !record.redacted)
-            .map(|record| &record.event)
+        self.records.iter().find(|record| !record.redacted).map(|record| &record.event)
     }
 }

@@ -23,10 +23,7 @@ impl Room {
     }
 
     fn keeping(per_sender: usize) -> Self {
-        Self {
-            map: EphemeralMap::new(Limits { per_sender }),
-            now: start(),
-        }
+        Self { map: EphemeralMap::new(Limits { per_sender }), now: start() }
     }
 
     fn pass(&mut self, time: Duration) {
@@ -34,15 +31,11 @@ impl Room {
     }
 
     fn section(&mut self, event: &EventJson) -> Handled {
-        self.map
-            .handle_event(self.now, Path::Section, event.raw())
-            .unwrap()
+        self.map.handle_event(self.now, Path::Section, event.raw()).unwrap()
     }
 
     fn timeline(&mut self, event: &EventJson) -> Handled {
-        self.map
-            .handle_event(self.now, Path::Timeline, event.raw())
-            .unwrap()
+        self.map.handle_event(self.now, Path::Timeline, event.raw()).unwrap()
     }
 
     /// `outer` as the server sent it, and what decryption made of it.
@@ -57,31 +50,22 @@ impl Room {
         encryption: Encryption,
     ) -> Handled {
         let clear = clear.clone().without("/msc4354_sticky").raw();
-        self.map
-            .handle_decrypted(self.now, Path::Section, &outer.raw(), clear, encryption)
-            .unwrap()
+        self.map.handle_decrypted(self.now, Path::Section, &outer.raw(), clear, encryption).unwrap()
     }
 
     fn redact(&mut self, event_id: &str) {
-        self.map
-            .handle_redaction(self.now, <&EventId>::try_from(event_id).unwrap());
+        self.map.handle_redaction(self.now, <&EventId>::try_from(event_id).unwrap());
     }
 
     fn ignore(&mut self, senders: &[&str]) {
-        let ignored: HashSet<_> = senders
-            .iter()
-            .map(|sender| UserId::parse(sender).unwrap())
-            .collect();
+        let ignored: HashSet<_> =
+            senders.iter().map(|sender| UserId::parse(sender).unwrap()).collect();
         self.map.handle_ignored(Arc::new(ignored));
     }
 
     /// The ids of the live entries, in their order.
     fn live(&mut self) -> Vec<String> {
-        self.map
-            .entries(self.now)
-            .iter()
-            .map(|event| event.event_id_str().to_owned())
-            .collect()
+        self.map.entries(self.now).iter().map(|event| event.event_id_str().to_owned()).collect()
     }
 
     /// What changed: `+$new`, `$old>$new`, `-$old reason`.
@@ -137,11 +121,7 @@ fn the_highest_intended_end_is_the_value_whatever_the_order() {
 
 #[test]
 fn equal_intended_ends_are_decided_by_event_id() {
-    let events = [
-        event("$a"),
-        event("$c"),
-        event("$b").sent(10).lasting(50_000),
-    ];
+    let events = [event("$a"), event("$c"), event("$b").sent(10).lasting(50_000)];
     for order in orders(&events) {
         let mut room = Room::new();
         for event in &order {
@@ -189,10 +169,7 @@ fn the_unstable_key_counts_where_both_are_there_and_differ() {
 #[test]
 fn an_event_that_is_not_sticky_is_not_kept() {
     let mut room = Room::new();
-    assert_eq!(
-        room.section(&event("$a").without("/msc4354_sticky")),
-        Handled::NotSticky
-    );
+    assert_eq!(room.section(&event("$a").without("/msc4354_sticky")), Handled::NotSticky);
     let negative = event("$b").with("/msc4354_sticky/duration_ms", -1);
     assert_eq!(room.section(&negative), Handled::NotSticky);
     assert!(room.map.is_empty());
@@ -251,15 +228,9 @@ fn a_remaining_time_over_an_hour_is_an_hour() {
 
 #[test]
 fn a_remaining_time_that_is_no_natural_number_is_as_none() {
-    for ttl in [
-        json!(-1),
-        json!(1.5),
-        json!("60000"),
-        json!(null),
-        json!(true),
-        json!({}),
-        json!([1]),
-    ] {
+    for ttl in
+        [json!(-1), json!(1.5), json!("60000"), json!(null), json!(true), json!({}), json!([1])]
+    {
         let odd = event("$a").sent(0).lasting(60_000).ttl(ttl.clone());
         let mut room = Room::new();
         room.pass(secs(20));
@@ -288,10 +259,7 @@ fn without_a_remaining_time_a_section_counts_from_origin_or_receipt_whichever_is
 #[test]
 fn without_a_remaining_time_a_timeline_event_is_over() {
     let mut room = Room::new();
-    assert_eq!(
-        room.timeline(&event("$a").without_ttl()),
-        Handled::NotSticky
-    );
+    assert_eq!(room.timeline(&event("$a").without_ttl()), Handled::NotSticky);
     assert_eq!(room.live(), [""; 0]);
 }
 
@@ -324,10 +292,7 @@ fn a_repeat_with_a_jittered_end_is_no_change() {
         assert_eq!(room.section(&event("$a").ttl(ttl)), Handled::Repeated);
     }
     assert_eq!(room.changes(), [""; 0]);
-    assert_eq!(
-        room.map.next_deadline().unwrap().left(room.now).as_millis(),
-        59_980
-    );
+    assert_eq!(room.map.next_deadline().unwrap().left(room.now).as_millis(), 59_980);
 }
 
 #[test]
@@ -481,15 +446,35 @@ fn a_redaction_of_a_superseded_event_is_no_change() {
 }
 
 #[test]
+fn what_comes_below_a_redacted_event_is_told() {
+    let mut room = Room::new();
+    room.section(&event("$high").sent(10));
+    room.redact("$high");
+    room.changes();
+    room.section(&event("$a"));
+    assert_eq!(room.changes(), ["+$a"]);
+}
+
+#[test]
+fn what_ends_below_a_redacted_event_is_told() {
+    let mut room = Room::new();
+    room.section(&event("$high").sent(10).lasting(90_000));
+    room.redact("$high");
+    room.section(&event("$a").sent(5).lasting(40_000));
+    room.section(&event("$b").lasting(44_000).ttl(50_000));
+    assert_eq!(room.changes(), ["+$a"]);
+    room.pass(secs(40));
+    assert_eq!(room.changes(), ["$a>$b"]);
+    room.pass(secs(10));
+    assert_eq!(room.changes(), ["-$b expired"]);
+}
+
+#[test]
 fn a_redaction_event_redacts_from_the_top_level_and_from_the_content() {
-    let redaction = event("$r")
-        .by(BOB)
-        .of_type("m.room.redaction")
-        .without("/msc4354_sticky");
-    for redaction in [
-        redaction.clone().with("/redacts", "$a"),
-        redaction.with("/content/redacts", "$a"),
-    ] {
+    let redaction = event("$r").by(BOB).of_type("m.room.redaction").without("/msc4354_sticky");
+    for redaction in
+        [redaction.clone().with("/redacts", "$a"), redaction.with("/content/redacts", "$a")]
+    {
         let mut room = Room::new();
         room.section(&event("$a"));
         assert_eq!(room.timeline(&redaction), Handled::NotSticky);
@@ -501,10 +486,7 @@ fn a_redaction_event_redacts_from_the_top_level_and_from_the_content() {
 fn a_redaction_event_that_is_itself_sticky_redacts_and_is_kept() {
     let mut room = Room::new();
     room.section(&event("$a"));
-    let redaction = event("$r")
-        .of_type("m.room.redaction")
-        .unkeyed()
-        .with("/redacts", "$a");
+    let redaction = event("$r").of_type("m.room.redaction").unkeyed().with("/redacts", "$a");
     assert_eq!(room.section(&redaction), Handled::Kept);
     assert_eq!(room.live(), ["$r"]);
 }
@@ -513,12 +495,7 @@ fn a_redaction_event_that_is_itself_sticky_redacts_and_is_kept() {
 fn another_type_with_a_redacts_field_redacts_nothing() {
     let mut room = Room::new();
     room.section(&event("$a"));
-    room.section(
-        &event("$b")
-            .key("b")
-            .with("/redacts", "$a")
-            .with("/content/redacts", "$a"),
-    );
+    room.section(&event("$b").key("b").with("/redacts", "$a").with("/content/redacts", "$a"));
     assert_eq!(room.live(), ["$b", "$a"]);
 }
 
@@ -551,16 +528,9 @@ fn the_newest_thousand_redactions_of_unknown_events_are_kept() {
     for n in 0..=REDACTIONS {
         room.redact(&format!("$r{n}"));
     }
-    assert_eq!(
-        room.section(&event("$r0").key("0")),
-        Handled::Kept,
-        "the oldest fell out"
-    );
+    assert_eq!(room.section(&event("$r0").key("0")), Handled::Kept, "the oldest fell out");
     assert_eq!(room.section(&event("$r1").key("1")), Handled::NotSticky);
-    assert_eq!(
-        room.section(&event(&format!("$r{REDACTIONS}")).key("2")),
-        Handled::NotSticky
-    );
+    assert_eq!(room.section(&event(&format!("$r{REDACTIONS}")).key("2")), Handled::NotSticky);
 }
 
 #[test]
@@ -583,8 +553,7 @@ fn after_a_poll_no_deadline_is_over_even_where_moments_came_out_of_order() {
     let earlier = room.now;
     room.pass(secs(10));
     room.redact("$a");
-    room.map
-        .handle_redaction(earlier, <&EventId>::try_from("$b").unwrap());
+    room.map.handle_redaction(earlier, <&EventId>::try_from("$b").unwrap());
     room.pass(secs(3_595));
     room.changes();
     assert!(!room.map.next_deadline().unwrap().is_over(room.now));
@@ -607,13 +576,7 @@ fn an_unkeyed_event_is_an_entry_of_its_own() {
 
 #[test]
 fn a_key_that_is_no_string_is_none() {
-    for key in [
-        json!(5),
-        json!(null),
-        json!({ "a": 1 }),
-        json!(["k"]),
-        json!(true),
-    ] {
+    for key in [json!(5), json!(null), json!({ "a": 1 }), json!(["k"]), json!(true)] {
         let mut room = Room::new();
         room.section(&event("$a").with("/content", json!({ "msc4354_sticky_key": key })));
         let entries = room.map.entries(room.now);
@@ -637,19 +600,10 @@ fn an_unkeyed_event_does_not_meet_a_key_that_is_spelled_as_its_id() {
 fn a_full_sender_keeps_what_was_there_first_and_others_are_not_affected() {
     let mut room = Room::keeping(3);
     for n in 0..3 {
-        assert_eq!(
-            room.section(&event(&format!("$a{n}")).key(&n.to_string())),
-            Handled::Kept
-        );
+        assert_eq!(room.section(&event(&format!("$a{n}")).key(&n.to_string())), Handled::Kept);
     }
-    assert_eq!(
-        room.section(&event("$late").key("9").sent(9)),
-        Handled::Full { first: true }
-    );
-    assert_eq!(
-        room.section(&event("$later").unkeyed()),
-        Handled::Full { first: false }
-    );
+    assert_eq!(room.section(&event("$late").key("9").sent(9)), Handled::Full { first: true });
+    assert_eq!(room.section(&event("$later").unkeyed()), Handled::Full { first: false });
     assert_eq!(room.section(&event("$bob").by(BOB)), Handled::Kept);
     assert_eq!(room.live(), ["$a0", "$a1", "$a2", "$bob"]);
     assert_eq!(room.map.dropped(), 2);
@@ -661,10 +615,7 @@ fn a_full_sender_can_still_refresh_and_remove() {
     room.section(&event("$a"));
     assert_eq!(room.section(&event("$b").sent(1)), Handled::Kept);
     assert_eq!(room.live(), ["$b"]);
-    assert_eq!(
-        room.section(&event("$gone").sent(2).removal()),
-        Handled::Kept
-    );
+    assert_eq!(room.section(&event("$gone").sent(2).removal()), Handled::Kept);
     assert_eq!(room.live(), [""; 0]);
 }
 
@@ -674,14 +625,8 @@ fn removals_unkeyed_and_waiting_events_count_into_the_quota() {
     room.section(&event("$gone").key("1").removal());
     room.section(&event("$unkeyed").unkeyed());
     room.section(&event("$waiting").encrypted("s"));
-    assert_eq!(
-        room.section(&event("$a").key("2")),
-        Handled::Full { first: true }
-    );
-    assert_eq!(
-        room.section(&event("$e").encrypted("s")),
-        Handled::Full { first: false }
-    );
+    assert_eq!(room.section(&event("$a").key("2")), Handled::Full { first: true });
+    assert_eq!(room.section(&event("$e").encrypted("s")), Handled::Full { first: false });
 }
 
 #[test]
@@ -699,26 +644,14 @@ fn a_full_sender_is_warned_of_once_until_nothing_of_them_is_left() {
     let mut room = Room::keeping(2);
     room.section(&event("$a").key("1").ttl(1_000));
     room.section(&event("$b").key("2"));
-    assert_eq!(
-        room.section(&event("$c").key("3")),
-        Handled::Full { first: true }
-    );
+    assert_eq!(room.section(&event("$c").key("3")), Handled::Full { first: true });
     room.pass(secs(1));
-    assert_eq!(
-        room.section(&event("$c").key("3").ttl(3_600_000)),
-        Handled::Kept
-    );
-    assert_eq!(
-        room.section(&event("$d").key("4")),
-        Handled::Full { first: false }
-    );
+    assert_eq!(room.section(&event("$c").key("3").ttl(3_600_000)), Handled::Kept);
+    assert_eq!(room.section(&event("$d").key("4")), Handled::Full { first: false });
     room.pass(secs(3_600));
     room.section(&event("$e").key("1"));
     room.section(&event("$f").key("2"));
-    assert_eq!(
-        room.section(&event("$g").key("3")),
-        Handled::Full { first: true }
-    );
+    assert_eq!(room.section(&event("$g").key("3")), Handled::Full { first: true });
 }
 
 #[test]
@@ -726,10 +659,7 @@ fn the_value_and_the_32_highest_others_are_kept() {
     let mut room = Room::new();
     // The lowest first: the 33 above it push it out.
     for n in 0..=OTHERS_PER_KEY as u64 + 1 {
-        assert_eq!(
-            room.section(&event(&format!("$e{n:02}")).sent(n)),
-            Handled::Kept
-        );
+        assert_eq!(room.section(&event(&format!("$e{n:02}")).sent(n)), Handled::Kept);
     }
     assert_eq!(room.map.known(), OTHERS_PER_KEY + 1);
     assert_eq!(room.section(&event("$e00").sent(0)), Handled::Outranked);
@@ -789,26 +719,14 @@ fn there_is_one_deadline_for_each_known_event() {
     room.pass(secs(60));
     room.changes();
     assert_eq!(room.map.ends.len(), 0);
-    assert_eq!(
-        (
-            room.map.slots.len(),
-            room.map.senders.len(),
-            room.map.types.len()
-        ),
-        (0, 0, 0)
-    );
+    assert_eq!((room.map.slots.len(), room.map.senders.len(), room.map.types.len()), (0, 0, 0));
 }
 
 #[test]
 fn a_map_that_is_read_and_never_polled_does_not_grow() {
     let mut room = Room::new();
     for n in 0..10_000_u64 {
-        room.section(
-            &event("$e")
-                .with("/event_id", format!("$e{n}"))
-                .sent(n)
-                .ttl(10),
-        );
+        room.section(&event("$e").with("/event_id", format!("$e{n}")).sent(n).ttl(10));
         room.pass(Duration::from_millis(10));
         room.live();
     }
@@ -825,21 +743,12 @@ fn a_malformed_event_says_which_one_it_was_and_costs_nothing_else() {
         (event("$x").without("/sender"), "sender"),
         (event("$x").with("/sender", "nobody"), "sender"),
         (event("$x").with("/type", 5), "type"),
-        (
-            event("$x").with("/origin_server_ts", -5),
-            "origin_server_ts",
-        ),
-        (
-            event("$x").with("/origin_server_ts", "now"),
-            "origin_server_ts",
-        ),
+        (event("$x").with("/origin_server_ts", -5), "origin_server_ts"),
+        (event("$x").with("/origin_server_ts", "now"), "origin_server_ts"),
         (event("$x").with("/content", json!([])), "content"),
         (event("$x").without("/content"), "content"),
     ] {
-        let malformed = room
-            .map
-            .handle_event(room.now, Path::Section, odd.raw())
-            .expect_err(field);
+        let malformed = room.map.handle_event(room.now, Path::Section, odd.raw()).expect_err(field);
         assert_eq!(malformed.event_id.as_deref(), Some("$x"));
         assert_eq!(malformed.fault, wire::Fault::Field(field));
     }
@@ -881,14 +790,8 @@ fn a_decrypted_event_takes_its_rank_from_the_outer_event() {
     room.decrypted(&outer, &event("$other_id").by(BOB).sent(0).lasting(1));
     assert_eq!(room.live(), ["$e"]);
     let entry = &room.map.entries(room.now)[0];
-    assert_eq!(
-        (entry.sender().as_str(), entry.event_type()),
-        (ALICE, "com.example.t")
-    );
-    assert_eq!(
-        entry.content_raw().unwrap().get().contains("$other_id"),
-        true
-    );
+    assert_eq!((entry.sender().as_str(), entry.event_type()), (ALICE, "com.example.t"));
+    assert!(entry.content_raw().unwrap().get().contains("$other_id"));
     assert_eq!(room.map.waiting_len(), 0);
     assert!(room.map.is_readable("$e"));
 }
@@ -976,13 +879,7 @@ fn an_event_whose_decryption_is_malformed_goes_on_waiting() {
     room.section(&outer);
     let clear = event("$e").without("/content").raw();
     room.map
-        .handle_decrypted(
-            room.now,
-            Path::Section,
-            &outer.raw(),
-            clear,
-            Encryption::Plaintext,
-        )
+        .handle_decrypted(room.now, Path::Section, &outer.raw(), clear, Encryption::Plaintext)
         .expect_err("no content");
     assert_eq!(room.map.waiting_len(), 1);
 }
@@ -991,13 +888,8 @@ fn an_event_whose_decryption_is_malformed_goes_on_waiting() {
 fn a_decrypted_redaction_redacts_nothing() {
     let mut room = Room::new();
     room.section(&event("$a"));
-    let inside = event("$e")
-        .of_type("m.room.redaction")
-        .with("/content/redacts", "$a");
-    room.decrypted(
-        &event("$e").encrypted("s").by(BOB),
-        &inside.with("/redacts", "$a"),
-    );
+    let inside = event("$e").of_type("m.room.redaction").with("/content/redacts", "$a");
+    room.decrypted(&event("$e").encrypted("s").by(BOB), &inside.with("/redacts", "$a"));
     assert!(room.live().contains(&"$a".to_owned()));
 }
 
@@ -1015,10 +907,7 @@ fn only_the_senders_own_session_counts_as_encrypted() {
     room.decrypted_with(&outer, &event("$e"), Encryption::Encrypted(details(BOB)));
     let entry = room.map.entries(room.now)[0].clone();
     assert!(!entry.is_encrypted());
-    assert_eq!(
-        entry.encryption(),
-        &Encryption::ForeignSession(details(BOB))
-    );
+    assert_eq!(entry.encryption(), &Encryption::ForeignSession(details(BOB)));
 
     let mut room = Room::new();
     room.decrypted_with(&outer, &event("$e"), Encryption::Encrypted(details(ALICE)));
@@ -1031,10 +920,7 @@ fn a_plaintext_event_competes_with_encrypted_ones_and_is_marked() {
     room.decrypted(&event("$e").encrypted("s"), &event("$e"));
     room.section(&event("$plain").sent(1));
     assert_eq!(room.live(), ["$plain"]);
-    assert_eq!(
-        room.map.entries(room.now)[0].encryption(),
-        &Encryption::Plaintext
-    );
+    assert_eq!(room.map.entries(room.now)[0].encryption(), &Encryption::Plaintext);
 }
 
 // Ignored senders, and rooms that were left.
@@ -1123,18 +1009,14 @@ fn what_came_and_went_between_two_polls_is_nothing() {
 
 #[test]
 fn a_known_events_metadata_survives_escapes_in_its_text() {
-    let text = event("$a").text().replace("$a", "\\u0024a").replace(
-        r#""msc4354_sticky_key":"k""#,
-        r#""msc4354_sticky_\u006bey":"\u006b\n""#,
-    );
+    let text = event("$a")
+        .text()
+        .replace("$a", "\\u0024a")
+        .replace(r#""msc4354_sticky_key":"k""#, r#""msc4354_sticky_\u006bey":"\u006b\n""#);
     let mut map = EphemeralMap::new(Limits::default());
-    map.handle_event(start(), Path::Section, crate::testing::raw(text))
-        .unwrap();
+    map.handle_event(start(), Path::Section, crate::testing::raw(text)).unwrap();
     let entries = map.entries(start());
-    assert_eq!(
-        (entries[0].event_id().as_str(), entries[0].sticky_key()),
-        ("$a", Some("k\n"))
-    );
+    assert_eq!((entries[0].event_id().as_str(), entries[0].sticky_key()), ("$a", Some("k\n")));
     assert_eq!(entries[0].key().unwrap().sticky_key, "k\n");
 }
 
@@ -1149,26 +1031,18 @@ fn a_map_and_its_events_show_no_text_in_debug() {
     let entry = room.map.entries(room.now)[0].clone();
     let deltas = room.map.poll_changes(room.now);
     for shown in [debug(&room.map), debug(&entry), debug(&deltas)] {
-        assert!(
-            !shown.contains(secret) && !shown.contains("private"),
-            "{shown}"
-        );
+        assert!(!shown.contains(secret) && !shown.contains("private"), "{shown}");
     }
-    let malformed = room
-        .map
-        .handle_event(room.now, Path::Section, own.with("/sender", 1).raw());
+    let malformed = room.map.handle_event(room.now, Path::Section, own.with("/sender", 1).raw());
     let malformed = malformed.unwrap_err();
     assert!(!debug(&malformed).contains(secret) && !malformed.to_string().contains(secret));
 }
 
 #[test]
 fn content_is_found_where_a_name_is_there_twice() {
-    let text = event("$a")
-        .text()
-        .replacen('{', r#"{"content":{"old":1},"#, 1);
+    let text = event("$a").text().replacen('{', r#"{"content":{"old":1},"#, 1);
     let mut map = EphemeralMap::new(Limits::default());
-    map.handle_event(start(), Path::Section, crate::testing::raw(text))
-        .unwrap();
+    map.handle_event(start(), Path::Section, crate::testing::raw(text)).unwrap();
     let entries = map.entries(start());
     assert!(entries[0].content_raw().unwrap().get().contains("body"));
     let content: serde_json::Value = entries[0].content().unwrap();

@@ -26,6 +26,7 @@ pub(super) struct MainLoop {
 #[derive(Debug, Default)]
 pub(super) struct News {
     pub(super) redactions: Vec<(OwnedRoomId, OwnedEventId)>,
+    /// Rooms that we are not in, left or not joined yet.
     pub(super) left: Vec<OwnedRoomId>,
     /// Rooms that were not there before, for whatever reason.
     pub(super) new: Vec<OwnedRoomId>,
@@ -38,10 +39,7 @@ pub(super) struct News {
 
 impl MainLoop {
     pub(super) fn new(own_id: OwnedUserId, joined: impl IntoIterator<Item = OwnedRoomId>) -> Self {
-        Self {
-            own_id,
-            joined: joined.into_iter().collect(),
-        }
+        Self { own_id, joined: joined.into_iter().collect() }
     }
 
     /// Takes the rooms that we are in, after updates were missed.
@@ -52,15 +50,16 @@ impl MainLoop {
     /// Takes an update. `connected_for` is for how long our own connection has been there.
     pub(super) fn handle_update(&mut self, updates: &RoomUpdates, connected_for: Duration) -> News {
         let mut news = News::default();
-        for room_id in updates.left.keys() {
+        // Our connection may have told of a room that we are only invited to before this did.
+        let invited = updates.invited.keys().chain(updates.knocked.keys());
+        for room_id in updates.left.keys().chain(invited) {
             self.joined.remove(room_id);
             news.left.push(room_id.clone());
         }
         for (room_id, update) in &updates.joined {
             for event in &update.timeline.events {
                 let redacted = redaction(event.raw().json().get());
-                news.redactions
-                    .extend(redacted.map(|event_id| (room_id.clone(), event_id)));
+                news.redactions.extend(redacted.map(|event_id| (room_id.clone(), event_id)));
             }
             if self.joined.insert(room_id.clone()) {
                 let age = own_join_age(update, &self.own_id);
@@ -106,11 +105,7 @@ fn own_join_age(update: &JoinedRoomUpdate, own_id: &UserId) -> Option<Duration> 
 
     let (State::Before(state) | State::After(state)) = &update.state;
     let state = state.iter().map(|event| event.json().get());
-    let timeline = update
-        .timeline
-        .events
-        .iter()
-        .map(|event| event.raw().json().get());
+    let timeline = update.timeline.events.iter().map(|event| event.raw().json().get());
     state
         .chain(timeline)
         .filter(|text| text.contains("m.room.member"))

@@ -44,8 +44,8 @@ const SLACK: Duration = Duration::from_secs(15);
 /// The wait after the first failure; it doubles with each further one.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 
-/// The longest wait between two tries.
-const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// The longest wait between two tries, on average: with jitter it is 30 s at most.
+const LONGEST_WAIT: Duration = Duration::from_secs(20);
 
 /// An answer that took this long was held back by the server, as it should be.
 const HELD: Duration = Duration::from_secs(1);
@@ -81,10 +81,8 @@ impl Request {
         subscription.required_state = vec![(StateEventType::RoomCreate, String::new())];
         let mut request = Self::new(name, pos, since);
         request.0.timeout = Some(Duration::ZERO);
-        request.0.room_subscriptions = rooms
-            .iter()
-            .map(|room_id| (room_id.clone(), subscription.clone()))
-            .collect();
+        request.0.room_subscriptions =
+            rooms.iter().map(|room_id| (room_id.clone(), subscription.clone())).collect();
         request
     }
 
@@ -125,8 +123,7 @@ impl OutgoingRequest for Request {
         base_url: &str,
         path_builder_input: <Self::PathBuilder as PathBuilder>::Input<'_>,
     ) -> Result<http::Request<Self::Body>, IntoHttpError> {
-        self.0
-            .try_into_http_request_inner(base_url, path_builder_input)
+        self.0.try_into_http_request_inner(base_url, path_builder_input)
     }
 }
 
@@ -159,18 +156,12 @@ impl IncomingResponse for Response {
         use serde::de::Error as _;
 
         let response = wire::read_sliding(response.body())?;
-        let pos = response
-            .pos
-            .ok_or_else(|| serde_json::Error::missing_field("pos"))?;
+        let pos = response.pos.ok_or_else(|| serde_json::Error::missing_field("pos"))?;
         let own = |events: Vec<&RawValue>| events.into_iter().map(ToOwned::to_owned).collect();
         Ok(Self {
             pos: pos.into_owned(),
             next_batch: response.next_batch.map(Into::into),
-            rooms: response
-                .rooms
-                .into_iter()
-                .map(|(room_id, e)| (room_id, own(e)))
-                .collect(),
+            rooms: response.rooms.into_iter().map(|(room_id, e)| (room_id, own(e))).collect(),
         })
     }
 }
@@ -225,14 +216,9 @@ impl Connection {
         if response.next_batch.is_some() {
             self.since.clone_from(&response.next_batch);
         }
-        self.failures = 0;
-        self.offline_since = None;
+        self.handle_success();
         self.caught_up |= !response.is_full();
-        let state = if self.caught_up {
-            SyncState::Live
-        } else {
-            SyncState::CatchingUp
-        };
+        let state = if self.caught_up { SyncState::Live } else { SyncState::CatchingUp };
 
         if response.len() > 0 || took >= HELD {
             self.empty_answers = 0;
@@ -245,6 +231,12 @@ impl Connection {
             Some(more) => doubled(FIRST_WAIT, more),
         };
         (state, wait)
+    }
+
+    /// Something was answered: the waits start over.
+    pub(super) fn handle_success(&mut self) {
+        self.failures = 0;
+        self.offline_since = None;
     }
 
     /// Forgets where it stood: the next requests bring all that is live once more.
@@ -274,10 +266,7 @@ impl Connection {
             }
             Failure::RateLimited { retry_after } => {
                 let backoff = self.backoff();
-                (
-                    None,
-                    retry_after.map_or(backoff, |wait| wait.max(FIRST_WAIT)),
-                )
+                (None, retry_after.map_or(backoff, |wait| wait.max(FIRST_WAIT)))
             }
             Failure::UnknownPos => self.offline(now, "the server refuses every position".into()),
             Failure::Transient(error) => self.offline(now, error),

@@ -98,11 +98,7 @@ impl Changes {
         id: SubscriberId,
         keeper: Option<Arc<dyn Any + Send + Sync>>,
     ) -> Self {
-        Self {
-            maps,
-            id,
-            _keeper: keeper,
-        }
+        Self { maps, id, _keeper: keeper }
     }
 
     /// What changed since it was last asked, if anything did, without waiting.
@@ -130,9 +126,7 @@ impl Drop for Changes {
 
 impl fmt::Debug for Changes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Changes")
-            .field("id", &self.id)
-            .finish_non_exhaustive()
+        f.debug_struct("Changes").field("id", &self.id).finish_non_exhaustive()
     }
 }
 
@@ -177,16 +171,19 @@ impl Eq for ByPlace {}
 
 impl Subscriber {
     pub(super) fn new(filter: Filter) -> Self {
-        Self {
-            filter,
-            ..Self::default()
-        }
+        Self { filter, ..Self::default() }
     }
 
-    /// Takes what changed in a room, net of what has not been told.
-    pub(super) fn handle_deltas(&mut self, room_id: &ruma::OwnedRoomId, deltas: &[Delta]) {
+    /// Takes what changed in a room, net of what has not been told. Who waits for it is given back
+    /// to be woken.
+    #[must_use]
+    pub(super) fn handle_deltas(
+        &mut self,
+        room_id: &ruma::OwnedRoomId,
+        deltas: &[Delta],
+    ) -> Option<Waker> {
         if !self.filter.lets_room_through(room_id) {
-            return;
+            return None;
         }
         for Delta { before, after } in deltas {
             let Some(event) = after.as_ref().ok().or(before.as_ref()) else {
@@ -195,20 +192,11 @@ impl Subscriber {
             if !self.filter.lets_event_through(event) {
                 continue;
             }
-            let entry = Entry {
-                room_id: room_id.clone(),
-                event: event.clone(),
-            };
+            let entry = Entry { room_id: room_id.clone(), event: event.clone() };
             let key = ByPlace(entry);
             match self.untold.get_mut(&key) {
                 None => {
-                    self.untold.insert(
-                        key,
-                        Untold {
-                            told: before.clone(),
-                            now: after.clone(),
-                        },
-                    );
+                    self.untold.insert(key, Untold { told: before.clone(), now: after.clone() });
                 }
                 Some(untold) => {
                     untold.now = after.clone();
@@ -218,11 +206,7 @@ impl Subscriber {
                 }
             }
         }
-        if !self.untold.is_empty()
-            && let Some(waker) = self.waker.take()
-        {
-            waker.wake();
-        }
+        if self.untold.is_empty() { None } else { self.waker.take() }
     }
 
     /// What has not been told; with a waker, it is woken when there is something.
@@ -237,10 +221,7 @@ impl Subscriber {
             .into_iter()
             .filter_map(|(ByPlace(Entry { room_id, .. }), untold)| untold.into_change(room_id))
             .collect();
-        Some(Change {
-            entries,
-            told_at: now,
-        })
+        Some(Change { entries, told_at: now })
     }
 }
 
@@ -249,7 +230,8 @@ impl Untold {
     fn is_nothing(&self) -> bool {
         match (&self.told, &self.now) {
             (None, Err(_)) => true,
-            (Some(told), Ok(now)) => Arc::ptr_eq(told, now),
+            // The event, not the allocation: who left the room and is back sees the same one again.
+            (Some(told), Ok(now)) => told == now,
             _ => false,
         }
     }
@@ -257,14 +239,12 @@ impl Untold {
     fn into_change(self, room_id: ruma::OwnedRoomId) -> Option<EntryChange> {
         Some(match (self.told, self.now) {
             (None, Ok(event)) => EntryChange::Added(Entry { room_id, event }),
-            (Some(previous), Ok(event)) => EntryChange::Updated {
-                entry: Entry { room_id, event },
-                previous,
-            },
-            (Some(event), Err(reason)) => EntryChange::Removed {
-                entry: Entry { room_id, event },
-                reason,
-            },
+            (Some(previous), Ok(event)) => {
+                EntryChange::Updated { entry: Entry { room_id, event }, previous }
+            }
+            (Some(event), Err(reason)) => {
+                EntryChange::Removed { entry: Entry { room_id, event }, reason }
+            }
             (None, Err(_)) => return None,
         })
     }

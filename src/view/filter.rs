@@ -35,13 +35,8 @@ impl Filter {
     }
 
     pub(super) fn lets_event_through(&self, event: &StickyEvent) -> bool {
-        self.event_type
-            .as_ref()
-            .is_none_or(|only| **only == *event.event_type())
-            && self
-                .sender
-                .as_ref()
-                .is_none_or(|only| only == event.sender())
+        self.event_type.as_ref().is_none_or(|only| **only == *event.event_type())
+            && self.sender.as_ref().is_none_or(|only| only == event.sender())
     }
 }
 
@@ -58,11 +53,7 @@ pub struct View {
 
 impl View {
     pub(super) fn new(maps: EphemeralMaps) -> Self {
-        Self {
-            maps,
-            filter: Filter::default(),
-            keeper: None,
-        }
+        Self { maps, filter: Filter::default(), keeper: None }
     }
 
     /// This view, which keeps `keeper` alive, as does every stream that it gives.
@@ -123,8 +114,6 @@ impl View {
 
 impl fmt::Debug for View {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("View")
-            .field("filter", &self.filter)
-            .finish_non_exhaustive()
+        f.debug_struct("View").field("filter", &self.filter).finish_non_exhaustive()
     }
 }

@@ -30,10 +30,7 @@ impl ListSubscription {
     pub(super) fn new(subscription: Subscription) -> Self {
         let Subscription { snapshot, changes } = subscription;
         let entries: Vector<Entry> = snapshot.iter().collect();
-        Self {
-            entries: entries.clone(),
-            diffs: DiffStream { entries, changes },
-        }
+        Self { entries: entries.clone(), diffs: DiffStream { entries, changes } }
     }
 }
 
@@ -62,9 +59,9 @@ impl DiffStream {
                 VectorDiff::Remove { index }
             }
             // Nothing to remove cannot be: a removal is only told of an entry that was.
-            (EntryChange::Removed { .. }, Err(_)) => VectorDiff::Reset {
-                values: self.entries.clone(),
-            },
+            (EntryChange::Removed { .. }, Err(_)) => {
+                VectorDiff::Reset { values: self.entries.clone() }
+            }
         }
     }
 }
@@ -88,20 +85,14 @@ impl Stream for DiffStream {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let change = std::task::ready!(Pin::new(&mut self.changes).poll_next(cx));
-        Poll::Ready(change.map(|change| {
-            change
-                .entries
-                .into_iter()
-                .map(|entry| self.diff(entry))
-                .collect()
-        }))
+        Poll::Ready(
+            change.map(|change| change.entries.into_iter().map(|entry| self.diff(entry)).collect()),
+        )
     }
 }
 
 impl fmt::Debug for DiffStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DiffStream")
-            .field("len", &self.entries.len())
-            .finish_non_exhaustive()
+        f.debug_struct("DiffStream").field("len", &self.entries.len()).finish_non_exhaustive()
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     fmt,
+    ops::{Deref, DerefMut},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
 };
@@ -52,6 +53,8 @@ struct State {
     ignored: Arc<HashSet<OwnedUserId>>,
     /// Who waits for the next deadline, and which one they know of.
     timer: Option<(Waker, Option<Deadline>)>,
+    /// Who is woken when the lock is free again.
+    woken: Woken,
 }
 
 struct Room {
@@ -121,13 +124,7 @@ impl EphemeralMaps {
     /// No rooms yet. Every reader looks at `clock` first, so that nothing that has ended is seen.
     pub fn new(clock: impl Clock + 'static, limits: Limits) -> Self {
         let state = Mutex::default();
-        Self {
-            shared: Arc::new(Shared {
-                clock: Box::new(clock),
-                limits,
-                state,
-            }),
-        }
+        Self { shared: Arc::new(Shared { clock: Box::new(clock), limits, state }) }
     }
 
     /// A view of the entries of all rooms.
@@ -143,24 +140,17 @@ impl EphemeralMaps {
     /// Takes what one response brought, for all its rooms: subscribers are told its net effect as
     /// one change. A malformed event is dropped alone and logged with its event id.
     pub fn handle(&self, deliveries: impl IntoIterator<Item = Delivery>) {
-        let now = self.now();
         let mut state = self.lock();
+        let now = self.now();
+        // What has ended takes no place from what comes.
+        state.advance(now);
         let mut rooms = Vec::new();
         for delivery in deliveries {
-            let Delivery {
-                room_id,
-                received,
-                path,
-                arrivals,
-            } = delivery;
+            let Delivery { room_id, received, path, arrivals } = delivery;
             if arrivals.is_empty() {
                 continue;
             }
-            let State {
-                rooms: known,
-                ignored,
-                ..
-            } = &mut *state;
+            let State { rooms: known, ignored, .. } = &mut *state;
             let room = known.entry(room_id.clone()).or_insert_with(|| {
                 let mut map = EphemeralMap::new(self.shared.limits);
                 map.handle_ignored(ignored.clone());
@@ -175,13 +165,15 @@ impl EphemeralMaps {
         for room_id in rooms {
             state.settle(&room_id, now);
         }
-        state.advance(now);
         state.set_timer();
     }
 
     /// Takes the news that we are not in a room any more: its entries leave, for that reason.
     pub fn handle_left(&self, room_id: &RoomId) {
         let mut state = self.lock();
+        let now = self.now();
+        // What was over before has expired, and did not leave with the room.
+        state.advance(now);
         let room_id = room_id.to_owned();
         let Some(mut room) = state.rooms.remove(&room_id) else {
             return;
@@ -196,8 +188,8 @@ impl EphemeralMaps {
     /// Takes the whole list of ignored users. Their entries leave all views at once, and are back
     /// when they are not ignored any more and still live.
     pub fn handle_ignored(&self, ignored: HashSet<OwnedUserId>) {
-        let now = self.now();
         let mut state = self.lock();
+        let now = self.now();
         state.ignored = Arc::new(ignored);
         let ignored = state.ignored.clone();
         for room in state.rooms.values_mut() {
@@ -212,8 +204,8 @@ impl EphemeralMaps {
 
     /// Drops what has ended by now, and tells the subscribers.
     pub fn advance(&self) {
-        let now = self.now();
         let mut state = self.lock();
+        let now = self.now();
         state.advance(now);
         state.set_timer();
     }
@@ -241,14 +233,11 @@ impl EphemeralMaps {
 
     /// What is known of a room.
     pub fn known(&self, room_id: &RoomId) -> Known {
-        self.lock()
-            .rooms
-            .get(room_id)
-            .map_or_else(Known::default, |room| Known {
-                events: room.map.known(),
-                waiting: room.map.waiting_len(),
-                dropped: room.map.dropped(),
-            })
+        self.lock().rooms.get(room_id).map_or_else(Known::default, |room| Known {
+            events: room.map.known(),
+            waiting: room.map.waiting_len(),
+            dropped: room.map.dropped(),
+        })
     }
 
     /// The rooms of which something is known.
@@ -260,75 +249,105 @@ impl EphemeralMaps {
     /// `None`.
     pub fn waiting(&self, room_id: &RoomId, session_id: Option<&str>) -> Vec<Arc<StickyEvent>> {
         let state = self.lock();
-        state
-            .rooms
-            .get(room_id)
-            .map(|room| room.map.waiting(session_id))
-            .unwrap_or_default()
+        state.rooms.get(room_id).map(|room| room.map.waiting(session_id)).unwrap_or_default()
     }
 
     /// Whether this event is known, and need not be decrypted to come in again.
     pub fn is_readable(&self, room_id: &RoomId, event_id: &str) -> bool {
-        self.lock()
-            .rooms
-            .get(room_id)
-            .is_some_and(|room| room.map.is_readable(event_id))
+        self.lock().rooms.get(room_id).is_some_and(|room| room.map.is_readable(event_id))
     }
 
     pub(super) fn snapshot(&self, filter: &Filter) -> Snapshot {
-        let now = self.now();
         let mut state = self.lock();
+        let now = self.now();
         state.advance(now);
         state.snapshot(filter, now)
     }
 
     pub(super) fn get(&self, filter: &Filter, key: &StickyKey) -> Option<Entry> {
-        let now = self.now();
         let mut state = self.lock();
+        let now = self.now();
         state.advance(now);
         let State { rooms, visible, .. } = &mut *state;
-        visible
-            .keys()
-            .filter(|room_id| filter.lets_room_through(room_id))
-            .find_map(|room_id| {
-                let event = rooms.get_mut(room_id)?.map.get(now, key)?;
-                filter.lets_event_through(event).then(|| Entry {
-                    room_id: room_id.clone(),
-                    event: event.clone(),
-                })
-            })
+        visible.keys().filter(|room_id| filter.lets_room_through(room_id)).find_map(|room_id| {
+            let event = rooms.get_mut(room_id)?.map.get(now, key)?;
+            filter
+                .lets_event_through(event)
+                .then(|| Entry { room_id: room_id.clone(), event: event.clone() })
+        })
     }
 
     pub(super) fn subscribe(&self, filter: &Filter) -> (Snapshot, SubscriberId) {
-        let now = self.now();
         let mut state = self.lock();
+        let now = self.now();
         state.advance(now);
         let id = SubscriberId(state.next_subscriber);
         state.next_subscriber += 1;
-        state
-            .subscribers
-            .insert(id, Subscriber::new(filter.clone()));
+        state.subscribers.insert(id, Subscriber::new(filter.clone()));
         (state.snapshot(filter, now), id)
     }
 
     pub(super) fn unsubscribe(&self, id: SubscriberId) {
-        self.lock().subscribers.remove(&id);
+        let gone = self.lock().subscribers.remove(&id);
+        // Outside the lock: its waker may hold a task, and that task another subscription.
+        drop(gone);
+    }
+
+    #[cfg(test)]
+    pub(super) fn subscribers(&self) -> usize {
+        self.lock().subscribers.len()
     }
 
     pub(super) fn poll_change(&self, id: SubscriberId, waker: Option<&Waker>) -> Option<Change> {
-        let now = self.now();
         let mut state = self.lock();
+        let now = self.now();
         state.advance(now);
         state.subscribers.get_mut(&id)?.poll_change(now, waker)
     }
 
     /// A panic of another thread while it held the lock would be a bug of ours; what it left is
     /// still the best that there is.
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.shared
-            .state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> Locked<'_> {
+        let state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+        Locked { state, woken: Woken::default() }
+    }
+}
+
+/// The state, locked. Whoever is to be woken is woken once the lock is free again: some executors
+/// poll at once, on the same thread.
+struct Locked<'a> {
+    // In this order, as fields are dropped in it.
+    state: MutexGuard<'a, State>,
+    woken: Woken,
+}
+
+/// Wakers that are woken when this is dropped.
+#[derive(Default)]
+struct Woken(Vec<Waker>);
+
+impl Deref for Locked<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        self.woken = std::mem::take(&mut self.state.woken);
+    }
+}
+
+impl Drop for Woken {
+    fn drop(&mut self) {
+        self.0.drain(..).for_each(Waker::wake);
     }
 }
 
@@ -389,16 +408,12 @@ impl State {
             self.visible.remove(room_id);
         }
         for subscriber in self.subscribers.values_mut() {
-            subscriber.handle_deltas(room_id, deltas);
+            self.woken.0.extend(subscriber.handle_deltas(room_id, deltas));
         }
     }
 
     fn snapshot(&self, filter: &Filter, now: Moment) -> Snapshot {
-        Snapshot {
-            rooms: self.visible.clone(),
-            filter: filter.clone(),
-            taken_at: now,
-        }
+        Snapshot { rooms: self.visible.clone(), filter: filter.clone(), taken_at: now }
     }
 
     fn next_deadline(&self) -> Option<Deadline> {
@@ -406,13 +421,10 @@ impl State {
     }
 
     fn set_timer(&mut self) {
-        if self
-            .timer
-            .as_ref()
-            .is_some_and(|(_, known)| *known != self.next_deadline())
+        if self.timer.as_ref().is_some_and(|(_, known)| *known != self.next_deadline())
             && let Some((waker, _)) = self.timer.take()
         {
-            waker.wake();
+            self.woken.0.push(waker);
         }
     }
 }
@@ -425,11 +437,9 @@ fn arrive(
 ) -> Result<Handled, Malformed> {
     match arrival {
         Arrival::Event(text) => map.handle_event(received, path, text),
-        Arrival::Decrypted {
-            outer,
-            clear,
-            encryption,
-        } => map.handle_decrypted(received, path, &outer, clear, encryption),
+        Arrival::Decrypted { outer, clear, encryption } => {
+            map.handle_decrypted(received, path, &outer, clear, encryption)
+        }
         Arrival::Redaction(event_id) => {
             map.handle_redaction(received, &event_id);
             Ok(Handled::Repeated)

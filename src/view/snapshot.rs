@@ -58,9 +58,7 @@ impl Entry {
 
     /// The order of entries: by room, then by place.
     pub(super) fn cmp_place(&self, other: &Self) -> Ordering {
-        self.room_id
-            .cmp(&other.room_id)
-            .then_with(|| self.event.cmp_place(&other.event))
+        self.room_id.cmp(&other.room_id).then_with(|| self.event.cmp_place(&other.event))
     }
 }
 
@@ -74,10 +72,7 @@ impl Deref for Entry {
 
 impl fmt::Debug for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Entry")
-            .field("room_id", &self.room_id)
-            .field("event", &self.event)
-            .finish()
+        f.debug_struct("Entry").field("room_id", &self.room_id).field("event", &self.event).finish()
     }
 }
 
@@ -103,10 +98,8 @@ impl Snapshot {
     /// The entries in their order: by room, then type, then sender, keyed before unkeyed, then by
     /// sticky key or event id.
     pub fn iter(&self) -> impl Iterator<Item = Entry> + '_ {
-        self.events().map(|(room_id, event)| Entry {
-            room_id: room_id.clone(),
-            event: event.clone(),
-        })
+        self.events()
+            .map(|(room_id, event)| Entry { room_id: room_id.clone(), event: event.clone() })
     }
 
     /// The entry of a key. In a view of more than one room, that of the first room that has it.
@@ -138,10 +131,7 @@ impl Snapshot {
     }
 
     fn sets(&self) -> impl Iterator<Item = (&OwnedRoomId, &OrdSet<InOrder>)> {
-        let one = self
-            .filter
-            .room_id()
-            .map(|room_id| self.rooms.get_key_value(room_id));
+        let one = self.filter.room_id().map(|room_id| self.rooms.get_key_value(room_id));
         let all = one.is_none().then(|| self.rooms.iter());
         one.flatten().into_iter().chain(all.into_iter().flatten())
     }

@@ -111,10 +111,7 @@ pub enum TypedChange<C> {
 
 impl<C: StickyContent> TypedView<C> {
     pub(super) fn new(view: View) -> Self {
-        Self {
-            view,
-            content: PhantomData,
-        }
+        Self { view, content: PhantomData }
     }
 
     /// The entries that are live now, in the order of entries.
@@ -132,10 +129,7 @@ impl<C: StickyContent> TypedView<C> {
         let Subscription { snapshot, changes } = self.view.subscribe();
         TypedSubscription {
             snapshot: snapshot.iter().map(TypedEntry::new).collect(),
-            changes: TypedChanges {
-                changes,
-                content: PhantomData,
-            },
+            changes: TypedChanges { changes, content: PhantomData },
         }
     }
 }

@@ -80,11 +80,7 @@ impl<'de> Take<'de> for InSliding {
                 None => drop(map.next_value::<IgnoredAny>()?),
             }
         }
-        Ok(SlidingResponse {
-            pos,
-            next_batch: extension.next_batch,
-            rooms: extension.rooms,
-        })
+        Ok(SlidingResponse { pos, next_batch: extension.next_batch, rooms: extension.rooms })
     }
 }
 

@@ -22,19 +22,14 @@ pub struct Api {
 
 impl fmt::Debug for Api {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Api")
-            .field("base", &self.base)
-            .finish_non_exhaustive()
+        f.debug_struct("Api").field("base", &self.base).finish_non_exhaustive()
     }
 }
 
 impl Api {
     /// The client of whom the token belongs to; `base` as `http://127.0.0.1:8008`.
     pub fn new(base: &str, token: &str) -> Self {
-        Self {
-            token: Some(token.to_owned()),
-            ..Self::anonymous(base)
-        }
+        Self { token: Some(token.to_owned()), ..Self::anonymous(base) }
     }
 
     /// A client without a token, for `/versions`, `/register` and `/login`.
@@ -46,11 +41,7 @@ impl Api {
             .proxy(None)
             .build()
             .new_agent();
-        Self {
-            base: base.trim_end_matches('/').to_owned(),
-            token: None,
-            agent,
-        }
+        Self { base: base.trim_end_matches('/').to_owned(), token: None, agent }
     }
 
     /// `GET`. The path begins with `/_matrix`, or is one below `/_matrix/client/v3/`.
@@ -102,12 +93,8 @@ impl Api {
         content: &Value,
         sticky_ms: Option<u64>,
     ) -> Result<String, ApiError> {
-        let mut path = format!(
-            "rooms/{}/send/{}/{}",
-            encode(room),
-            encode(event_type),
-            encode(txn)
-        );
+        let mut path =
+            format!("rooms/{}/send/{}/{}", encode(room), encode(event_type), encode(txn));
         if let Some(milliseconds) = sticky_ms {
             path.push_str(&format!("?{STICKY_DURATION}={milliseconds}"));
         }
@@ -119,12 +106,7 @@ impl Api {
     /// # Errors
     /// As [`Api::put`].
     pub fn redact(&self, room: &str, event_id: &str, txn: &str) -> Result<String, ApiError> {
-        let path = format!(
-            "rooms/{}/redact/{}/{}",
-            encode(room),
-            encode(event_id),
-            encode(txn)
-        );
+        let path = format!("rooms/{}/redact/{}/{}", encode(room), encode(event_id), encode(txn));
         string(&self.put(&path, &json!({}))?, "event_id", &path)
     }
 
@@ -133,11 +115,7 @@ impl Api {
     /// # Errors
     /// As [`Api::get`].
     pub fn event(&self, room: &str, event_id: &str) -> Result<Value, ApiError> {
-        self.get(&format!(
-            "rooms/{}/event/{}",
-            encode(room),
-            encode(event_id)
-        ))
+        self.get(&format!("rooms/{}/event/{}", encode(room), encode(event_id)))
     }
 
     /// Sets a state event and returns its id.
@@ -151,12 +129,8 @@ impl Api {
         state_key: &str,
         content: &Value,
     ) -> Result<String, ApiError> {
-        let path = format!(
-            "rooms/{}/state/{}/{}",
-            encode(room),
-            encode(event_type),
-            encode(state_key)
-        );
+        let path =
+            format!("rooms/{}/state/{}/{}", encode(room), encode(event_type), encode(state_key));
         string(&self.put(&path, content)?, "event_id", &path)
     }
 
@@ -165,8 +139,7 @@ impl Api {
     /// # Errors
     /// As [`Api::post`].
     pub fn join(&self, room: &str) -> Result<(), ApiError> {
-        self.post(&format!("join/{}", encode(room)), &json!({}))
-            .map(drop)
+        self.post(&format!("join/{}", encode(room)), &json!({})).map(drop)
     }
 
     /// Leaves a room.
@@ -194,8 +167,7 @@ impl Api {
     }
 
     fn membership(&self, room: &str, action: &str, body: &Value) -> Result<(), ApiError> {
-        self.post(&format!("rooms/{}/{action}", encode(room)), body)
-            .map(drop)
+        self.post(&format!("rooms/{}/{action}", encode(room)), body).map(drop)
     }
 
     fn with_body(
@@ -225,22 +197,14 @@ fn answer(
     path: &str,
     answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
 ) -> Result<Value, ApiError> {
-    let unreachable = |source| ApiError::Unreachable {
-        method,
-        path: path.to_owned(),
-        source: Box::new(source),
-    };
+    let unreachable =
+        |source| ApiError::Unreachable { method, path: path.to_owned(), source: Box::new(source) };
     let mut answer = answer.map_err(unreachable)?;
     let status = answer.status().as_u16();
     let body = answer.body_mut().read_to_string().map_err(unreachable)?;
     match serde_json::from_str(&body) {
         Ok(value) if (200..300).contains(&status) => Ok(value),
-        _ => Err(ApiError::Refused {
-            method,
-            path: path.to_owned(),
-            status,
-            body,
-        }),
+        _ => Err(ApiError::Refused { method, path: path.to_owned(), status, body }),
     }
 }
 
@@ -292,19 +256,10 @@ impl ApiError {
 impl fmt::Display for ApiError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Refused {
-                method,
-                path,
-                status,
-                body,
-            } => {
+            Self::Refused { method, path, status, body } => {
                 write!(f, "{method} {path}: {status} {body}")
             }
-            Self::Unreachable {
-                method,
-                path,
-                source,
-            } => write!(f, "{method} {path}: {source}"),
+            Self::Unreachable { method, path, source } => write!(f, "{method} {path}: {source}"),
         }
     }
 }
@@ -320,16 +275,12 @@ impl std::error::Error for ApiError {
 
 /// A string of a 2xx answer; without it, the answer is as good as a refusal.
 pub(crate) fn string(answer: &Value, name: &str, path: &str) -> Result<String, ApiError> {
-    answer
-        .get(name)
-        .and_then(Value::as_str)
-        .map(str::to_owned)
-        .ok_or_else(|| ApiError::Refused {
-            method: "the answer to",
-            path: path.to_owned(),
-            status: 200,
-            body: format!("it has no string `{name}`: {answer}"),
-        })
+    answer.get(name).and_then(Value::as_str).map(str::to_owned).ok_or_else(|| ApiError::Refused {
+        method: "the answer to",
+        path: path.to_owned(),
+        status: 200,
+        body: format!("it has no string `{name}`: {answer}"),
+    })
 }
 
 /// One segment of a path. Room ids, event ids and types hold what a URL reads otherwise.

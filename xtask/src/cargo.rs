@@ -23,10 +23,7 @@ impl Cargo {
     /// Finds cargo, and compares its compiler to what the main package asks for.
     pub(crate) fn find() -> anyhow::Result<Self> {
         let program = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let mut cargo = Self {
-            program,
-            ignore_rust_version: false,
-        };
+        let mut cargo = Self { program, ignore_rust_version: false };
         let wanted = cargo.wanted_rust_version()?;
         let found = found_rust_version()?;
         if is_older(&found, &wanted) {
@@ -61,15 +58,9 @@ impl Cargo {
         command.args(["--no-deps", "--format-version", "1"]);
         let metadata: Value =
             serde_json::from_str(&said(command)?).context("`cargo metadata` printed no JSON")?;
-        let packages = metadata["packages"]
-            .as_array()
-            .map(Vec::as_slice)
-            .unwrap_or_default();
+        let packages = metadata["packages"].as_array().map(Vec::as_slice).unwrap_or_default();
         let main = packages.iter().find(|package| package["name"] == MAIN);
-        Ok(main
-            .and_then(|main| main["rust_version"].as_str())
-            .unwrap_or_default()
-            .to_owned())
+        Ok(main.and_then(|main| main["rust_version"].as_str()).unwrap_or_default().to_owned())
     }
 }
 
@@ -78,11 +69,7 @@ fn found_rust_version() -> anyhow::Result<String> {
     let mut command = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
     command.current_dir(workspace()).arg("--version");
     let said = said(command)?;
-    Ok(said
-        .split_whitespace()
-        .nth(1)
-        .context("`rustc --version` names no version")?
-        .to_owned())
+    Ok(said.split_whitespace().nth(1).context("`rustc --version` names no version")?.to_owned())
 }
 
 /// What a short command prints.

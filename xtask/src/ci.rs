@@ -20,18 +20,8 @@ const INTERRUPTED: u8 = 130;
 const FEATURE_SETS: &[(&str, &[&str])] = &[
     ("pure", &["--no-default-features"]),
     ("client", &["--no-default-features", "--features", "client"]),
-    (
-        "client, encryption",
-        &[
-            "--no-default-features",
-            "--features",
-            "client,e2e-encryption",
-        ],
-    ),
-    (
-        "client, SQLite",
-        &["--no-default-features", "--features", "client,sqlite"],
-    ),
+    ("client, encryption", &["--no-default-features", "--features", "client,e2e-encryption"]),
+    ("client, SQLite", &["--no-default-features", "--features", "client,sqlite"]),
     ("default", &[]),
 ];
 
@@ -66,11 +56,7 @@ pub(crate) fn test(
     interrupt: &Interrupt,
 ) -> anyhow::Result<ExitCode> {
     let passed = step("test", tests(args, cargo), interrupt)?;
-    Ok(if passed {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::from(INTERRUPTED)
-    })
+    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::from(INTERRUPTED) })
 }
 
 fn tests(args: &[String], cargo: &Cargo) -> Command {
@@ -86,20 +72,13 @@ fn steps(cargo: &Cargo) -> Vec<(String, Command)> {
     let mut clippy = cargo.compile("clippy");
     clippy.args(["--workspace", "--all-targets", "--", "-D", "warnings"]);
     let mut docs = cargo.compile("doc");
-    docs.args(["--workspace", "--no-deps"])
-        .env("RUSTDOCFLAGS", "-D warnings");
-    let mut steps = vec![
-        ("fmt".to_owned(), format),
-        ("clippy".to_owned(), clippy),
-        ("docs".to_owned(), docs),
-    ];
+    docs.args(["--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings");
+    let mut steps =
+        vec![("fmt".to_owned(), format), ("clippy".to_owned(), clippy), ("docs".to_owned(), docs)];
     for (name, features) in FEATURE_SETS {
         // Clippy is what can turn the warnings of this crate alone into errors.
         let mut check = cargo.compile("clippy");
-        check
-            .args(["--package", MAIN, "--lib"])
-            .args(*features)
-            .args(["--", "-D", "warnings"]);
+        check.args(["--package", MAIN, "--lib"]).args(*features).args(["--", "-D", "warnings"]);
         steps.push((format!("features: {name}"), check));
     }
     steps
@@ -107,10 +86,7 @@ fn steps(cargo: &Cargo) -> Vec<(String, Command)> {
 
 fn has_deny(cargo: &Cargo) -> bool {
     let mut ask = cargo.plain("deny");
-    ask.arg("--version")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
+    ask.arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     ask.status().is_ok_and(|status| status.success())
 }
 
@@ -141,18 +117,10 @@ fn shown(command: &Command) -> String {
     let mut words: Vec<String> = command
         .get_envs()
         .filter_map(|(name, value)| {
-            Some(format!(
-                "{}='{}'",
-                name.to_string_lossy(),
-                value?.to_string_lossy()
-            ))
+            Some(format!("{}='{}'", name.to_string_lossy(), value?.to_string_lossy()))
         })
         .collect();
     words.push("cargo".to_owned());
-    words.extend(
-        command
-            .get_args()
-            .map(|word| word.to_string_lossy().into_owned()),
-    );
+    words.extend(command.get_args().map(|word| word.to_string_lossy().into_owned()));
     words.join(" ")
 }

@@ -62,13 +62,7 @@ pub(crate) fn run(
     let over = AtomicBool::new(false);
     let end = thread::scope(|scope| {
         for (number, (name, api)) in (0_u32..).zip(&stage.people) {
-            let person = Person {
-                name,
-                api,
-                room: &stage.room,
-                over: &over,
-                sent: 0,
-            };
+            let person = Person { name, api, room: &stage.room, over: &over, sent: 0 };
             scope.spawn(move || person.live(STAGGER.saturating_mul(number)));
         }
         let end = run_in_terminal(command, interrupt);
@@ -108,8 +102,7 @@ fn build_watch(cargo: &Cargo, interrupt: &Interrupt) -> anyhow::Result<Option<Pa
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
         .filter(|message| message["target"]["name"] == "watch")
         .find_map(|message| message["executable"].as_str().map(PathBuf::from));
-    path.map(Some)
-        .context("cargo does not say where it put the example `watch`")
+    path.map(Some).context("cargo does not say where it put the example `watch`")
 }
 
 /// The room and who is in it.
@@ -120,11 +113,8 @@ struct Stage {
 
 impl Stage {
     fn set(server: &Synapse) -> Result<Self, ApiError> {
-        let join = |name: &str| {
-            server
-                .register(name, &password(name))
-                .map(|user| server.api(&user))
-        };
+        let join =
+            |name: &str| server.register(name, &password(name)).map(|user| server.api(&user));
         let watcher = join(WATCHER)?;
         let room =
             watcher.create_room(&json!({ "name": "Sticky demo", "preset": "public_chat" }))?;
@@ -215,13 +205,7 @@ impl Person<'_> {
         }
         let txn = self.next_txn();
         let milliseconds = seconds.saturating_mul(1_000);
-        self.api.send(
-            self.room,
-            event_type,
-            &txn,
-            &keyed.into(),
-            Some(milliseconds),
-        )
+        self.api.send(self.room, event_type, &txn, &keyed.into(), Some(milliseconds))
     }
 
     fn next_txn(&mut self) -> String {

@@ -50,12 +50,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            sticky: true,
-            delayed_events: true,
-            rate_limits: false,
-            port: None,
-        }
+        Self { sticky: true, delayed_events: true, rate_limits: false, port: None }
     }
 }
 
@@ -168,9 +163,7 @@ impl Synapse {
 
     /// Whether the server's process is there. A paused one is.
     pub fn is_running(&mut self) -> bool {
-        self.supervisor
-            .ask("status")
-            .is_ok_and(|status| status == "running")
+        self.supervisor.ask("status").is_ok_and(|status| status == "running")
     }
 
     /// Stops the server politely (SIGTERM, and after 8 s SIGKILL) and waits for its end. Its data
@@ -252,9 +245,7 @@ impl Synapse {
     fn said_since(&self, offset: u64) -> String {
         let mut said = Vec::new();
         if let Ok(mut file) = File::open(self.log()) {
-            let _ = file
-                .seek(SeekFrom::Start(offset))
-                .and_then(|_| file.read_to_end(&mut said));
+            let _ = file.seek(SeekFrom::Start(offset)).and_then(|_| file.read_to_end(&mut said));
         }
         if let Ok(mut errors) = fs::read(self.dir.join("stderr.log")) {
             said.append(&mut errors);
@@ -298,11 +289,9 @@ impl Supervisor {
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let mut process = command.spawn().map_err(io("run", python))?;
         match (process.stdin.take(), process.stdout.take()) {
-            (Some(commands), Some(answers)) => Ok(Self {
-                process,
-                commands: Some(commands),
-                answers: BufReader::new(answers),
-            }),
+            (Some(commands), Some(answers)) => {
+                Ok(Self { process, commands: Some(commands), answers: BufReader::new(answers) })
+            }
             _ => Err(StartError::Supervisor("it has no pipes".to_owned())),
         }
     }
@@ -324,10 +313,7 @@ impl Supervisor {
         self.answers.read_line(&mut answer).map_err(gone)?;
         match answer.trim_end().split_once("ok") {
             Some(("", rest)) => Ok(rest.trim().to_owned()),
-            _ => Err(StartError::Supervisor(format!(
-                "`{command}`: {:?}",
-                answer.trim_end()
-            ))),
+            _ => Err(StartError::Supervisor(format!("`{command}`: {:?}", answer.trim_end()))),
         }
     }
 }
@@ -439,21 +425,12 @@ impl std::error::Error for StartError {
 }
 
 fn io<'a>(verb: &'a str, path: &'a Path) -> impl FnOnce(std::io::Error) -> StartError + 'a {
-    move |source| StartError::Io {
-        what: format!("{verb} {}", path.display()),
-        source,
-    }
+    move |source| StartError::Io { what: format!("{verb} {}", path.display()), source }
 }
 
 fn last_lines(text: &str, count: usize) -> String {
-    let lines: Vec<&str> = text
-        .lines()
-        .filter(|line| !line.trim().is_empty())
-        .collect();
-    lines
-        .get(lines.len().saturating_sub(count)..)
-        .unwrap_or_default()
-        .join("\n")
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    lines.get(lines.len().saturating_sub(count)..).unwrap_or_default().join("\n")
 }
 
 /// The root of the workspace that this crate was built in.
@@ -482,10 +459,7 @@ fn check_port(port: u16) -> Result<u16, StartError> {
         Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
             Err(StartError::PortTaken { port })
         }
-        Err(source) => Err(StartError::Io {
-            what: format!("listen on port {port}"),
-            source,
-        }),
+        Err(source) => Err(StartError::Io { what: format!("listen on port {port}"), source }),
     }
 }
 

@@ -65,12 +65,7 @@ struct HomeserverArgs {
     #[arg(long)]
     rate_limits: bool,
     /// The users to make
-    #[arg(
-        long,
-        value_name = "NAMES",
-        value_delimiter = ',',
-        default_value = "alice,bob"
-    )]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "alice,bob")]
     users: Vec<String>,
 }
 

@@ -91,14 +91,9 @@ fn supervise(
     signal: fn(&Child, bool),
 ) -> anyhow::Result<End> {
     let name = command.get_program().to_string_lossy().into_owned();
-    let mut child = command
-        .spawn()
-        .with_context(|| format!("cannot run {name}"))?;
+    let mut child = command.spawn().with_context(|| format!("cannot run {name}"))?;
     loop {
-        if let Some(status) = child
-            .try_wait()
-            .with_context(|| format!("cannot wait for {name}"))?
-        {
+        if let Some(status) = child.try_wait().with_context(|| format!("cannot wait for {name}"))? {
             return Ok(End::Exited(status));
         }
         if interrupt.came() {
@@ -147,11 +142,7 @@ fn signal_group(child: &Child, kill: bool) {
         unistd::Pid,
     };
     if let Ok(id) = i32::try_from(child.id()) {
-        let signal = if kill {
-            Signal::SIGKILL
-        } else {
-            Signal::SIGINT
-        };
+        let signal = if kill { Signal::SIGKILL } else { Signal::SIGINT };
         // It fails when the group is gone, which is what is wanted.
         let _ = killpg(Pid::from_raw(id), signal);
     }

@@ -21,12 +21,7 @@ pub(crate) fn run(args: &HomeserverArgs, interrupt: &Interrupt) -> anyhow::Resul
         return Ok(ExitCode::SUCCESS);
     };
     println!("Synapse {SYNAPSE_VERSION} at {}", server.url());
-    for name in args
-        .users
-        .iter()
-        .map(|name| name.trim())
-        .filter(|name| !name.is_empty())
-    {
+    for name in args.users.iter().map(|name| name.trim()).filter(|name| !name.is_empty()) {
         let user = server
             .register(name, &password(name))
             .with_context(|| format!("cannot make the user `{name}`"))?;

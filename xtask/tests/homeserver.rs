@@ -1,11 +1,6 @@
 //! The homeserver that all the other tests stand on.
 #![allow(clippy::disallowed_methods, reason = "a real server, on a real clock")]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "tests"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -44,14 +39,7 @@ fn a_sticky_event_is_sent_read_back_kept_over_a_restart_and_redacted() {
     let mut server = start(&Options::default());
     let alice = server.register("alice", "secret").unwrap();
     assert_eq!(alice.user_id, "@alice:sticky.test");
-    assert_eq!(
-        server
-            .register("alice", "secret")
-            .unwrap_err()
-            .code()
-            .unwrap(),
-        "M_USER_IN_USE"
-    );
+    assert_eq!(server.register("alice", "secret").unwrap_err().code().unwrap(), "M_USER_IN_USE");
     let api = server.api(&alice);
     let features = unstable_features(&api);
     assert_eq!(features["org.matrix.msc4354"], true);
@@ -62,10 +50,7 @@ fn a_sticky_event_is_sent_read_back_kept_over_a_restart_and_redacted() {
     let send = |txn: &str| api.send(&room, TYPE, txn, &content, Some(60_000)).unwrap();
     let event = send("1");
     assert_eq!(send("1"), event);
-    assert_eq!(
-        api.event(&room, &event).unwrap()["msc4354_sticky"]["duration_ms"],
-        60_000
-    );
+    assert_eq!(api.event(&room, &event).unwrap()["msc4354_sticky"]["duration_ms"], 60_000);
 
     server.restart().unwrap();
     assert_eq!(api.event(&room, &event).unwrap()["content"], content);
@@ -92,10 +77,7 @@ fn what_the_options_leave_out_the_server_does_not_offer() {
     assert_ne!(features["org.matrix.msc4140"], true);
     let room = api.create_room(&json!({})).unwrap();
     let refused = (0..40)
-        .find_map(|n| {
-            api.send(&room, TYPE, &n.to_string(), &json!({}), None)
-                .err()
-        })
+        .find_map(|n| api.send(&room, TYPE, &n.to_string(), &json!({}), None).err())
         .expect("the rate limit bites");
     assert_eq!(refused.status(), Some(429));
 }
@@ -133,10 +115,7 @@ fn the_server_does_not_outlive_a_killed_owner() {
         .spawn()
         .unwrap();
     let mut said = BufReader::new(owner.stdout.take().unwrap()).lines();
-    let first = said
-        .next()
-        .expect("the owner says where the server is")
-        .unwrap();
+    let first = said.next().expect("the owner says where the server is").unwrap();
     let api = Api::anonymous(first.rsplit(' ').next().unwrap());
     unstable_features(&api);
     owner.kill().unwrap();
@@ -148,15 +127,8 @@ fn the_server_does_not_outlive_a_killed_owner() {
 fn a_taken_port_is_named() {
     let holder = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = holder.local_addr().unwrap().port();
-    let error = Synapse::start(&Options {
-        port: Some(port),
-        ..Options::default()
-    })
-    .unwrap_err();
-    assert!(
-        matches!(error, StartError::PortTaken { port: named } if named == port),
-        "{error}"
-    );
+    let error = Synapse::start(&Options { port: Some(port), ..Options::default() }).unwrap_err();
+    assert!(matches!(error, StartError::PortTaken { port: named } if named == port), "{error}");
 }
 
 #[test]
@@ -166,8 +138,5 @@ fn a_port_taken_between_the_look_and_the_start_is_named_too() {
     server.stop().unwrap();
     let _holder = TcpListener::bind(("127.0.0.1", port)).unwrap();
     let error = server.restart().unwrap_err();
-    assert!(
-        matches!(error, StartError::PortTaken { port: named } if named == port),
-        "{error}"
-    );
+    assert!(matches!(error, StartError::PortTaken { port: named } if named == port), "{error}");
 }

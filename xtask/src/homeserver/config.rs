@@ -20,10 +20,7 @@ fn lifted() -> Value {
 
 /// Writes all configuration into `dir`. YAML is a superset of JSON, so JSON is what is written.
 pub(super) fn write(dir: &Path, port: u16, options: &Options) -> io::Result<()> {
-    fs::write(
-        dir.join("homeserver.yaml"),
-        homeserver(dir, port, options).to_string(),
-    )?;
+    fs::write(dir.join("homeserver.yaml"), homeserver(dir, port, options).to_string())?;
     fs::write(dir.join("log.yaml"), log(dir).to_string())?;
     fs::write(dir.join("signing.key"), signing_key())
 }

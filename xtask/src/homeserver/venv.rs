@@ -32,10 +32,7 @@ pub(super) fn ensure(root: &Path) -> Result<PathBuf, StartError> {
     }
     check_python()?;
     remove_leftovers(root)?;
-    eprintln!(
-        "installing Synapse {SYNAPSE_VERSION} into {} (once, ~40 s) ..",
-        venv.display()
-    );
+    eprintln!("installing Synapse {SYNAPSE_VERSION} into {} (once, ~40 s) ..", venv.display());
     let unfinished = root.join(format!("{UNFINISHED}{}", std::process::id()));
     install(&unfinished)?;
     if venv.exists() {
@@ -68,10 +65,7 @@ fn check_python() -> Result<(), StartError> {
         .output()
         .map_err(|error| StartError::NoPython(error.to_string()))?;
     if !answer.status.success() {
-        return Err(StartError::NoPython(last_lines(
-            &String::from_utf8_lossy(&answer.stderr),
-            3,
-        )));
+        return Err(StartError::NoPython(last_lines(&String::from_utf8_lossy(&answer.stderr), 3)));
     }
     let found = String::from_utf8_lossy(&answer.stdout).trim().to_owned();
     let version = found
@@ -85,30 +79,17 @@ fn check_python() -> Result<(), StartError> {
         .stdin(Stdio::null())
         .output()
         .map_err(|error| StartError::NoPython(error.to_string()))?;
-    if able.status.success() {
-        Ok(())
-    } else {
-        Err(StartError::NoVenv { found })
-    }
+    if able.status.success() { Ok(()) } else { Err(StartError::NoVenv { found }) }
 }
 
 fn install(into: &Path) -> Result<(), StartError> {
     let package = format!("matrix-synapse=={SYNAPSE_VERSION}");
-    let failed = |step: &str, said: String| StartError::Install {
-        step: step.to_owned(),
-        said,
-    };
+    let failed = |step: &str, said: String| StartError::Install { step: step.to_owned(), said };
     let could_not_run = |error: std::io::Error| failed("python3", error.to_string());
 
     let mut command = Command::new("python3");
-    command
-        .args(["-c", include_str!("install.py")])
-        .arg(into)
-        .arg(&package);
-    command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    command.args(["-c", include_str!("install.py")]).arg(into).arg(&package);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     #[cfg(unix)]
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
     let mut installer = command.spawn().map_err(could_not_run)?;
@@ -120,13 +101,6 @@ fn install(into: &Path) -> Result<(), StartError> {
         return Ok(());
     }
     let step = String::from_utf8_lossy(&output.stdout);
-    let step = if step.trim().is_empty() {
-        package.as_str()
-    } else {
-        step.trim()
-    };
-    Err(failed(
-        step,
-        last_lines(&String::from_utf8_lossy(&output.stderr), 15),
-    ))
+    let step = if step.trim().is_empty() { package.as_str() } else { step.trim() };
+    Err(failed(step, last_lines(&String::from_utf8_lossy(&output.stderr), 15)))
 }

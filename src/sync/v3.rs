@@ -1,0 +1,257 @@
+//! v3 `/sync`: a follower of the application's main loop.
+//!
+//! In: the tokens that the main loop has stored, one after the other, and answers. Out: the next
+//! request. [`Follower`] is pure; [`Request`] is ruma's request with a response that reads only
+//! what is ours.
+//!
+//! Why not simply a second loop? A request with a `since` acknowledges the to-device messages
+//! before it: the server deletes them. A loop of our own would lose room keys for the main loop.
+//! So we ask only with tokens that the main loop has moved on from, which it has acknowledged
+//! itself, and never with one of our own.
+
+use std::{collections::VecDeque, time::Duration};
+
+use ruma::{
+    OwnedRoomId,
+    api::{
+        IncomingResponse, Metadata, OutgoingRequest,
+        client::{
+            filter::{Filter, FilterDefinition, RoomEventFilter},
+            sync::sync_events::v3,
+        },
+        error::{DeserializationError, IntoHttpError},
+        path_builder::PathBuilder,
+    },
+    exports::http,
+    presence::PresenceState,
+};
+use serde_json::value::RawValue;
+
+use crate::wire;
+
+/// How many tokens of the main loop may wait to be asked with. With more than these the server has
+/// been away for long, and all that is live is asked for once more.
+const TOKENS: usize = 64;
+
+/// The server answers the same question from a cache for two minutes, so no two are the same: the
+/// timeout is the part that means nothing.
+const TIMEOUTS_MS: u64 = 50;
+
+/// ruma's request, answered by a [`Response`].
+#[derive(Clone, Debug)]
+pub(super) struct Request(v3::Request);
+
+impl Request {
+    /// All that is live in this room, or in all: a request without a token, which acknowledges
+    /// nothing. The answer has at most a page.
+    pub(super) fn for_all(room_id: Option<OwnedRoomId>, number: u64) -> Self {
+        Self::new(None, room_id, number)
+    }
+
+    fn new(since: Option<String>, room_id: Option<OwnedRoomId>, number: u64) -> Self {
+        let mut filter = FilterDefinition::default();
+        filter.presence = Filter::ignore_all();
+        filter.account_data = Filter::ignore_all();
+        filter.room.account_data = RoomEventFilter::ignore_all();
+        filter.room.ephemeral = RoomEventFilter::ignore_all();
+        filter.room.state = RoomEventFilter::ignore_all();
+        // The timeline is filtered before what stands in it is taken out of the sticky section, so
+        // this way every sticky event is in the section.
+        filter.room.timeline.not_types = vec!["*".to_owned()];
+        filter.room.rooms = room_id.map(|room_id| vec![room_id]);
+
+        let mut request = v3::Request::new();
+        request.filter = Some(v3::Filter::FilterDefinition(filter));
+        request.since = since;
+        request.set_presence = PresenceState::Offline;
+        request.timeout = Some(Duration::from_millis(number % TIMEOUTS_MS));
+        Self(request)
+    }
+}
+
+impl Metadata for Request {
+    const METHOD: http::Method = v3::Request::METHOD;
+    const RATE_LIMITED: bool = v3::Request::RATE_LIMITED;
+    type Authentication = <v3::Request as Metadata>::Authentication;
+    type PathBuilder = <v3::Request as Metadata>::PathBuilder;
+    const PATH_BUILDER: Self::PathBuilder = v3::Request::PATH_BUILDER;
+}
+
+impl OutgoingRequest for Request {
+    type Body = <v3::Request as OutgoingRequest>::Body;
+    type EndpointError = <v3::Request as OutgoingRequest>::EndpointError;
+    type IncomingResponse = Response;
+
+    fn try_into_http_request_inner(
+        self,
+        base_url: &str,
+        path_builder_input: <Self::PathBuilder as PathBuilder>::Input<'_>,
+    ) -> Result<http::Request<Self::Body>, IntoHttpError> {
+        self.0.try_into_http_request_inner(base_url, path_builder_input)
+    }
+}
+
+/// What is ours of a response. Its token is not: it may not be used.
+pub(super) struct Response {
+    pub(super) rooms: Vec<(OwnedRoomId, Vec<Box<RawValue>>)>,
+}
+
+impl Response {
+    /// How many events it has, of all rooms.
+    pub(super) fn len(&self) -> usize {
+        self.rooms.iter().map(|(_, events)| events.len()).sum()
+    }
+}
+
+impl IncomingResponse for Response {
+    type EndpointError = <v3::Request as OutgoingRequest>::EndpointError;
+
+    fn try_from_http_response_inner(
+        response: http::Response<&[u8]>,
+    ) -> Result<Self, DeserializationError> {
+        let response = wire::read_v3(response.body())?;
+        let own = |events: Vec<&RawValue>| events.into_iter().map(ToOwned::to_owned).collect();
+        let rooms = response.sections.into_iter().map(|(room_id, e)| (room_id, own(e))).collect();
+        Ok(Self { rooms })
+    }
+}
+
+/// What is asked next.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Question {
+    /// All that is live.
+    All,
+    /// What came after this token of the main loop's, which it has moved on from.
+    After(String),
+}
+
+/// Where we stand behind the main loop.
+#[derive(Debug, Default)]
+pub(super) struct Follower {
+    /// The main loop's token, as far as we know.
+    token: Option<String>,
+    /// Tokens that it has moved on from, and that have not been asked with yet; the oldest first.
+    passed: VecDeque<String>,
+    /// Whether all that is live has been asked for, since it had to be.
+    has_all: bool,
+    number: u64,
+}
+
+impl Follower {
+    /// Takes the token that the main loop has stored.
+    ///
+    /// Each token is asked with, not just the oldest: an answer has at most a page, and what comes
+    /// after that page is after the next token.
+    pub(super) fn handle_token(&mut self, token: String) {
+        if self.token.as_ref() == Some(&token) {
+            return;
+        }
+        match self.token.replace(token) {
+            Some(passed) => self.passed.push_back(passed),
+            // What was live when we first asked may not have had all that came until this token.
+            None => self.has_all = false,
+        }
+        if self.passed.len() > TOKENS {
+            self.start_over();
+        }
+    }
+
+    /// The main loop's token, as far as we know.
+    pub(super) fn token(&self) -> Option<&str> {
+        self.token.as_deref()
+    }
+
+    /// All that is live is asked for once more.
+    pub(super) fn start_over(&mut self) {
+        self.passed.clear();
+        self.has_all = false;
+    }
+
+    /// What to ask next; nothing while we are where the main loop is.
+    pub(super) fn poll_question(&self) -> Option<Question> {
+        if !self.has_all {
+            return Some(Question::All);
+        }
+        self.passed.front().cloned().map(Question::After)
+    }
+
+    /// The request for a question. No two of them are the same.
+    pub(super) fn request(&mut self, question: &Question) -> Request {
+        let since = match question {
+            Question::All => None,
+            Question::After(token) => Some(token.clone()),
+        };
+        Request::new(since, None, self.next_number())
+    }
+
+    pub(super) fn next_number(&mut self) -> u64 {
+        self.number = self.number.wrapping_add(1);
+        self.number
+    }
+
+    /// A question was answered.
+    pub(super) fn handle_answer(&mut self, question: &Question) {
+        match question {
+            Question::All => self.has_all = true,
+            Question::After(token) => {
+                if self.passed.front() == Some(token) {
+                    self.passed.pop_front();
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_tokens_that_the_main_loop_has_moved_on_from_are_asked_with() {
+        let mut follower = Follower::default();
+        follower.handle_token("T0".into());
+        assert_eq!(follower.poll_question(), Some(Question::All));
+        follower.handle_answer(&Question::All);
+        assert_eq!(follower.poll_question(), None, "T0 is where the main loop still is");
+
+        follower.handle_token("T1".into());
+        follower.handle_token("T1".into());
+        follower.handle_token("T2".into());
+        let after = |token: &str| Question::After(token.to_owned());
+        assert_eq!(follower.poll_question(), Some(after("T0")));
+        follower.handle_answer(&after("T0"));
+        assert_eq!(follower.poll_question(), Some(after("T1")));
+        follower.handle_answer(&after("T1"));
+        assert_eq!(follower.poll_question(), None);
+    }
+
+    #[test]
+    fn a_first_token_after_the_first_question_asks_for_all_once_more() {
+        let mut follower = Follower::default();
+        follower.handle_answer(&Question::All);
+        assert_eq!(follower.poll_question(), None);
+        follower.handle_token("T0".into());
+        assert_eq!(follower.poll_question(), Some(Question::All));
+    }
+
+    #[test]
+    fn too_many_tokens_ask_for_all_instead() {
+        let mut follower = Follower::default();
+        follower.handle_token("T".into());
+        follower.handle_answer(&Question::All);
+        for number in 0..=TOKENS {
+            follower.handle_token(format!("T{number}"));
+        }
+        assert_eq!(follower.poll_question(), Some(Question::All));
+        follower.handle_answer(&Question::All);
+        assert_eq!(follower.poll_question(), None);
+    }
+
+    #[test]
+    fn no_two_requests_are_the_same_to_the_servers_cache() {
+        let mut follower = Follower::default();
+        let first = follower.request(&Question::All);
+        let second = follower.request(&Question::All);
+        assert_ne!(first.0.timeout, second.0.timeout);
+    }
+}
