@@ -94,6 +94,8 @@ mod driver;
 #[cfg(feature = "client")]
 mod ext;
 #[cfg(feature = "client")]
+mod responses;
+#[cfg(feature = "client")]
 mod send;
 #[cfg(feature = "client")]
 mod sync;
