@@ -102,7 +102,7 @@ impl Changes {
     }
 
     /// What changed since it was last asked, if anything did, without waiting.
-    pub fn take(&mut self) -> Option<Change> {
+    pub fn next_now(&mut self) -> Option<Change> {
         self.maps.poll_change(self.id, None)
     }
 }

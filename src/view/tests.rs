@@ -162,7 +162,11 @@ fn a_snapshot_and_its_stream_are_one_value() {
     let mut subscription = world.maps.view().subscribe();
     world.receive(&[event("$b").key("b")]);
     assert_eq!(ids(subscription.snapshot.iter()), ["$a"]);
-    assert_eq!(told(subscription.changes.take()), ["+$b"], "what came before is not told again");
+    assert_eq!(
+        told(subscription.changes.next_now()),
+        ["+$b"],
+        "what came before is not told again"
+    );
 }
 
 #[test]
@@ -204,7 +208,7 @@ fn a_change_names_its_entries_in_the_order_of_entries() {
         (other_room(), &[event("$0")]),
         (room(), &[event("$9").unkeyed(), event("$2").key("b"), event("$1").key("a")]),
     ]);
-    assert_eq!(told(changes.take()), ["+$1", "+$2", "+$9", "+$0"]);
+    assert_eq!(told(changes.next_now()), ["+$1", "+$2", "+$9", "+$0"]);
 }
 
 #[test]
@@ -219,7 +223,7 @@ fn an_expired_event_is_never_visible_before_a_timer_ran() {
     assert_eq!(view.snapshot().len(), 0);
     assert_eq!(view.get(&key("k")), None);
     assert!(view.subscribe().snapshot.is_empty());
-    assert_eq!(told(early.changes.take()), ["-$a expired"]);
+    assert_eq!(told(early.changes.next_now()), ["-$a expired"]);
     let diffs = Task::default().ready(&mut list.diffs);
     assert_eq!(diffs, [VectorDiff::Remove { index: 0 }]);
 }
@@ -269,7 +273,7 @@ fn a_response_is_told_by_its_net_effect() {
         event("$new").key("n"),
         event("$gone").key("n").sent(1).removal(),
     ]);
-    assert_eq!(told(changes.take()), ["$a>$c"]);
+    assert_eq!(told(changes.next_now()), ["$a>$c"]);
 }
 
 #[test]
@@ -279,7 +283,7 @@ fn an_entry_that_expired_and_is_refreshed_by_one_response_is_an_update() {
     let mut changes = world.maps.view().subscribe().changes;
     world.clock.jump(secs(60));
     world.receive(&[event("$b").sent(60)]);
-    assert_eq!(told(changes.take()), ["$a>$b"]);
+    assert_eq!(told(changes.next_now()), ["$a>$b"]);
 }
 
 #[test]
@@ -330,7 +334,7 @@ fn what_came_and_went_before_a_slow_subscriber_looked_is_nothing() {
     world.redact("$a");
     world.receive(&[event("$b").key("b")]);
     world.clock.jump(secs(60));
-    assert_eq!(told(changes.take()), [""; 0]);
+    assert_eq!(told(changes.next_now()), [""; 0]);
 }
 
 #[test]
@@ -342,7 +346,7 @@ fn a_value_that_is_back_before_a_slow_subscriber_looked_is_nothing() {
     world.redact("$b");
     world.ignore(&[ALICE]);
     world.ignore(&[]);
-    assert_eq!(told(changes.take()), [""; 0]);
+    assert_eq!(told(changes.next_now()), [""; 0]);
 }
 
 // Who is slow.
@@ -357,8 +361,8 @@ fn a_slow_subscriber_gets_one_merged_change() {
     }
     world.receive(&[event("$b2").key("b").sent(1).removal(), event("$d1").key("d")]);
     world.redact("$c1");
-    assert_eq!(told(changes.take()), ["$a1>$a1000", "-$b1 removed", "-$c1 redacted", "+$d1"]);
-    assert_eq!(told(changes.take()), [""; 0]);
+    assert_eq!(told(changes.next_now()), ["$a1>$a1000", "-$b1 removed", "-$c1 redacted", "+$d1"]);
+    assert_eq!(told(changes.next_now()), [""; 0]);
 }
 
 #[test]
@@ -369,7 +373,7 @@ fn a_removal_names_the_entry_that_the_subscriber_knew() {
     world.receive(&[event("$b").sent(1)]);
     world.redact("$b");
     world.redact("$a");
-    assert_eq!(told(changes.take()), ["-$a redacted"]);
+    assert_eq!(told(changes.next_now()), ["-$a redacted"]);
 }
 
 #[test]
@@ -380,7 +384,7 @@ fn a_removal_that_was_followed_by_another_reason_tells_the_last() {
     world.redact("$a");
     world.receive(&[event("$b").sent(1)]);
     world.receive(&[event("$gone").sent(2).removal()]);
-    assert_eq!(told(changes.take()), ["-$a removed"]);
+    assert_eq!(told(changes.next_now()), ["-$a removed"]);
 }
 
 #[test]
@@ -390,8 +394,8 @@ fn each_subscriber_is_told_against_what_it_knew() {
     world.receive(&[event("$a")]);
     let mut second = world.maps.view().subscribe().changes;
     world.receive(&[event("$b").sent(1)]);
-    assert_eq!(told(second.take()), ["$a>$b"]);
-    assert_eq!(told(first.take()), ["+$b"]);
+    assert_eq!(told(second.next_now()), ["$a>$b"]);
+    assert_eq!(told(first.next_now()), ["+$b"]);
 }
 
 // Why an entry left.
@@ -415,7 +419,7 @@ fn an_entry_says_why_it_left() {
         world.receive(&[event("$a")]);
         let mut changes = world.maps.view().subscribe().changes;
         leave(&world);
-        let change = changes.take().unwrap();
+        let change = changes.next_now().unwrap();
         assert_eq!(change.told_at, world.clock.now());
         let [EntryChange::Removed { entry, reason: because }] = change.entries.as_slice() else {
             panic!("{change:?}")
@@ -432,7 +436,7 @@ fn an_entry_that_was_over_before_its_room_was_left_has_expired() {
     let mut changes = world.maps.view().subscribe().changes;
     world.clock.jump(secs(60));
     world.maps.handle_left(room());
-    assert_eq!(told(changes.take()), ["-$b left", "-$a expired"]);
+    assert_eq!(told(changes.next_now()), ["-$b left", "-$a expired"]);
 }
 
 #[test]
@@ -537,9 +541,9 @@ fn a_view_is_only_told_of_what_it_lets_through() {
     assert_eq!(task.wakes(), 0);
     world.receive(&[event("$2").by(BOB)]);
     assert_eq!(task.wakes(), 1);
-    assert_eq!(told(bobs.take()), ["+$2"]);
-    assert_eq!(told(others.take()), [""; 0]);
-    assert_eq!(told(two.take()), [""; 0]);
+    assert_eq!(told(bobs.next_now()), ["+$2"]);
+    assert_eq!(told(others.next_now()), [""; 0]);
+    assert_eq!(told(two.next_now()), [""; 0]);
 }
 
 #[test]
@@ -689,7 +693,7 @@ fn a_late_room_key_brings_what_waited() {
     let mut changes = world.maps.view().subscribe().changes;
     let outer = event("$e").encrypted("s");
     world.receive(std::slice::from_ref(&outer));
-    assert_eq!(told(changes.take()), [""; 0]);
+    assert_eq!(told(changes.next_now()), [""; 0]);
     assert_eq!(world.maps.known(room()), Known { events: 1, waiting: 1, dropped: 0 });
     let waiting = world.maps.waiting(room(), Some("s"));
     assert_eq!(waiting.len(), 1);
@@ -701,7 +705,7 @@ fn a_late_room_key_brings_what_waited() {
         encryption: Encryption::Plaintext,
     };
     world.maps.handle([world.delivery(room(), vec![decrypted])]);
-    assert_eq!(told(changes.take()), ["+$e"]);
+    assert_eq!(told(changes.next_now()), ["+$e"]);
     assert!(world.maps.is_readable(room(), "$e"));
     assert!(world.maps.waiting(room(), None).is_empty());
 }
@@ -720,7 +724,7 @@ fn a_redaction_while_waiting_is_not_undone_by_the_room_key() {
         encryption: Encryption::Plaintext,
     };
     world.maps.handle([world.delivery(room(), vec![decrypted])]);
-    assert_eq!(told(changes.take()), [""; 0]);
+    assert_eq!(told(changes.next_now()), [""; 0]);
     assert!(world.seen().is_empty());
 }
 
@@ -874,7 +878,7 @@ fn nothing_shows_an_events_text_in_debug() {
     shown.push(debug(&view.snapshot()));
     shown.push(debug(&view.subscribe()));
     shown.push(debug(&view.subscribe_list()));
-    shown.push(debug(&subscription.changes.take()));
+    shown.push(debug(&subscription.changes.next_now()));
     shown.push(debug(&subscription));
     let diffs = Some(Task::default().ready(&mut list.diffs));
     shown.push(debug(&diffs));
