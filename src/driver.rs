@@ -157,3 +157,63 @@ impl fmt::Debug for Task {
         f.write_str("Task(..)")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::pending,
+        sync::{Arc, Mutex},
+    };
+
+    use super::*;
+
+    #[test]
+    fn jitter_is_between_half_and_one_and_a_half_times_and_not_always_the_same() {
+        let middle = Duration::from_secs(10);
+        let waits: Vec<_> = (0..100).map(|_| jittered(middle)).collect();
+        assert!(waits.iter().all(|wait| (middle / 2..=middle * 3 / 2).contains(wait)));
+        assert!(waits.iter().any(|wait| *wait != waits[0]));
+        assert_eq!(jittered(Duration::ZERO), Duration::ZERO);
+    }
+
+    #[test]
+    fn names_are_as_short_as_a_server_wants_them_and_differ() {
+        let names: std::collections::HashSet<_> = (0..100).map(|_| random_name()).collect();
+        assert!(names.iter().all(|name| name.len() <= 16));
+        assert!(names.len() > 95);
+    }
+
+    #[tokio::test]
+    async fn a_sleep_is_never_too_short_and_one_that_is_over_is_none() {
+        let clock = SystemClock;
+        let start = clock.now();
+        clock.sleep_until(start.deadline(Duration::ZERO)).await;
+        let deadline = start.deadline(Duration::from_millis(30));
+        clock.sleep_until(deadline).await;
+        assert!(deadline.is_over(clock.now()));
+        clock.sleep_until(deadline).await;
+    }
+
+    #[tokio::test]
+    async fn a_task_ends_when_it_is_dropped_with_all_that_it_holds() {
+        let held = Arc::new(Mutex::new(()));
+        let task = Task::spawn({
+            let held = held.clone();
+            async move {
+                let _held = held;
+                pending::<()>().await;
+            }
+        });
+        let task = task.filter(|task| !task.is_finished());
+        assert!(task.is_some());
+        drop(task);
+        while Arc::strong_count(&held) > 1 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[test]
+    fn outside_a_runtime_nothing_is_spawned() {
+        assert!(Task::spawn(async {}).is_none());
+    }
+}

@@ -486,3 +486,61 @@ impl Unkept {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+    use super::*;
+    use crate::{
+        map::{EphemeralMap, Limits, Path},
+        testing::{ALICE, START_MS, debug, event, secs, start},
+    };
+
+    fn kept(text: Box<RawValue>) -> Arc<StickyEvent> {
+        let mut map = EphemeralMap::new(Limits::default());
+        map.handle_event(start(), Path::Section, text).unwrap();
+        map.entries(start())[0].clone()
+    }
+
+    #[test]
+    fn an_entry_says_what_was_sent() {
+        let sent = event("$a").sent(5).lasting(7_200_000).ttl(30_000);
+        let entry = kept(sent.raw());
+        assert_eq!((entry.event_id().as_str(), entry.sender().as_str()), ("$a", ALICE));
+        assert_eq!(entry.origin_server_ts_ms(), START_MS + 5_000);
+        assert_eq!(entry.duration(), secs(7_200), "as it stands");
+        assert_eq!(entry.expires_in(start().advanced(secs(10))), secs(20));
+        assert_eq!(entry.expires_in(start().advanced(secs(40))), Duration::ZERO);
+        assert_eq!(entry.raw().get(), sent.text());
+        let key = StickyKey::new(entry.sender(), "com.example.t", "k");
+        assert_eq!(entry.key(), Some(key));
+        assert_eq!(kept(event("$a").unkeyed().raw()).key(), None);
+    }
+
+    #[test]
+    fn debug_shows_the_metadata_of_an_event() {
+        let shown = debug(&kept(event("$a").raw()));
+        for part in ["$a", ALICE, "com.example.t", r#"Some("k")"#, "60000", "Value", "Plaintext"] {
+            assert!(shown.contains(part), "{part} in {shown}");
+        }
+    }
+
+    #[test]
+    fn an_event_has_one_place_however_its_text_is_shared() {
+        // From two maps, so that nothing is shared.
+        let (one, other) = (kept(event("$a").raw()), kept(event("$b").raw()));
+        assert_eq!(one.cmp_place(&other), Ordering::Equal);
+        for (lower, higher) in [
+            (event("$a").of_type("a").by("@b:hs").key("b"), event("$a").of_type("b").by("@a:hs")),
+            (event("$a").by("@a:hs").key("b"), event("$a").by("@b:hs").key("a")),
+            (event("$a").key("a"), event("$a").key("b")),
+            (event("$a").key("z"), event("$a").unkeyed()),
+            (event("$a").unkeyed(), event("$b").unkeyed()),
+        ] {
+            let (lower, higher) = (kept(lower.raw()), kept(higher.raw()));
+            assert_eq!(lower.cmp_place(&higher), Ordering::Less);
+            assert_eq!(higher.cmp_place(&lower), Ordering::Greater);
+        }
+    }
+}

@@ -144,6 +144,9 @@ const GRACE: Duration = Duration::from_secs(5);
 /// How often a client that is not logged in yet is looked at.
 const LOGIN_CHECK: Duration = Duration::from_millis(200);
 
+/// How often a client whose token was refused is looked at.
+const TOKEN_CHECK: Duration = Duration::from_secs(2);
+
 /// Gaps in the main loop's timelines are gathered this long before their rooms are asked for: a
 /// busy room can have one in every response.
 const GATHER: Duration = Duration::from_secs(2);
@@ -207,6 +210,8 @@ struct Turn<'a> {
     ignored: HashSet<OwnedUserId>,
     /// Rooms whose sticky events are to be fetched.
     wanted: BTreeSet<OwnedRoomId>,
+    /// How often in a row that failed.
+    failed_fetches: u32,
     /// What our connection is doing: asking or waiting. A follower may have nothing to do.
     next: Option<BoxFuture<'a, Event>>,
     fetch: Option<BoxFuture<'a, Event>>,
@@ -258,6 +263,7 @@ impl Worker {
             main_loop: MainLoop::new(own_id, self.joined_rooms()),
             ignored: self.ignored_users().await,
             wanted: BTreeSet::new(),
+            failed_fetches: 0,
             next: Some(self.ask_support()),
             fetch: None,
             gather: None,
@@ -298,6 +304,7 @@ impl Worker {
                     turn.follower = None;
                 }
                 turn.next = self.ask(turn);
+                self.gather_wanted(turn);
             }
             Event::Answer(response, took) => {
                 let received = self.maps.now();
@@ -335,11 +342,14 @@ impl Worker {
             Event::Failed(failure) => {
                 debug!(?failure, "the sticky connection failed");
                 let (state, wait) = turn.connection.handle_failure(self.wall(), failure);
+                turn.next = Some(match state {
+                    Some(SyncState::LoggedOut) => self.other_token(),
+                    _ => self.wait(wait.least.saturating_add(jittered(wait.about))),
+                });
                 if let Some(state) = state {
                     turn.supported &= state == SyncState::CatchingUp;
                     self.show(state);
                 }
-                turn.next = Some(self.wait(jittered(wait)));
             }
             Event::Again if turn.supported => turn.next = self.ask(turn),
             // It may be another version of the server by now.
@@ -348,6 +358,7 @@ impl Worker {
                 turn.fetch = None;
                 match done {
                     Ok(incomplete) => {
+                        turn.failed_fetches = 0;
                         let until = self.maps.now().deadline(MAX_STICKY);
                         turn.incomplete.extend(incomplete.into_iter().map(|room| (room, until)));
                         if turn.follower.is_some() && turn.wanted.is_empty() {
@@ -356,6 +367,7 @@ impl Worker {
                     }
                     Err((rooms, failure)) => {
                         debug!(?failure, "could not fetch the sticky events of single rooms");
+                        turn.failed_fetches = turn.failed_fetches.saturating_add(1);
                         turn.wanted.extend(rooms);
                     }
                 }
@@ -363,7 +375,8 @@ impl Worker {
             }
             Event::Gathered => {
                 turn.gather = None;
-                if turn.fetch.is_none() && !turn.wanted.is_empty() {
+                // While the server is away they wait until it is back.
+                if turn.supported && turn.fetch.is_none() && !turn.wanted.is_empty() {
                     let wanted = std::mem::take(&mut turn.wanted);
                     turn.fetch = Some(match &mut turn.follower {
                         None => self.fetch(wanted),
@@ -486,7 +499,8 @@ impl Worker {
     /// Waits for more rooms to fetch, where some are wanted and nothing is under way.
     fn gather_wanted<'a>(&'a self, turn: &mut Turn<'a>) {
         if !turn.wanted.is_empty() && turn.fetch.is_none() && turn.gather.is_none() {
-            let until = self.maps.now().deadline(jittered(GATHER));
+            let wait = sliding::doubled(GATHER, turn.failed_fetches);
+            let until = self.maps.now().deadline(jittered(wait));
             let sleep = self.timer.sleep_until(until);
             turn.gather = Some(Box::pin(sleep.map(|()| Event::Gathered)));
         }
@@ -542,9 +556,10 @@ impl Worker {
             .send(get_supported_versions::Request::new())
             .with_request_config(within(QUESTION));
         Box::pin(async move {
+            let token = self.client.access_token();
             let features = match request.await {
                 Ok(response) => response.unstable_features,
-                Err(error) => return Event::Failed(Failure::of_versions(error)),
+                Err(error) => return self.failed(token, Failure::of_versions(error)),
             };
             let has = |feature| features.get(feature).copied().unwrap_or_default();
             if !has(names::FEATURE) {
@@ -568,25 +583,48 @@ impl Worker {
             let asked = self.maps.now();
             let timeout = request.timeout();
             return Some(Box::pin(async move {
+                let token = self.client.access_token();
                 match self.client.send(request).with_request_config(within(timeout)).await {
                     Ok(response) => Event::Answer(response, self.maps.now().since(asked)),
-                    Err(error) => Event::Failed(error.into()),
+                    Err(error) => self.failed(token, error.into()),
                 }
             }));
         };
         let question = follower.poll_question()?;
         let request = follower.request(&question);
         Some(Box::pin(async move {
+            let token = self.client.access_token();
             match self.client.send(request).with_request_config(within(QUESTION)).await {
                 Ok(response) => Event::Followed(question, response),
-                Err(error) => Event::Failed(error.into()),
+                Err(error) => self.failed(token, error.into()),
             }
         }))
+    }
+
+    /// A request that was sent with this token failed.
+    fn failed(&self, token: Option<String>, failure: Failure) -> Event {
+        Event::Failed(match failure {
+            Failure::LoggedOut if self.client.access_token() != token => Failure::TokenChanged,
+            failure => failure,
+        })
     }
 
     fn wait(&self, duration: Duration) -> BoxFuture<'_, Event> {
         let sleep = self.timer.sleep_until(self.maps.now().deadline(duration));
         Box::pin(sleep.map(|()| Event::Again))
+    }
+
+    /// Waits until the client has another access token than the one that was refused. Until then
+    /// nothing is asked.
+    fn other_token(&self) -> BoxFuture<'_, Event> {
+        let refused = self.client.access_token();
+        Box::pin(async move {
+            // A refresh is told as a change of the session; a session that is reloaded is not.
+            while self.client.access_token() == refused {
+                self.timer.sleep_until(self.maps.now().deadline(TOKEN_CHECK)).await;
+            }
+            Event::Again
+        })
     }
 
     /// Fetches and delivers the sticky events of these rooms, on a connection just for that: all

@@ -158,6 +158,27 @@ mod tests {
     }
 
     #[test]
+    fn moments_far_out_saturate() {
+        let last = Moment::new(Duration::MAX, Duration::MAX);
+        assert_eq!(last.advanced(Duration::from_secs(1)), last);
+        assert_eq!(last.unix_ms(), u64::MAX);
+        assert_eq!(last.deadline(Duration::MAX).left(at(0, 0)), Duration::from_millis(u64::MAX));
+    }
+
+    #[test]
+    fn time_passed_is_counted_on_the_boot_clock() {
+        let (earlier, now) = (at(10, 1_000), at(25, 0));
+        assert_eq!(now.since(earlier), Duration::from_secs(15));
+        assert_eq!(earlier.since(now), Duration::ZERO);
+    }
+
+    #[test]
+    fn debug_shows_when_a_deadline_is() {
+        let deadline = at(10, 0).deadline(Duration::from_millis(5));
+        assert_eq!(format!("{deadline:?}"), "Deadline(boot + 10005 ms)");
+    }
+
+    #[test]
     fn a_jump_of_the_wall_clock_moves_no_deadline() {
         let deadline = at(10, 1_000).deadline(Duration::from_secs(60));
         assert_eq!(deadline.left(at(20, 5_000_000)), Duration::from_secs(50));

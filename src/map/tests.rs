@@ -1039,6 +1039,18 @@ fn a_map_and_its_events_show_no_text_in_debug() {
 }
 
 #[test]
+fn debug_shows_how_much_a_map_holds() {
+    let mut room = Room::keeping(2);
+    room.section(&event("$a"));
+    room.section(&event("$e").encrypted("s"));
+    room.section(&event("$b").key("b"));
+    let shown = debug(&room.map);
+    for part in ["known: 2", "waiting: 1", "dropped: 1"] {
+        assert!(shown.contains(part), "{part} in {shown}");
+    }
+}
+
+#[test]
 fn content_is_found_where_a_name_is_there_twice() {
     let text = event("$a").text().replacen('{', r#"{"content":{"old":1},"#, 1);
     let mut map = EphemeralMap::new(Limits::default());

@@ -117,3 +117,173 @@ fn own_join_age(update: &JoinedRoomUpdate, own_id: &UserId) -> Option<Duration> 
         .map(Duration::from_millis)
         .min()
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use matrix_sdk::{
+        deserialized_responses::TimelineEvent,
+        sync::{LeftRoomUpdate, Timeline},
+    };
+    use ruma::serde::Raw;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::testing::{ALICE, raw, secs};
+
+    const ME: &str = "@me:hs";
+    const ROOM: &str = "!room:hs";
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    fn room_id() -> OwnedRoomId {
+        OwnedRoomId::try_from(ROOM).unwrap()
+    }
+
+    fn main_loop(joined: impl IntoIterator<Item = OwnedRoomId>) -> MainLoop {
+        MainLoop::new(OwnedUserId::try_from(ME).unwrap(), joined)
+    }
+
+    fn timeline(events: &[Value]) -> JoinedRoomUpdate {
+        let events = events
+            .iter()
+            .map(|event| TimelineEvent::from_plaintext(Raw::from_json(raw(event.to_string()))))
+            .collect();
+        JoinedRoomUpdate {
+            timeline: Timeline { events, ..Timeline::default() },
+            ..JoinedRoomUpdate::default()
+        }
+    }
+
+    fn joined(update: JoinedRoomUpdate) -> RoomUpdates {
+        RoomUpdates { joined: [(room_id(), update)].into(), ..RoomUpdates::default() }
+    }
+
+    fn left() -> RoomUpdates {
+        RoomUpdates {
+            left: [(room_id(), LeftRoomUpdate::default())].into(),
+            ..RoomUpdates::default()
+        }
+    }
+
+    fn membership(user_id: &str, age_ms: Option<u64>) -> Value {
+        json!({
+            "event_id": "$member",
+            "sender": user_id,
+            "type": "m.room.member",
+            "state_key": user_id,
+            "origin_server_ts": 1,
+            "content": { "membership": "join" },
+            "unsigned": { "age": age_ms },
+        })
+    }
+
+    #[test]
+    fn redactions_are_found_in_every_form_that_they_have() {
+        let redaction = |redacts: Value| {
+            let mut event = json!({
+                "event_id": "$r",
+                "sender": ALICE,
+                "type": "m.room.redaction",
+                "origin_server_ts": 1,
+                "content": {},
+            });
+            event.as_object_mut().unwrap().extend(redacts.as_object().unwrap().clone());
+            event
+        };
+        let update = timeline(&[
+            redaction(json!({ "redacts": "$old" })),
+            redaction(json!({ "content": { "redacts": "$new" } })),
+            // Itself, redacted before we saw it.
+            json!({
+                "event_id": "$gone",
+                "sender": ALICE,
+                "type": "com.example.t",
+                "origin_server_ts": 1,
+                "content": {},
+                "unsigned": { "redacted_because": { "type": "m.room.redaction" } },
+            }),
+            // Words that only look like one.
+            json!({
+                "event_id": "$m",
+                "sender": ALICE,
+                "type": "m.room.message",
+                "origin_server_ts": 1,
+                "content": { "body": "redacts", "redacts": "$not" },
+            }),
+            redaction(json!({ "redacts": 5 })),
+            redaction(json!({ "redacts": "no event id" })),
+        ]);
+        let news = main_loop([room_id()]).handle_update(&joined(update), DAY);
+        let ids: Vec<_> = news.redactions.iter().map(|(_, event_id)| event_id.as_str()).collect();
+        assert_eq!(ids, ["$old", "$new", "$gone"]);
+    }
+
+    #[test]
+    fn a_room_is_just_joined_if_our_join_is_younger_than_our_connection() {
+        let cases = [
+            // A minute's connection, and 30 s for what a request takes.
+            (vec![membership(ME, Some(10))], true),
+            (vec![membership(ME, Some(89_000))], true),
+            (vec![membership(ME, Some(91_000))], false),
+            // Nobody says how old it is.
+            (vec![membership(ME, None)], true),
+            (vec![], true),
+            (vec![membership(ALICE, Some(91_000))], true),
+            // The youngest counts: we were there before, left, and came back.
+            (vec![membership(ME, Some(91_000)), membership(ME, Some(10))], true),
+            (vec![membership(ALICE, Some(10)), membership(ME, Some(91_000))], false),
+        ];
+        for (events, is_just_joined) in cases {
+            let news = main_loop([]).handle_update(&joined(timeline(&events)), secs(60));
+            assert_eq!(news.new, [room_id()]);
+            assert_eq!(!news.just_joined.is_empty(), is_just_joined, "{events:?}");
+        }
+    }
+
+    #[test]
+    fn our_join_is_found_in_either_form_of_the_state() {
+        let event = || Raw::from_json(raw(membership(ME, Some(91_000)).to_string()));
+        for state in [State::Before(vec![event()]), State::After(vec![event()])] {
+            let update = JoinedRoomUpdate { state, ..JoinedRoomUpdate::default() };
+            let news = main_loop([]).handle_update(&joined(update), secs(60));
+            assert_eq!((news.new.len(), news.just_joined.len()), (1, 0));
+        }
+    }
+
+    #[test]
+    fn a_room_is_new_once_and_again_after_it_was_left() {
+        let mut main_loop = main_loop([]);
+        let update = || joined(timeline(&[]));
+        assert_eq!(main_loop.handle_update(&update(), DAY).new, [room_id()]);
+        assert!(main_loop.handle_update(&update(), DAY).new.is_empty());
+
+        let news = main_loop.handle_update(&left(), DAY);
+        assert_eq!((news.left, news.new), (vec![room_id()], vec![]));
+        let news = main_loop.handle_update(&update(), DAY);
+        assert_eq!((news.new, news.just_joined), (vec![room_id()], vec![room_id()]));
+    }
+
+    #[test]
+    fn a_room_that_we_were_in_from_the_start_is_never_new() {
+        let mut main_loop = main_loop([room_id()]);
+        let news = main_loop.handle_update(&joined(timeline(&[membership(ME, Some(1))])), DAY);
+        assert!(news.new.is_empty() && news.just_joined.is_empty());
+
+        main_loop.start_over([]);
+        let news = main_loop.handle_update(&joined(timeline(&[])), DAY);
+        assert_eq!(news.new, [room_id()]);
+        main_loop.start_over([room_id()]);
+        assert!(main_loop.handle_update(&joined(timeline(&[])), DAY).new.is_empty());
+    }
+
+    #[test]
+    fn a_gap_counts_in_a_room_that_is_not_new() {
+        let gap = || {
+            let timeline = Timeline { limited: true, ..Timeline::default() };
+            joined(JoinedRoomUpdate { timeline, ..JoinedRoomUpdate::default() })
+        };
+        let mut main_loop = main_loop([]);
+        assert!(main_loop.handle_update(&gap(), DAY).gaps.is_empty(), "all of it is new");
+        assert_eq!(main_loop.handle_update(&gap(), DAY).gaps, [room_id()]);
+    }
+}

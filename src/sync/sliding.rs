@@ -10,16 +10,22 @@
 
 use std::{
     collections::BTreeSet,
+    error::Error,
     time::{Duration, SystemTime},
 };
 
-use matrix_sdk::HttpError;
+use matrix_sdk::{
+    HttpError, RefreshTokenError,
+    authentication::oauth::{OAuthError, error::OAuthRequestError},
+};
 use ruma::{
     OwnedRoomId,
     api::{
         IncomingResponse, Metadata, OutgoingRequest,
         client::sync::sync_events::v5,
-        error::{DeserializationError, ErrorKind, IntoHttpError, RetryAfter},
+        error::{
+            DeserializationError, ErrorKind, FromHttpResponseError, IntoHttpError, RetryAfter,
+        },
         path_builder::PathBuilder,
     },
     events::StateEventType,
@@ -46,6 +52,12 @@ const FIRST_WAIT: Duration = Duration::from_millis(250);
 
 /// The longest wait between two tries, on average: with jitter it is 30 s at most.
 const LONGEST_WAIT: Duration = Duration::from_secs(20);
+
+/// A server that loses our position again within this time is not asked again at once.
+const LOST_AGAIN: Duration = Duration::from_secs(60);
+
+/// The longest that a server can tell us to wait: one that means more is asked once too often.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(600);
 
 /// An answer that took this long was held back by the server, as it should be.
 const HELD: Duration = Duration::from_secs(1);
@@ -176,8 +188,29 @@ pub(super) struct Connection {
     caught_up: bool,
     failures: u32,
     offline_since: Option<SystemTime>,
-    /// How many answers in a row came at once and brought nothing.
+    /// How many answers in a row came at once and brought nothing new.
     empty_answers: u32,
+    /// When the server last did not know our position, and how often in a row it lost one soon.
+    lost_at: Option<SystemTime>,
+    lost_again: u32,
+    /// Whether the last request failed. Then the next one is not held by the server, so that it
+    /// shows at once when all is well again.
+    recovering: bool,
+}
+
+/// How long to wait before the next try.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Wait {
+    /// At least so long, ...
+    pub(super) least: Duration,
+    /// ... and after that so long on average: to be jittered.
+    pub(super) about: Duration,
+}
+
+impl Wait {
+    fn about(about: Duration) -> Self {
+        Self { least: Duration::ZERO, about }
+    }
 }
 
 impl Connection {
@@ -190,12 +223,19 @@ impl Connection {
             failures: 0,
             offline_since: None,
             empty_answers: 0,
+            lost_at: None,
+            lost_again: 0,
+            recovering: false,
         }
     }
 
     /// The next request to send.
     pub(super) fn poll_request(&self) -> Request {
-        Request::for_all(&self.name, self.pos.clone(), self.since.clone())
+        let mut request = Request::for_all(&self.name, self.pos.clone(), self.since.clone());
+        if self.recovering {
+            request.0.timeout = Some(Duration::ZERO);
+        }
+        request
     }
 
     /// Whether the next request asks for all that is live, from its first page on.
@@ -205,12 +245,16 @@ impl Connection {
 
     /// Takes an answer, and how long it took. Returns the state to show, and how long to wait before
     /// the next request: not at all, unless the server answers at once again and again without
-    /// having anything to say.
+    /// having anything new to say.
     pub(super) fn handle_response(
         &mut self,
         response: &Response,
         took: Duration,
     ) -> (SyncState, Duration) {
+        // The same page again is nothing new, however full it is.
+        let is_new = response.len() > 0
+            && response.next_batch.is_some()
+            && response.next_batch != self.since;
         self.pos = Some(response.pos.clone());
         // Absent when there was nothing new: the old one goes on counting.
         if response.next_batch.is_some() {
@@ -220,7 +264,7 @@ impl Connection {
         self.caught_up |= !response.is_full();
         let state = if self.caught_up { SyncState::Live } else { SyncState::CatchingUp };
 
-        if response.len() > 0 || took >= HELD {
+        if is_new || took >= HELD {
             self.empty_answers = 0;
             return (state, Duration::ZERO);
         }
@@ -237,6 +281,7 @@ impl Connection {
     pub(super) fn handle_success(&mut self) {
         self.failures = 0;
         self.offline_since = None;
+        self.recovering = false;
     }
 
     /// Forgets where it stood: the next requests bring all that is live once more.
@@ -246,47 +291,74 @@ impl Connection {
         self.caught_up = false;
     }
 
-    /// Takes a failure. Returns the state to show, if it changes, and how long to wait on average
-    /// before the next try.
+    /// Takes a failure. Returns the state to show, if it changes, and how long to wait before the
+    /// next try; who is logged out waits for another token instead.
     pub(super) fn handle_failure(
         &mut self,
         now: SystemTime,
         failure: Failure,
-    ) -> (Option<SyncState>, Duration) {
+    ) -> (Option<SyncState>, Wait) {
+        self.recovering = true;
         match failure {
             // The server does not know where we stood, or never let us stand there.
             Failure::UnknownPos if !self.is_fresh() => {
                 self.start_over();
-                (Some(SyncState::CatchingUp), Duration::ZERO)
+                (Some(SyncState::CatchingUp), self.lost(now))
             }
-            Failure::LoggedOut => (Some(SyncState::LoggedOut), UNSUPPORTED_WAIT),
+            Failure::LoggedOut => (Some(SyncState::LoggedOut), Wait::default()),
+            // Once that is no outage.
+            Failure::TokenChanged if self.failures == 0 => (None, self.backoff()),
+            Failure::TokenChanged => self.offline(now, "each access token is refused".into()),
             Failure::Unsupported(what) => {
                 self.start_over();
-                (Some(SyncState::Unsupported(what)), UNSUPPORTED_WAIT)
+                (Some(SyncState::Unsupported(what)), Wait::about(UNSUPPORTED_WAIT))
             }
             Failure::RateLimited { retry_after } => {
                 let backoff = self.backoff();
-                (None, retry_after.map_or(backoff, |wait| wait.max(FIRST_WAIT)))
+                let least = match retry_after {
+                    None => return (None, backoff),
+                    Some(RetryAfter::Delay(wait)) => wait,
+                    Some(RetryAfter::DateTime(at)) => at.duration_since(now).unwrap_or_default(),
+                };
+                let least = least.min(LONGEST_RETRY_AFTER);
+                (None, Wait { least, about: (least / 4).max(FIRST_WAIT) })
             }
             Failure::UnknownPos => self.offline(now, "the server refuses every position".into()),
             Failure::Transient(error) => self.offline(now, error),
         }
     }
 
-    fn offline(&mut self, now: SystemTime, error: String) -> (Option<SyncState>, Duration) {
+    fn offline(&mut self, now: SystemTime, error: String) -> (Option<SyncState>, Wait) {
         let since = *self.offline_since.get_or_insert(now);
         (Some(SyncState::Offline { since, error }), self.backoff())
     }
 
-    fn backoff(&mut self) -> Duration {
+    fn backoff(&mut self) -> Wait {
         let wait = doubled(FIRST_WAIT, self.failures);
         self.failures = self.failures.saturating_add(1);
-        wait
+        Wait::about(wait)
+    }
+
+    /// Once it is asked again at once. A server that loses each position soon after it gave it
+    /// would be asked for everything again and again.
+    fn lost(&mut self, now: SystemTime) -> Wait {
+        let since_last = self.lost_at.replace(now).map(|last| now.duration_since(last));
+        match since_last {
+            Some(Ok(time)) if time < LOST_AGAIN => {
+                let wait = doubled(FIRST_WAIT, self.lost_again);
+                self.lost_again = self.lost_again.saturating_add(1);
+                Wait::about(wait)
+            }
+            _ => {
+                self.lost_again = 0;
+                Wait::default()
+            }
+        }
     }
 }
 
 /// A wait, doubled so many times, up to the longest.
-fn doubled(wait: Duration, times: u32) -> Duration {
+pub(super) fn doubled(wait: Duration, times: u32) -> Duration {
     wait.saturating_mul(1 << times.min(16)).min(LONGEST_WAIT)
 }
 
@@ -297,10 +369,13 @@ pub(super) enum Failure {
     UnknownPos,
     /// The access token is not valid, or not any more.
     LoggedOut,
+    /// The access token was not valid, and was refreshed while the request was on its way: the new
+    /// one may be.
+    TokenChanged,
     /// The server lacks what we need.
     Unsupported(Unsupported),
     /// Too many requests.
-    RateLimited { retry_after: Option<Duration> },
+    RateLimited { retry_after: Option<RetryAfter> },
     /// Anything else; it may go better next time. In words, without the request.
     Transient(String),
 }
@@ -320,11 +395,11 @@ impl Failure {
 
 impl From<HttpError> for Failure {
     fn from(error: HttpError) -> Self {
-        if let HttpError::RefreshToken(_) = error {
-            return Self::LoggedOut;
+        if let HttpError::RefreshToken(error) = &error {
+            return Self::of_refresh(error);
         }
         let Some(api_error) = error.as_client_api_error() else {
-            return Self::Transient(error.to_string());
+            return Self::Transient(words(&error));
         };
         match api_error.error_kind() {
             Some(ErrorKind::UnknownPos) => Self::UnknownPos,
@@ -333,13 +408,324 @@ impl From<HttpError> for Failure {
             Some(ErrorKind::UnknownToken(_) | ErrorKind::MissingToken) => Self::LoggedOut,
             Some(ErrorKind::Unrecognized) => Self::Unsupported(Unsupported::SlidingSync),
             Some(ErrorKind::LimitExceeded(limit)) => {
-                let retry_after = match limit.retry_after {
-                    Some(RetryAfter::Delay(wait)) => Some(wait),
-                    _ => None,
-                };
-                Self::RateLimited { retry_after }
+                Self::RateLimited { retry_after: limit.retry_after }
             }
-            _ => Self::Transient(error.to_string()),
+            _ => Self::Transient(words(&error)),
         }
+    }
+}
+
+impl Failure {
+    /// The access token had to be refreshed, and was not. Only where the server said no is it over;
+    /// it may have been away.
+    fn of_refresh(error: &RefreshTokenError) -> Self {
+        let refused = match error {
+            RefreshTokenError::RefreshTokenRequired => true,
+            RefreshTokenError::MatrixAuth(error) => {
+                matches!(
+                    error.client_api_error_kind(),
+                    Some(
+                        ErrorKind::UnknownToken(_) | ErrorKind::MissingToken | ErrorKind::Forbidden
+                    )
+                )
+            }
+            RefreshTokenError::OAuth(error) => {
+                matches!(**error, OAuthError::RefreshToken(OAuthRequestError::ServerResponse(_)))
+            }
+        };
+        if refused {
+            Self::LoggedOut
+        } else {
+            Self::Transient("could not refresh the access token".into())
+        }
+    }
+}
+
+/// The longest description of an error, in characters: some proxies answer with a whole page.
+const WORDS: usize = 200;
+
+/// What went wrong, in words. Without the request: an error of the network would show its URL, so
+/// only what lies behind it is said. And without the answer, which may have somebody's text.
+fn words(error: &HttpError) -> String {
+    let mut words = match error {
+        HttpError::Reqwest(error) => {
+            let causes = std::iter::successors(error.source(), |&error| error.source());
+            causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+        }
+        HttpError::Api(error) if matches!(**error, FromHttpResponseError::Deserialization(_)) => {
+            "the server's answer cannot be read".into()
+        }
+        error => error.to_string(),
+    };
+    if words.is_empty() {
+        words = "the request failed".into();
+    }
+    words.chars().map(|c| if c.is_control() { ' ' } else { c }).take(WORDS).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::testing::{event, secs};
+
+    const LONG: Duration = Duration::from_secs(30);
+
+    fn at(seconds: u64) -> SystemTime {
+        UNIX_EPOCH + secs(seconds)
+    }
+
+    fn millis(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    fn page(pos: &str, next_batch: Option<&str>, events: usize) -> Response {
+        let events = (0..events).map(|i| event(&format!("$e{i}")).raw()).collect();
+        let room_id = OwnedRoomId::try_from("!room:hs").unwrap();
+        Response {
+            pos: pos.to_owned(),
+            next_batch: next_batch.map(ToOwned::to_owned),
+            rooms: vec![(room_id, events)],
+        }
+    }
+
+    fn connection() -> Connection {
+        Connection::new("sticky-1".to_owned())
+    }
+
+    /// One that has had an answer.
+    fn live() -> Connection {
+        let mut connection = connection();
+        let (state, _) = connection.handle_response(&page("p1", Some("b1"), 1), Duration::ZERO);
+        assert_eq!(state, SyncState::Live);
+        connection
+    }
+
+    fn transient() -> Failure {
+        Failure::Transient("gone".into())
+    }
+
+    /// The body of a request, and its query.
+    fn sent(request: Request) -> (Value, String) {
+        use std::borrow::Cow;
+
+        use ruma::api::{
+            MatrixVersion, OutgoingRequestExt as _, SupportedVersions, auth_scheme::SendAccessToken,
+        };
+
+        let versions = SupportedVersions {
+            versions: [MatrixVersion::V1_14].into(),
+            features: BTreeSet::new(),
+        };
+        let http = request
+            .try_into_http_request::<Vec<u8>>(
+                "https://hs",
+                SendAccessToken::IfRequired("token"),
+                Cow::Owned(versions),
+            )
+            .unwrap();
+        let query = http.uri().query().unwrap_or_default().to_owned();
+        (serde_json::from_slice(http.body()).unwrap(), query)
+    }
+
+    #[test]
+    fn the_position_is_carried_and_an_absent_next_batch_keeps_the_old_one() {
+        let mut connection = connection();
+        assert!(connection.is_fresh());
+        connection.handle_response(&page("p1", Some("b1"), 1), Duration::ZERO);
+        assert!(!connection.is_fresh());
+        connection.handle_response(&page("p2", None, 0), LONG);
+        let (body, query) = sent(connection.poll_request());
+        let extension = &body["extensions"]["org.matrix.msc4354.sticky_events"];
+        assert_eq!(*extension, json!({ "enabled": true, "limit": 100, "since": "b1" }));
+        assert!(query.contains("pos=p2"), "{query}");
+        assert_eq!(body["conn_id"], "sticky-1");
+    }
+
+    #[test]
+    fn it_is_live_from_the_first_page_that_is_not_full_until_it_starts_over() {
+        let mut connection = connection();
+        let state = |c: &mut Connection, response| c.handle_response(&response, Duration::ZERO).0;
+        assert_eq!(state(&mut connection, page("p1", Some("b1"), 100)), SyncState::CatchingUp);
+        assert_eq!(state(&mut connection, page("p2", Some("b2"), 99)), SyncState::Live);
+        assert_eq!(state(&mut connection, page("p3", Some("b3"), 100)), SyncState::Live);
+        connection.start_over();
+        assert!(connection.is_fresh());
+        assert_eq!(state(&mut connection, page("p4", Some("b4"), 100)), SyncState::CatchingUp);
+    }
+
+    #[test]
+    fn an_answer_at_once_with_nothing_new_is_waited_after_from_the_third_on() {
+        let nothing = page("p2", None, 0);
+        let the_same = page("p2", Some("b1"), 100);
+        let no_batch = page("p2", None, 5);
+        for answer in [nothing, the_same, no_batch] {
+            let mut connection = live();
+            let mut waits = Vec::new();
+            for _ in 0..5 {
+                waits.push(connection.handle_response(&answer, millis(5)).1);
+            }
+            let expected = [0, 0, 250, 500, 1_000].map(millis);
+            assert_eq!(waits, expected);
+
+            let (_, wait) = connection.handle_response(&answer, HELD);
+            assert_eq!(wait, Duration::ZERO, "it was held, as it should be");
+            let (_, wait) = connection.handle_response(&answer, millis(5));
+            assert_eq!(wait, Duration::ZERO, "it starts over");
+        }
+    }
+
+    #[test]
+    fn pages_with_something_new_are_never_waited_after() {
+        let mut connection = connection();
+        for number in 0..100 {
+            let page = page("p", Some(&format!("b{number}")), 1);
+            assert_eq!(connection.handle_response(&page, Duration::ZERO).1, Duration::ZERO);
+        }
+    }
+
+    #[test]
+    fn the_wait_doubles_up_to_its_longest_and_starts_over_after_an_answer() {
+        let mut connection = live();
+        let mut expected = FIRST_WAIT;
+        for _ in 0..100 {
+            let (_, wait) = connection.handle_failure(at(0), transient());
+            assert_eq!(wait, Wait { least: Duration::ZERO, about: expected });
+            expected = (expected * 2).min(LONGEST_WAIT);
+        }
+        connection.handle_response(&page("p2", Some("b2"), 0), Duration::ZERO);
+        let (_, wait) = connection.handle_failure(at(0), transient());
+        assert_eq!(wait.about, FIRST_WAIT);
+    }
+
+    #[test]
+    fn offline_keeps_the_time_of_the_first_failure() {
+        let mut connection = live();
+        for now in [7, 8, 100, 3] {
+            let (state, _) = connection.handle_failure(at(now), transient());
+            assert_eq!(state, Some(SyncState::Offline { since: at(7), error: "gone".into() }));
+        }
+        assert!(!connection.is_fresh(), "nothing was lost");
+        connection.handle_response(&page("p2", None, 0), Duration::ZERO);
+        let (state, _) = connection.handle_failure(at(200), transient());
+        assert_eq!(state, Some(SyncState::Offline { since: at(200), error: "gone".into() }));
+    }
+
+    #[test]
+    fn after_a_failure_the_next_answer_is_wanted_at_once() {
+        let mut connection = live();
+        assert_eq!(connection.poll_request().timeout(), LONG_POLL + SLACK);
+        connection.handle_failure(at(0), transient());
+        assert_eq!(connection.poll_request().timeout(), SLACK);
+        let (_, query) = sent(connection.poll_request());
+        assert!(query.contains("timeout=0"), "{query}");
+        connection.handle_response(&page("p2", None, 0), Duration::ZERO);
+        assert_eq!(connection.poll_request().timeout(), LONG_POLL + SLACK);
+    }
+
+    #[test]
+    fn a_lost_position_starts_over_at_once_but_not_again_within_a_minute() {
+        let mut connection = live();
+        let lose = |now, connection: &mut Connection| {
+            let (state, wait) = connection.handle_failure(at(now), Failure::UnknownPos);
+            assert_eq!(state, Some(SyncState::CatchingUp));
+            assert!(connection.is_fresh());
+            connection.handle_response(&page("p", Some("b"), 1), Duration::ZERO);
+            wait.about
+        };
+        assert_eq!(lose(0, &mut connection), Duration::ZERO);
+        assert_eq!(lose(1, &mut connection), millis(250));
+        assert_eq!(lose(2, &mut connection), millis(500));
+        assert_eq!(lose(61, &mut connection), millis(1_000));
+        assert_eq!(lose(121, &mut connection), Duration::ZERO, "that was a minute");
+        assert_eq!(lose(100, &mut connection), Duration::ZERO, "a clock that was set back");
+    }
+
+    #[test]
+    fn a_fresh_start_that_is_refused_is_offline() {
+        let mut connection = live();
+        connection.handle_failure(at(0), Failure::UnknownPos);
+        let (state, wait) = connection.handle_failure(at(1), Failure::UnknownPos);
+        assert!(matches!(state, Some(SyncState::Offline { since, .. }) if since == at(1)));
+        assert_eq!(wait.about, FIRST_WAIT);
+    }
+
+    #[test]
+    fn retry_after_is_the_least_wait_whatever_form_it_has() {
+        let mut connection = live();
+        let mut wait = |retry_after| {
+            let limited = Failure::RateLimited { retry_after: Some(retry_after) };
+            let (state, wait) = connection.handle_failure(at(100), limited);
+            assert_eq!(state, None);
+            assert!(wait.about >= FIRST_WAIT);
+            wait.least
+        };
+        assert_eq!(wait(RetryAfter::Delay(secs(20))), secs(20));
+        assert_eq!(wait(RetryAfter::DateTime(at(107))), secs(7));
+        assert_eq!(wait(RetryAfter::DateTime(at(90))), Duration::ZERO, "it is over");
+        assert_eq!(wait(RetryAfter::Delay(Duration::MAX)), LONGEST_RETRY_AFTER);
+    }
+
+    #[test]
+    fn a_server_that_lacks_something_is_asked_for_all_when_it_has_it() {
+        let mut connection = live();
+        let unsupported = Failure::Unsupported(Unsupported::StickyEvents);
+        let (state, wait) = connection.handle_failure(at(0), unsupported);
+        assert_eq!(state, Some(SyncState::Unsupported(Unsupported::StickyEvents)));
+        assert_eq!(wait.about, UNSUPPORTED_WAIT);
+        assert!(connection.is_fresh());
+    }
+
+    #[test]
+    fn a_token_that_changed_is_no_outage_unless_the_next_one_is_refused_too() {
+        let mut connection = live();
+        let (state, wait) = connection.handle_failure(at(0), Failure::TokenChanged);
+        assert_eq!((state, wait.about), (None, FIRST_WAIT));
+        let (state, wait) = connection.handle_failure(at(1), Failure::TokenChanged);
+        assert!(matches!(state, Some(SyncState::Offline { .. })));
+        assert_eq!(wait.about, FIRST_WAIT * 2);
+        let (state, _) = connection.handle_failure(at(2), Failure::LoggedOut);
+        assert_eq!(state, Some(SyncState::LoggedOut));
+        assert!(!connection.is_fresh(), "with another token it goes on where it stood");
+    }
+
+    #[test]
+    fn a_request_for_single_rooms_names_them_and_is_not_held() {
+        let rooms = ["!a:hs", "!b:hs"].map(|room| OwnedRoomId::try_from(room).unwrap());
+        let request = Request::for_rooms("one-shot", &BTreeSet::from(rooms), None, None);
+        assert_eq!(request.timeout(), SLACK);
+        let (body, query) = sent(request);
+        assert!(query.contains("timeout=0") && query.contains("set_presence=offline"), "{query}");
+        let subscription =
+            json!({ "timeline_limit": 0, "required_state": [["m.room.create", ""]] });
+        assert_eq!(
+            body,
+            json!({
+                "conn_id": "one-shot",
+                "room_subscriptions": { "!a:hs": subscription, "!b:hs": subscription },
+                "extensions": {
+                    "org.matrix.msc4354.sticky_events": { "enabled": true, "limit": 100 },
+                },
+            })
+        );
+    }
+
+    #[test]
+    fn a_response_without_a_position_is_none() {
+        let read = |body: &str| {
+            let http = http::Response::new(body.as_bytes());
+            Response::try_from_http_response_inner(http)
+        };
+        assert!(read("{}").is_err());
+        assert!(read(r#"{"pos":5}"#).is_err());
+        let response = read(r#"{"pos":"p","extensions":5}"#).unwrap();
+        assert_eq!(
+            (response.pos.as_str(), response.next_batch, response.rooms.len()),
+            ("p", None, 0)
+        );
     }
 }

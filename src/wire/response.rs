@@ -3,7 +3,7 @@
 //! In: a response's body. Out: the events of each room, each a slice of the body that nobody has
 //! looked into yet. One room or one event of nonsense costs nothing else.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt};
 
 use ruma::{OwnedRoomId, RoomId};
 use serde::de::{Deserializer as _, IgnoredAny, MapAccess, SeqAccess};
@@ -15,7 +15,7 @@ use super::{Either, Lenient, Name, Take, Text, names};
 pub type RoomEvents<'a> = Vec<(OwnedRoomId, Vec<&'a RawValue>)>;
 
 /// What a response of sliding sync has for us (MSC4480).
-#[derive(Debug, Default)]
+#[derive(Default)]
 #[non_exhaustive]
 pub struct SlidingResponse<'a> {
     /// Where the connection stands; every response has it.
@@ -29,7 +29,7 @@ pub struct SlidingResponse<'a> {
 /// What a response of v3 `/sync` has for us ([MSC4354], "Sync API changes").
 ///
 /// [MSC4354]: https://github.com/matrix-org/matrix-spec-proposals/pull/4354
-#[derive(Debug, Default)]
+#[derive(Default)]
 #[non_exhaustive]
 pub struct V3Response<'a> {
     /// The token of the response.
@@ -38,6 +38,30 @@ pub struct V3Response<'a> {
     pub sections: RoomEvents<'a>,
     /// The timeline of each joined room, where a sticky event may stand instead.
     pub timelines: RoomEvents<'a>,
+}
+
+// Neither shows the events: the text of one may carry a delay id.
+
+impl fmt::Debug for SlidingResponse<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SlidingResponse")
+            .field("rooms", &self.rooms.len())
+            .field("events", &count(&self.rooms))
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for V3Response<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("V3Response")
+            .field("sections", &count(&self.sections))
+            .field("timelines", &count(&self.timelines))
+            .finish_non_exhaustive()
+    }
+}
+
+fn count(rooms: &RoomEvents<'_>) -> usize {
+    rooms.iter().map(|(_, events)| events.len()).sum()
 }
 
 /// Reads a response of sliding sync.

@@ -328,6 +328,43 @@ fn a_sticky_event_that_lacks_a_field_is_malformed_and_says_which() {
 }
 
 #[test]
+fn an_identifier_has_at_most_255_bytes() {
+    let event_id = |bytes: usize| format!("${}", "a".repeat(bytes - 1));
+    let user_id = |bytes: usize| format!("@{}:hs", "a".repeat(bytes - 4));
+    // Spelled plainly, and with an escape.
+    for at in ["$", r"\u0024"] {
+        let text = |bytes| event("$a").with("/event_id", event_id(bytes)).text().replace('$', at);
+        assert_eq!(sticky(&text(255)).event_id.as_str().len(), 255);
+        assert_eq!(read(&text(256)).unwrap_err().fault, Fault::Field("event_id"));
+    }
+    for at in ["@", r"\u0040"] {
+        let text = |bytes| event("$a").by(&user_id(bytes)).text().replace('@', at);
+        assert_eq!(sticky(&text(255)).sender.as_str().len(), 255);
+        assert_eq!(read(&text(256)).unwrap_err().fault, Fault::Field("sender"));
+    }
+}
+
+#[test]
+fn a_malformed_event_says_what_is_wrong_with_it() {
+    let said = |text: &str| read(text).unwrap_err().to_string();
+    let without_sender = event("$a").without("/sender");
+    assert_eq!(
+        said(&without_sender.text()),
+        r#"malformed event "$a": its `sender` is missing or invalid"#
+    );
+    assert_eq!(
+        said(&without_sender.with("/event_id", 5).text()),
+        "malformed event without an id: its `sender` is missing or invalid"
+    );
+    assert_eq!(
+        said("{\n  x"),
+        "malformed event without an id: not a readable JSON object at line 2, column 3"
+    );
+    let long = said(&" ".repeat(MAX_EVENT_BYTES + 1));
+    assert!(long.ends_with("1048577 bytes, more than the 1048576 that are read"), "{long}");
+}
+
+#[test]
 fn an_event_that_is_not_sticky_is_never_malformed() {
     for text in ["{}", r#"{"type":5,"content":null,"unsigned":null}"#, r#"{"event_id":[]}"#] {
         assert_eq!(read(text), Ok(Wire::NotSticky { redacts: None }));

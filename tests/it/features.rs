@@ -1,0 +1,138 @@
+//! Servers that lack what we need, and that come to have it.
+
+use std::sync::Arc;
+
+use matrix_sdk_sticky::{Sticky, SyncSource, SyncState, Unsupported};
+use serde_json::json;
+
+use crate::support::{Homeserver, ManualClock, ROOM, World, client, event, log, secs};
+
+const STICKY: &str = "org.matrix.msc4354";
+const SLIDING: &str = "org.matrix.simplified_msc3575";
+
+async fn start_with(features: &[&str]) -> World {
+    let server = Homeserver::start().await;
+    server.has(features);
+    let client = client(&server).await;
+    World::of(server, client)
+}
+
+/// The server has it all from now on, and is asked again within 15 minutes, 10 on average.
+async fn goes_live_when_it_is_there(mut world: World) {
+    world.server.has(&[STICKY, SLIDING]);
+    world.settle().await;
+    assert!(!world.server.is_asked(), "not before it is time");
+    let wait = world.sleep_over().await;
+    assert!((secs(300)..=secs(900)).contains(&wait), "{wait:?}");
+
+    let ask = world.server.ask().await;
+    assert_eq!((ask.pos(), ask.since()), (None, None));
+    ask.page("pos", "batch", ROOM, vec![event("a")]).await;
+    world.until(&SyncState::Live).await;
+    assert_eq!(world.event_ids(), ["$a"]);
+}
+
+#[tokio::test]
+async fn a_server_without_sticky_events_is_unsupported_until_it_has_them() {
+    for features in [&[SLIDING][..], &[]] {
+        let world = start_with(features).await;
+        let state = SyncState::Unsupported(Unsupported::StickyEvents);
+        world.until(&state).await;
+        assert_eq!(world.server.polls(), 0, "it is not even asked");
+        goes_live_when_it_is_there(world).await;
+    }
+}
+
+#[tokio::test]
+async fn a_server_without_sliding_sync_is_unsupported_until_it_has_it() {
+    let server = Homeserver::start().await;
+    server.has(&[STICKY]);
+    let client = client(&server).await;
+    let clock = ManualClock::new();
+    let sticky = Sticky::builder(&client)
+        .clock(Arc::new(clock.clone()))
+        .source(SyncSource::Sliding)
+        .start()
+        .unwrap();
+    let world = World { server, clock, client, sticky };
+    let state = SyncState::Unsupported(Unsupported::SlidingSync);
+    world.until(&state).await;
+    assert_eq!(world.server.polls(), 0, "it is not even asked");
+    goes_live_when_it_is_there(world).await;
+}
+
+#[tokio::test]
+async fn a_feature_that_is_there_but_false_is_not_there() {
+    let server = Homeserver::start().await;
+    let features = json!({ STICKY: false, SLIDING: true });
+    let versions = json!({ "versions": ["v1.14"], "unstable_features": features });
+    server.answers_to("/versions", 200, versions);
+    let client = client(&server).await;
+    let world = World::of(server, client);
+    let state = SyncState::Unsupported(Unsupported::StickyEvents);
+    world.until(&state).await;
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_not_there_is_unsupported_until_it_is() {
+    let mut world = World::start().await;
+    world.server.ask().await.refuse(404, "M_UNRECOGNIZED").await;
+    let state = SyncState::Unsupported(Unsupported::SlidingSync);
+    world.until(&state).await;
+    goes_live_when_it_is_there(world).await;
+}
+
+#[tokio::test]
+async fn unsupported_is_said_once_in_the_log_however_often_it_is_asked() {
+    let world = start_with(&[]).await;
+    let state = SyncState::Unsupported(Unsupported::StickyEvents);
+    world.until(&state).await;
+    for asked in 2..=5 {
+        world.sleep_over().await;
+        world.settle().await;
+        assert_eq!(world.server.count("/versions"), asked);
+    }
+    let log = log();
+    let said: Vec<_> = log.lines().filter(|line| line.contains("WARN")).collect();
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(said[0].contains("MSC4354"), "{}", said[0]);
+}
+
+#[tokio::test]
+async fn a_server_that_loses_the_feature_while_it_is_away_is_unsupported() {
+    let (mut world, poll) = World::live(vec![event("a")]).await;
+    world.server.has(&[SLIDING]);
+    poll.refuse(503, "M_UNKNOWN").await;
+    world.until_offline().await;
+    world.sleep_over().await;
+    world.until(&SyncState::Unsupported(Unsupported::StickyEvents)).await;
+    assert!(!world.server.is_asked());
+}
+
+#[tokio::test]
+async fn versions_that_make_no_sense_are_an_outage_and_not_a_verdict() {
+    let answers = [
+        (200, json!(5)),
+        (200, json!({})),
+        (200, json!({ "versions": "all", "unstable_features": [] })),
+        (404, json!({ "errcode": "M_UNRECOGNIZED", "error": "no" })),
+        (404, json!({ "errcode": "M_NOT_FOUND", "error": "no" })),
+        (500, json!({ "errcode": "M_UNKNOWN", "error": "no" })),
+        (400, json!({ "errcode": "M_UNKNOWN_POS", "error": "no" })),
+        (400, json!({ "errcode": "M_BAD_JSON", "error": "no" })),
+    ];
+    for (status, answer) in answers {
+        let server = Homeserver::start().await;
+        server.answers_to("/versions", status, answer.clone());
+        let client = client(&server).await;
+        let mut world = World::of(server, client);
+        let _ = world.until_offline().await;
+        assert_eq!(world.server.polls(), 0, "{answer}");
+
+        world.server.has(&[STICKY, SLIDING]);
+        world.sleep_over().await;
+        let ask = world.server.ask().await;
+        ask.page("pos", "batch", ROOM, vec![event("a")]).await;
+        world.until(&SyncState::Live).await;
+    }
+}

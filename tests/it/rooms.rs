@@ -1,0 +1,218 @@
+//! What the application's main loop brings: joins, leaves, redactions, gaps, ignored users.
+
+use matrix_sdk_sticky::{EntryChange, RemovalReason, SyncState};
+use serde_json::{Value, json};
+
+use crate::support::{
+    ALICE, Ask, OTHER_ROOM, ROOM, World, event, events, membership, millis, next_change, secs,
+};
+
+/// The rooms that a request asks for by name.
+fn subscriptions(ask: &Ask) -> Vec<&str> {
+    let subscriptions = ask.body["room_subscriptions"].as_object();
+    subscriptions.map(|rooms| rooms.keys().map(String::as_str).collect()).unwrap_or_default()
+}
+
+fn joined(room: &str, age_ms: u64) -> Value {
+    json!({ "join": { room: { "timeline": { "events": [membership("join", age_ms)] } } } })
+}
+
+fn left(room: &str) -> Value {
+    json!({ "leave": { room: { "timeline": { "events": [membership("leave", 10)] } } } })
+}
+
+/// A timeline in which something is missing.
+fn gap(room: &str) -> Value {
+    let timeline = json!({ "limited": true, "prev_batch": "t", "events": [] });
+    json!({ "join": { room: { "timeline": timeline } } })
+}
+
+fn ignoring(users: &[&str]) -> Value {
+    let users: Value = users.iter().map(|user| ((*user).to_owned(), json!({}))).collect();
+    let list = json!({ "type": "m.ignored_user_list", "content": { "ignored_users": users } });
+    json!({ "account_data": { "events": [list] } })
+}
+
+fn reason(change: &EntryChange) -> Option<RemovalReason> {
+    match change {
+        EntryChange::Removed { reason, .. } => Some(*reason),
+        _ => None,
+    }
+}
+
+#[tokio::test]
+async fn a_room_that_is_joined_is_asked_for_at_once_on_a_connection_just_for_that() {
+    let (mut world, poll) = World::live(vec![event("a")]).await;
+    world.main_loop(joined(OTHER_ROOM, 10)).await;
+
+    let ask = world.server.ask().await;
+    assert_eq!(subscriptions(&ask), [OTHER_ROOM]);
+    assert_eq!((ask.pos(), ask.since(), ask.param("timeout")), (None, None, Some("0")));
+    assert_eq!(ask.body.get("lists"), None);
+    assert_ne!(ask.body["conn_id"], poll.body["conn_id"]);
+    ask.page("own-1", "own-batch", OTHER_ROOM, vec![event("before")]).await;
+    world.until_event_ids(&["$before", "$a"]).await;
+
+    // The long poll goes on where it stood.
+    poll.page("pos-2", "batch-2", ROOM, vec![event("b")]).await;
+    let poll = world.server.ask().await;
+    assert_eq!((poll.pos(), poll.since()), (Some("pos-2"), Some("batch-2")));
+    world.until_event_ids(&["$before", "$a", "$b"]).await;
+}
+
+#[tokio::test]
+async fn a_room_that_we_were_in_before_we_asked_for_anything_is_not_asked_for_again() {
+    let (mut world, _poll) = World::live(vec![event("a")]).await;
+    world.main_loop(joined(ROOM, 86_400_000)).await;
+    world.settle().await;
+    world.clock.advance(secs(10));
+    world.settle().await;
+    assert!(!world.server.is_asked());
+    assert_eq!(world.event_ids(), ["$a"]);
+}
+
+#[tokio::test]
+async fn a_joined_room_with_more_than_a_page_is_asked_for_until_all_is_there() {
+    let (mut world, _poll) = World::live(vec![]).await;
+    world.main_loop(joined(ROOM, 10)).await;
+    let page = events("a", 100);
+    world.server.ask().await.page("own-1", "own-batch-1", ROOM, page).await;
+    let ask = world.server.ask().await;
+    assert_eq!((ask.pos(), ask.since()), (Some("own-1"), Some("own-batch-1")));
+    assert_eq!(subscriptions(&ask), [ROOM]);
+    ask.page("own-2", "own-batch-2", ROOM, vec![event("b")]).await;
+    world.settle().await;
+    assert_eq!(world.event_ids().len(), 101);
+    assert!(!world.server.is_asked());
+}
+
+#[tokio::test]
+async fn a_room_that_is_left_is_cleared_for_that_reason_and_stays_so() {
+    let (mut world, poll) = World::live(vec![event("a")]).await;
+    world.is_in(ROOM).await;
+    let mut changes = world.sticky.events().subscribe().changes;
+    world.main_loop(left(ROOM)).await;
+    let change = next_change(&mut changes).await;
+    assert_eq!(reason(&change.entries[0]), Some(RemovalReason::RoomLeft));
+    assert!(world.event_ids().is_empty());
+
+    // An answer that was on its way.
+    poll.page("pos-2", "batch-2", ROOM, vec![event("late")]).await;
+    let _poll = world.server.ask().await;
+    world.settle().await;
+    assert!(world.event_ids().is_empty());
+}
+
+#[tokio::test]
+async fn a_redaction_in_a_timeline_removes_the_entry() {
+    let (world, _poll) = World::live(vec![event("a"), event("b")]).await;
+    world.is_in(ROOM).await;
+    let mut changes = world.sticky.events().subscribe().changes;
+    let redaction = json!({
+        "event_id": "$redaction",
+        "sender": ALICE,
+        "type": "m.room.redaction",
+        "origin_server_ts": 1_700_000_000_001_u64,
+        "redacts": "$a",
+        "content": {},
+    });
+    let timeline = json!({ "events": [redaction] });
+    world.main_loop(json!({ "join": { ROOM: { "timeline": timeline } } })).await;
+    let change = next_change(&mut changes).await;
+    assert_eq!(change.entries.len(), 1);
+    assert_eq!(reason(&change.entries[0]), Some(RemovalReason::Redacted));
+    assert_eq!(world.event_ids(), ["$b"]);
+}
+
+#[tokio::test]
+async fn an_ignored_senders_entries_hide_at_once_and_all_is_asked_for_when_they_are_back() {
+    let (mut world, _poll) = World::live(vec![event("a")]).await;
+    let mut changes = world.sticky.events().subscribe().changes;
+    world.main_loop_with(ignoring(&[ALICE])).await;
+    let change = next_change(&mut changes).await;
+    assert_eq!(reason(&change.entries[0]), Some(RemovalReason::Ignored));
+    assert!(world.event_ids().is_empty());
+
+    world.main_loop_with(ignoring(&[])).await;
+    let ask = world.server.ask().await;
+    assert_eq!((ask.pos(), ask.since()), (None, None));
+    world.until_event_ids(&["$a"]).await;
+    ask.page("pos-9", "batch-9", ROOM, vec![event("a"), event("meanwhile")]).await;
+    world.until_event_ids(&["$a", "$meanwhile"]).await;
+}
+
+#[tokio::test]
+async fn gaps_are_gathered_before_their_rooms_are_asked_for() {
+    let (mut world, _poll) = World::live(vec![event("a")]).await;
+    world.is_in(ROOM).await;
+    // Nothing is known there, so there is nothing to lose.
+    world.is_in(OTHER_ROOM).await;
+    for room in [ROOM, OTHER_ROOM, ROOM, ROOM] {
+        world.main_loop(gap(room)).await;
+    }
+    world.settle().await;
+    assert!(!world.server.is_asked());
+    let wait = world.sleep_over().await;
+    assert!((millis(900)..=secs(3)).contains(&wait), "{wait:?}");
+    let ask = world.server.ask().await;
+    assert_eq!(subscriptions(&ask), [ROOM]);
+    let mut redacted = event("a");
+    redacted["content"] = json!({});
+    redacted.as_object_mut().unwrap().remove("msc4354_sticky");
+    redacted["unsigned"] = json!({ "redacted_because": { "type": "m.room.redaction" } });
+    ask.page("own-1", "own-batch", ROOM, vec![redacted]).await;
+    world.until_event_ids(&[]).await;
+    world.settle().await;
+    assert!(!world.server.is_asked(), "once for all of them");
+}
+
+#[tokio::test]
+async fn a_joined_room_that_cannot_be_fetched_is_tried_again_and_not_in_a_hot_loop() {
+    let (mut world, _poll) = World::live(vec![]).await;
+    world.main_loop(joined(ROOM, 10)).await;
+    let polls = world
+        .polls_within(secs(600), async |ask| {
+            assert_eq!(subscriptions(&ask), [ROOM]);
+            ask.refuse(500, "M_UNKNOWN").await;
+        })
+        .await;
+    assert!((10..=60).contains(&polls), "{polls}");
+    assert_eq!(world.sticky.state(), SyncState::Live, "the long poll is well");
+
+    let ask = world.ask_sometime().await;
+    ask.page("own-1", "own-batch", ROOM, vec![event("before")]).await;
+    world.until_event_ids(&["$before"]).await;
+}
+
+#[tokio::test]
+async fn a_room_that_is_joined_during_an_outage_is_fetched_after_it_and_not_before() {
+    let (mut world, poll) = World::live(vec![]).await;
+    poll.refuse(500, "M_UNKNOWN").await;
+    world.until_offline().await;
+    world.main_loop(joined(ROOM, 10)).await;
+    world.settle().await;
+    assert!(!world.server.is_asked());
+
+    let mut asks = [world.ask_sometime().await, world.ask_sometime().await];
+    asks.sort_by_key(|ask| subscriptions(ask).len());
+    let [poll, fetch] = asks;
+    assert_eq!(poll.pos(), Some("pos-1"));
+    assert_eq!(subscriptions(&fetch), [ROOM]);
+    fetch.page("own-1", "own-batch", ROOM, vec![event("before")]).await;
+    world.until_event_ids(&["$before"]).await;
+    poll.nothing("pos-2").await;
+    world.until(&SyncState::Live).await;
+}
+
+#[tokio::test]
+async fn a_room_that_is_joined_while_logged_out_is_not_asked_for() {
+    let (mut world, poll) = World::live(vec![]).await;
+    poll.refuse(401, "M_UNKNOWN_TOKEN").await;
+    world.until(&SyncState::LoggedOut).await;
+    world.main_loop(joined(ROOM, 10)).await;
+    for _ in 0..10 {
+        world.clock.advance(secs(60));
+        world.settle().await;
+    }
+    assert!(!world.server.is_asked());
+}

@@ -1,0 +1,311 @@
+//! What the tests share: a homeserver whose answers the test itself gives, a clock that jumps, and
+//! the log.
+//!
+//! Why not a mock with canned answers? A long poll is held until the test lets go of it, so each
+//! test reads as the story that it is, and none of them waits for real time to pass.
+
+mod clock;
+mod homeserver;
+mod log;
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use eyeball::Subscriber;
+use futures_util::StreamExt as _;
+use matrix_sdk::{
+    Client, ClientBuilder, SessionMeta, SessionTokens,
+    authentication::matrix::MatrixSession,
+    config::{RequestConfig, SyncSettings},
+    ruma::{RoomId, api::MatrixVersion, device_id, user_id},
+};
+use matrix_sdk_sticky::{Change, Changes, RoomSticky, Sticky, SyncState};
+use serde_json::{Value, json};
+
+pub(crate) use self::{
+    clock::{ManualClock, START_MS},
+    homeserver::{Ask, Homeserver},
+    log::log,
+};
+
+pub(crate) const ROOM: &str = "!room:hs";
+pub(crate) const OTHER_ROOM: &str = "!other:hs";
+pub(crate) const ME: &str = "@me:hs";
+pub(crate) const ALICE: &str = "@alice:hs";
+
+/// What nobody may read in a log.
+pub(crate) const TOKEN: &str = "syt_the_access_token";
+pub(crate) const REFRESH_TOKEN: &str = "syr_the_refresh_token";
+
+/// How long, in real time, anything may take.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Waits for something, and fails if it does not come.
+#[track_caller]
+pub(crate) fn within<T>(what: &str, future: impl Future<Output = T>) -> impl Future<Output = T> {
+    let caller = std::panic::Location::caller();
+    async move {
+        match tokio::time::timeout(DEADLINE, future).await {
+            Ok(value) => value,
+            Err(_) => panic!("{caller}: waited in vain for {what}\n{}", log()),
+        }
+    }
+}
+
+pub(crate) fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+pub(crate) fn millis(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+/// A client that has no session yet.
+pub(crate) async fn anonymous_client(server: &Homeserver) -> Client {
+    client_builder(server).build().await.unwrap()
+}
+
+pub(crate) fn client_builder(server: &Homeserver) -> ClientBuilder {
+    log::start();
+    Client::builder()
+        .homeserver_url(server.url())
+        // Nobody speaks TLS here, and reading the system's certificates takes its time.
+        .disable_built_in_root_certificates()
+        // It need not ask for them: whoever asks is us.
+        .server_versions([MatrixVersion::V1_14])
+        .request_config(RequestConfig::new().disable_retry())
+}
+
+pub(crate) async fn log_in(client: &Client, refresh_token: Option<&str>) {
+    client
+        .restore_session(MatrixSession {
+            meta: SessionMeta {
+                user_id: user_id!("@me:hs").to_owned(),
+                device_id: device_id!("DEVICE").to_owned(),
+            },
+            tokens: SessionTokens {
+                access_token: TOKEN.to_owned(),
+                refresh_token: refresh_token.map(ToOwned::to_owned),
+            },
+        })
+        .await
+        .unwrap();
+}
+
+pub(crate) async fn client(server: &Homeserver) -> Client {
+    let client = anonymous_client(server).await;
+    log_in(&client, None).await;
+    client
+}
+
+/// A homeserver, a clock, and the sticky events of a client that is logged in.
+pub(crate) struct World {
+    pub(crate) server: Homeserver,
+    pub(crate) clock: ManualClock,
+    pub(crate) client: Client,
+    pub(crate) sticky: Sticky,
+}
+
+impl World {
+    /// Started; nothing has been answered yet but `/versions`.
+    pub(crate) async fn start() -> Self {
+        let server = Homeserver::start().await;
+        let client = client(&server).await;
+        Self::of(server, client)
+    }
+
+    pub(crate) fn of(server: Homeserver, client: Client) -> Self {
+        let clock = ManualClock::new();
+        let sticky = Sticky::builder(&client).clock(Arc::new(clock.clone())).start().unwrap();
+        Self { server, clock, client, sticky }
+    }
+
+    /// Started, live, and with a long poll that is held.
+    pub(crate) async fn live(events: Vec<Value>) -> (Self, Ask) {
+        let mut world = Self::start().await;
+        world.server.ask().await.page("pos-1", "batch-1", ROOM, events).await;
+        let poll = world.server.ask().await;
+        world.until(&SyncState::Live).await;
+        (world, poll)
+    }
+
+    pub(crate) async fn until(&self, state: &SyncState) {
+        until_state(&self.sticky, &format!("{state:?}"), |now| now == state).await;
+    }
+
+    /// Waits until it is offline, and says since when.
+    pub(crate) async fn until_offline(&self) -> (Duration, String) {
+        let offline = |state: &SyncState| matches!(state, SyncState::Offline { .. });
+        match until_state(&self.sticky, "Offline", offline).await {
+            SyncState::Offline { since, error } => {
+                (since.duration_since(std::time::UNIX_EPOCH).unwrap(), error)
+            }
+            state => panic!("{state:?}"),
+        }
+    }
+
+    /// Waits until the task sleeps before its next try; lets that time pass, and says how long it
+    /// was.
+    pub(crate) async fn sleep_over(&self) -> Duration {
+        let wait = within("a sleep", self.clock.next_sleep()).await;
+        self.clock.advance(wait);
+        wait
+    }
+
+    /// The next request, after whatever sleeps are needed to come to it.
+    pub(crate) async fn ask_sometime(&mut self) -> Ask {
+        loop {
+            tokio::select! {
+                biased;
+                ask = self.server.ask() => return ask,
+                wait = self.clock.next_sleep() => self.clock.advance(wait),
+            }
+        }
+    }
+
+    /// How many requests there are in so much simulated time, each answered by `answer`.
+    pub(crate) async fn polls_within(
+        &mut self,
+        time: Duration,
+        mut answer: impl AsyncFnMut(Ask),
+    ) -> usize {
+        let (mut passed, mut polls) = (Duration::ZERO, 0);
+        while passed <= time {
+            tokio::select! {
+                biased;
+                ask = self.server.ask() => {
+                    polls += 1;
+                    assert!(polls <= 500, "a hot loop: 500 requests within {passed:?}");
+                    answer(ask).await;
+                }
+                wait = self.clock.next_sleep() => {
+                    passed += wait;
+                    self.clock.advance(wait);
+                }
+            }
+        }
+        polls
+    }
+
+    /// The ids of the events that are live, in their order.
+    pub(crate) fn event_ids(&self) -> Vec<String> {
+        ids(self.sticky.events().snapshot().iter())
+    }
+
+    /// Waits until just these are live.
+    pub(crate) async fn until_event_ids(&self, ids: &[&str]) {
+        let mut changes = self.sticky.events().subscribe().changes;
+        within(&format!("the events {ids:?}"), async {
+            while self.event_ids() != ids {
+                changes.next().await;
+            }
+        })
+        .await;
+    }
+
+    /// The application's main loop has this answer, as the one of v3 `/sync`.
+    pub(crate) async fn main_loop(&self, rooms: Value) {
+        self.main_loop_with(json!({ "rooms": rooms })).await;
+    }
+
+    /// As [`main_loop`](Self::main_loop), the whole answer but for its token.
+    pub(crate) async fn main_loop_with(&self, mut answer: Value) {
+        let number = self.server.count("/v3/sync");
+        answer["next_batch"] = json!(format!("s{number}"));
+        self.server.answers_to("/v3/sync", 200, answer);
+        let sync = self.client.sync_once(SyncSettings::new().timeout(Duration::ZERO));
+        within("the main loop", sync).await.unwrap();
+    }
+
+    /// We are in this room, for long.
+    pub(crate) async fn is_in(&self, room: &str) -> RoomSticky {
+        let joined = json!({ "join": { room: { "state": { "events": [membership("join", 86_400_000)] } } } });
+        self.main_loop(joined).await;
+        self.sticky.room(<&RoomId>::try_from(room).unwrap()).unwrap()
+    }
+
+    /// Gives the task more than enough turns to do whatever it is about to do.
+    ///
+    /// For claims that something does not happen. It waits for no time to pass: each request of the
+    /// test's own goes through the same runtime, after what is ready already.
+    pub(crate) async fn settle(&self) {
+        for _ in 0..5 {
+            within("the server", self.server.round_trip()).await;
+        }
+    }
+}
+
+pub(crate) fn ids(entries: impl Iterator<Item = matrix_sdk_sticky::Entry>) -> Vec<String> {
+    entries.map(|entry| entry.event_id().to_string()).collect()
+}
+
+pub(crate) async fn until_state(
+    sticky: &Sticky,
+    what: &str,
+    is: impl Fn(&SyncState) -> bool,
+) -> SyncState {
+    let mut states: Subscriber<SyncState> = sticky.subscribe_state();
+    within(&format!("the state {what}; it was {:?}", sticky.state()), async {
+        loop {
+            let state = states.get();
+            if is(&state) {
+                return state;
+            }
+            states.next().await.expect("the state goes on");
+        }
+    })
+    .await
+}
+
+pub(crate) async fn next_change(changes: &mut Changes) -> Change {
+    within("a change", changes.next()).await.unwrap()
+}
+
+/// An event as a server writes it: alice's, with a key of its own, sticky for an hour from now on.
+pub(crate) fn event(id: &str) -> Value {
+    event_lasting(id, 3_600_000)
+}
+
+/// As [`event`], sticky for this long, in milliseconds.
+pub(crate) fn event_lasting(id: &str, ms: u64) -> Value {
+    json!({
+        "event_id": format!("${id}"),
+        "sender": ALICE,
+        "type": "com.example.t",
+        "origin_server_ts": START_MS,
+        "msc4354_sticky": { "duration_ms": ms },
+        "content": { "msc4354_sticky_key": id, "body": format!("text of {id}") },
+        "unsigned": { "msc4354_sticky_duration_ttl_ms": ms },
+    })
+}
+
+/// Our own membership event, of this age.
+pub(crate) fn membership(membership: &str, age_ms: u64) -> Value {
+    json!({
+        "event_id": format!("${membership}-{age_ms}"),
+        "sender": ME,
+        "type": "m.room.member",
+        "state_key": ME,
+        "origin_server_ts": START_MS,
+        "content": { "membership": membership },
+        "unsigned": { "age": age_ms },
+    })
+}
+
+/// A page of as many events, named `{prefix}-000` and so on.
+pub(crate) fn events(prefix: &str, count: usize) -> Vec<Value> {
+    (0..count).map(|i| event(&format!("{prefix}-{i:03}"))).collect()
+}
+
+/// The body of a response of sliding sync.
+pub(crate) fn body(pos: &str, next_batch: Option<&str>, rooms: Value) -> Value {
+    let mut extension = json!({ "rooms": rooms });
+    if let Some(next_batch) = next_batch {
+        extension["next_batch"] = next_batch.into();
+    }
+    json!({
+        "pos": pos,
+        "lists": { "all": { "count": 1 } },
+        "rooms": {},
+        "extensions": { "org.matrix.msc4354.sticky_events": extension },
+    })
+}

@@ -1,0 +1,380 @@
+//! A proxy between one client and the server, in which a test sees and bends the requests: counts
+//! them, holds them back, cuts the line, and makes what a matrix-sdk client encrypts sticky.
+//!
+//! Why the last? matrix-sdk has no public way to send an event with the sticky parameter. The
+//! sticky object stands outside the encryption, so adding the parameter on the way is exactly what
+//! a client would do that could.
+
+use std::{
+    collections::HashSet,
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::{Semaphore, watch},
+    task::AbortHandle,
+};
+use xtask::api::STICKY_DURATION;
+
+/// More requests than any test makes.
+const ALL: usize = 1_000_000;
+
+/// A running proxy. Dropping it cuts all its connections.
+pub(crate) struct Proxy {
+    url: String,
+    shared: Arc<Shared>,
+    accepts: AbortHandle,
+}
+
+struct Shared {
+    server: String,
+    state: Mutex<State>,
+    /// One permit for each request of a sticky connection that may pass.
+    gate: Semaphore,
+    frozen: watch::Sender<bool>,
+    connections: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    cut: bool,
+    sticky_ms: Option<u64>,
+    keeps_to_device: bool,
+    loses_position: bool,
+    kept: Vec<Vec<u8>>,
+    /// The names of the sticky connections, and what each request was for.
+    sticky_requests: Vec<(String, Asks)>,
+    /// The connections that wait for the answer to a sticky request.
+    open: HashSet<u64>,
+    tasks: Vec<AbortHandle>,
+}
+
+impl Proxy {
+    /// Starts a proxy before this server, given as `http://127.0.0.1:PORT`.
+    pub(crate) async fn before(server: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let shared = Arc::new(Shared {
+            server: server.trim_start_matches("http://").to_owned(),
+            state: Mutex::default(),
+            gate: Semaphore::new(ALL),
+            frozen: watch::Sender::new(false),
+            connections: AtomicU64::new(0),
+        });
+        let accepts = tokio::spawn(accept(listener, shared.clone())).abort_handle();
+        Self { url, shared, accepts }
+    }
+
+    /// What a client is given as its homeserver's URL.
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Cuts all connections, and each new one at once.
+    pub(crate) fn cut(&self) {
+        let mut state = self.state();
+        state.cut = true;
+        state.tasks.drain(..).for_each(|task| task.abort());
+        state.open.clear();
+    }
+
+    /// Lets connections pass again.
+    pub(crate) fn mend(&self) {
+        self.state().cut = false;
+    }
+
+    /// Connections stay open and new ones are taken, but nothing passes in either direction.
+    pub(crate) fn freeze(&self, frozen: bool) {
+        self.shared.frozen.send_replace(frozen);
+    }
+
+    /// From now on only so many requests of sticky connections pass; the others wait.
+    pub(crate) fn let_pass_only(&self, requests: usize) {
+        self.shared.gate.forget_permits(ALL);
+        self.let_pass(requests);
+    }
+
+    /// So many more requests of sticky connections pass.
+    pub(crate) fn let_pass(&self, requests: usize) {
+        self.shared.gate.add_permits(requests);
+    }
+
+    /// From now on each encrypted event that is sent is sticky for so long, or none is.
+    pub(crate) fn make_sticky(&self, duration: Option<Duration>) {
+        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap();
+        self.state().sticky_ms = duration.map(millis);
+    }
+
+    /// Gives the next request of a sticky connection a position that the server never gave.
+    pub(crate) fn lose_position(&self) {
+        self.state().loses_position = true;
+    }
+
+    /// From now on to-device messages (room keys for one) are answered, and kept here.
+    pub(crate) fn keep_to_device(&self) {
+        self.state().keeps_to_device = true;
+    }
+
+    /// Sends the to-device messages that were kept, and keeps no more. Returns how many.
+    pub(crate) async fn release_to_device(&self) -> usize {
+        let kept = {
+            let mut state = self.state();
+            state.keeps_to_device = false;
+            std::mem::take(&mut state.kept)
+        };
+        for request in &kept {
+            let mut server = TcpStream::connect(&self.shared.server).await.unwrap();
+            server.write_all(request).await.unwrap();
+            let mut answer = [0; 12];
+            server.read_exact(&mut answer).await.unwrap();
+            assert_eq!(&answer, b"HTTP/1.1 200");
+        }
+        kept.len()
+    }
+
+    /// How many requests of sticky connections came.
+    pub(crate) fn sticky_requests(&self) -> usize {
+        self.state().sticky_requests.len()
+    }
+
+    /// The names of the sticky connections that asked for all rooms, each once.
+    pub(crate) fn sticky_connections(&self) -> Vec<String> {
+        let requests = self.state().sticky_requests.clone();
+        let requests = requests.into_iter().filter(|(_, asks)| *asks != Asks::Rooms);
+        let mut names: Vec<_> = requests.map(|(name, _)| name).collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+
+    /// How many requests of sticky connections asked for all there is, in all rooms.
+    pub(crate) fn requests_anew(&self) -> usize {
+        let state = self.state();
+        state.sticky_requests.iter().filter(|(_, asks)| *asks == Asks::Anew).count()
+    }
+
+    /// How many requests of sticky connections wait for their answer, on a connection that is open.
+    pub(crate) fn open_sticky(&self) -> usize {
+        self.state().open.len()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.shared.state()
+    }
+}
+
+impl fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.state();
+        f.debug_struct("Proxy")
+            .field("cut", &state.cut)
+            .field("sticky_requests", &state.sticky_requests)
+            .field("open", &state.open)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.accepts.abort();
+        self.cut();
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    async fn thawed(&self) {
+        let mut frozen = self.frozen.subscribe();
+        frozen.wait_for(|frozen| !frozen).await.unwrap();
+    }
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    loop {
+        let (client, _) = listener.accept().await.unwrap();
+        let mut state = shared.state();
+        if !state.cut {
+            let task = tokio::spawn(serve(client, shared.clone()));
+            state.tasks.push(task.abort_handle());
+        }
+    }
+}
+
+/// One connection of the client's, until either side closes it.
+async fn serve(client: TcpStream, shared: Arc<Shared>) {
+    let number = shared.connections.fetch_add(1, Relaxed);
+    let Ok(server) = TcpStream::connect(&shared.server).await else {
+        return;
+    };
+    let (from_client, to_client) = client.into_split();
+    let (from_server, to_server) = server.into_split();
+    let to_client = tokio::sync::Mutex::new(to_client);
+    tokio::select! {
+        _ = requests(number, from_client, to_server, &to_client, &shared) => {}
+        _ = answers(number, from_server, &to_client, &shared) => {}
+    }
+    shared.state().open.remove(&number);
+}
+
+async fn answers(
+    number: u64,
+    mut from_server: OwnedReadHalf,
+    to_client: &tokio::sync::Mutex<OwnedWriteHalf>,
+    shared: &Shared,
+) -> Option<()> {
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let len = from_server.read(&mut buffer).await.ok()?;
+        shared.thawed().await;
+        shared.state().open.remove(&number);
+        to_client
+            .lock()
+            .await
+            .write_all(buffer.get(..len).filter(|part| !part.is_empty())?)
+            .await
+            .ok()?;
+    }
+}
+
+async fn requests(
+    number: u64,
+    mut from_client: OwnedReadHalf,
+    mut to_server: OwnedWriteHalf,
+    to_client: &tokio::sync::Mutex<OwnedWriteHalf>,
+    shared: &Shared,
+) -> Option<()> {
+    let mut buffer = Vec::new();
+    loop {
+        let mut request = read_request(&mut from_client, &mut buffer).await?;
+        shared.thawed().await;
+        let (is_sticky, is_kept) = {
+            let mut state = shared.state();
+            let name = request.sticky_connection();
+            if name.is_some() {
+                state.open.insert(number);
+            }
+            let is_sticky = name.is_some();
+            if is_sticky && state.loses_position {
+                request.lose_position();
+                state.loses_position = false;
+            }
+            state.sticky_requests.extend(name);
+            let is_kept = state.keeps_to_device && request.head.contains("/sendToDevice/");
+            if let Some(milliseconds) = state.sticky_ms
+                && !is_kept
+            {
+                request.make_sticky(milliseconds);
+            }
+            if is_kept {
+                state.kept.push(request.bytes());
+            }
+            (is_sticky, is_kept)
+        };
+        if is_kept {
+            let answer =
+                b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
+            to_client.lock().await.write_all(answer).await.ok()?;
+            continue;
+        }
+        if is_sticky {
+            shared.gate.acquire().await.ok()?.forget();
+        }
+        to_server.write_all(&request.bytes()).await.ok()?;
+    }
+}
+
+/// What a sticky connection asks for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Asks {
+    /// All there is, in all rooms.
+    Anew,
+    /// What is new in all rooms.
+    New,
+    /// All of single rooms.
+    Rooms,
+}
+
+struct Request {
+    /// The request line and the headers, with the empty line after them.
+    head: String,
+    body: Vec<u8>,
+}
+
+impl Request {
+    fn bytes(&self) -> Vec<u8> {
+        [self.head.as_bytes(), &self.body].concat()
+    }
+
+    /// The name of the sticky connection whose request it is, and what it asks for.
+    fn sticky_connection(&self) -> Option<(String, Asks)> {
+        let line = self.head.lines().next()?;
+        if !line.contains("/org.matrix.simplified_msc3575/sync") {
+            return None;
+        }
+        let body: serde_json::Value = serde_json::from_slice(&self.body).ok()?;
+        let name = body.get("conn_id")?.as_str()?;
+        let asks = match body.get("lists") {
+            Some(_) if line.contains("pos=") => Asks::New,
+            Some(_) => Asks::Anew,
+            None => Asks::Rooms,
+        };
+        name.starts_with("sticky-").then(|| (name.to_owned(), asks))
+    }
+
+    /// A position begins with its number in the connection.
+    fn lose_position(&mut self) {
+        let number = self.head.find("pos=").expect("it has a position") + "pos=".len();
+        let rest = self.head.split_off(number);
+        self.head.push_str("99999");
+        self.head.push_str(rest.trim_start_matches(|c: char| c.is_ascii_digit()));
+    }
+
+    fn make_sticky(&mut self, milliseconds: u64) {
+        let line = self.head.lines().next().unwrap_or_default();
+        if line.starts_with("PUT ") && line.contains("/send/m.room.encrypted/") {
+            let sticky = format!("?{STICKY_DURATION}={milliseconds} HTTP/1.1\r\n");
+            self.head = self.head.replacen(" HTTP/1.1\r\n", &sticky, 1);
+        }
+    }
+}
+
+/// The next request; what follows it stays in `buffer`.
+async fn read_request(from: &mut OwnedReadHalf, buffer: &mut Vec<u8>) -> Option<Request> {
+    let head_end = loop {
+        if let Some(at) = buffer.windows(4).position(|part| part == b"\r\n\r\n") {
+            break at + 4;
+        }
+        read_more(from, buffer).await?;
+    };
+    let head = String::from_utf8(buffer.drain(..head_end).collect()).ok()?;
+    let length = head
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .find(|(name, _)| name.eq_ignore_ascii_case("content-length"))
+        .map_or(0, |(_, length)| length.trim().parse().unwrap());
+    while buffer.len() < length {
+        read_more(from, buffer).await?;
+    }
+    let body = buffer.drain(..length).collect();
+    Some(Request { head, body })
+}
+
+async fn read_more(from: &mut OwnedReadHalf, buffer: &mut Vec<u8>) -> Option<()> {
+    match from.read_buf(buffer).await {
+        Ok(0) | Err(_) => None,
+        Ok(_) => Some(()),
+    }
+}
