@@ -19,8 +19,8 @@ use crate::{
     driver::{SystemClock, Task, Timer},
     event::StickyKey,
     map::Limits,
-    send::{RedactSticky, SendError, SendSticky, Turns},
-    sync::{SyncSource, SyncState, Worker, ensure_sticky_events},
+    send::{RedactSticky, SendError, SendSticky, Turns, ensure_sticky_events},
+    sync::{SyncSource, SyncState, Worker},
     time::Moment,
     view::{Entry, EphemeralMaps, Known, StickyContent, TypedView, View},
 };

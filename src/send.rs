@@ -15,11 +15,13 @@ use std::{
     time::Duration,
 };
 
-use matrix_sdk::{EncryptionState, HttpError, Room, config::RequestConfig};
+use matrix_sdk::{Client, EncryptionState, HttpError, Room, config::RequestConfig};
 use ruma::{
     EventId, OwnedEventId, OwnedRoomId, TransactionId,
     api::{
-        client::{message::send_message_event, redact::redact_event},
+        client::{
+            discovery::get_supported_versions, message::send_message_event, redact::redact_event,
+        },
         error::{ErrorKind, RetryAfter},
     },
     events::sticky::StickyDurationMs,
@@ -212,8 +214,7 @@ impl SendSticky {
         );
         request.sticky_duration_ms = Some(millis(duration));
         let sent = retrying(&*timer, || {
-            let config = RequestConfig::new().timeout(TRY).disable_retry();
-            room.client().send(request.clone()).with_request_config(config).into_future()
+            room.client().send(request.clone()).with_request_config(one_try()).into_future()
         })
         .await;
         if let Some(last) = &mut last {
@@ -277,7 +278,6 @@ impl RedactSticky {
     async fn send(self) -> Result<Sent, SendError> {
         let Self { sticky, room, event_id, reason, duration } = self;
         let timer = sticky.timer().clone();
-        let config = RequestConfig::new().timeout(TRY).disable_retry();
         let rules = room.clone_info().room_version_rules_or_default();
         if !rules.redaction.content_field_redacts {
             // Before room version 11 the redacted event is named outside of the content, where only
@@ -289,7 +289,7 @@ impl RedactSticky {
             );
             request.reason = reason;
             let sent = retrying(&*timer, || {
-                room.client().send(request.clone()).with_request_config(config).into_future()
+                room.client().send(request.clone()).with_request_config(one_try()).into_future()
             })
             .await?;
             return Ok(Sent { event_id: sent.event_id, sticky: None });
@@ -313,7 +313,7 @@ impl RedactSticky {
         );
         request.sticky_duration_ms = Some(millis(duration));
         let sent = retrying(&*timer, || {
-            room.client().send(request.clone()).with_request_config(config).into_future()
+            room.client().send(request.clone()).with_request_config(one_try()).into_future()
         })
         .await?;
         Ok(Sent { event_id: sent.event_id, sticky: Some(duration) })
@@ -359,6 +359,21 @@ impl Turns {
         }
         turns.entry((room_id, key)).or_default().clone()
     }
+}
+
+/// Makes sure that the server knows sticky events.
+pub(crate) async fn ensure_sticky_events(client: &Client) -> Result<(), SendError> {
+    let request = get_supported_versions::Request::new();
+    match client.send(request).with_request_config(one_try()).await {
+        Ok(versions) if versions.unstable_features.get(names::FEATURE) == Some(&true) => Ok(()),
+        Ok(_) => Err(SendError::Unsupported(Unsupported::StickyEvents)),
+        Err(error) => Err(SendError::Unreachable(Box::new(error))),
+    }
+}
+
+/// One try. When to try again is decided here, not in the SDK.
+fn one_try() -> RequestConfig {
+    RequestConfig::new().timeout(TRY).disable_retry()
 }
 
 async fn ensure_plaintext(room: &Room) -> Result<(), SendError> {

@@ -48,7 +48,6 @@ use self::{
 use crate::{
     driver::{BoxFuture, Timer, jittered, random_name},
     map::Path,
-    send::SendError,
     time::{Deadline, MAX_STICKY, Moment},
     view::{Arrival, Delivery, EphemeralMaps},
     wire::{self, names},
@@ -802,17 +801,6 @@ const SLIDING_SYNC: &str = "org.matrix.simplified_msc3575";
 /// One try, that takes no longer than this. When to try again is decided here, not in the SDK.
 fn within(timeout: Duration) -> RequestConfig {
     RequestConfig::new().timeout(timeout).disable_retry()
-}
-
-/// Makes sure that the server knows sticky events.
-pub(crate) async fn ensure_sticky_events(client: &Client) -> Result<(), SendError> {
-    let config = within(QUESTION);
-    let request = get_supported_versions::Request::new();
-    match client.send(request).with_request_config(config).await {
-        Ok(versions) if versions.unstable_features.get(names::FEATURE) == Some(&true) => Ok(()),
-        Ok(_) => Err(SendError::Unsupported(Unsupported::StickyEvents)),
-        Err(error) => Err(SendError::Unreachable(Box::new(error))),
-    }
 }
 
 /// Whether an event of a room's history is so old that none before it is sticky any more.

@@ -217,6 +217,7 @@ pub fn read(text: &str) -> Result<Wire<'_>, Malformed> {
 }
 
 /// The id of an event, if it is a sticky one that is encrypted.
+#[cfg(any(feature = "client", test))]
 pub(crate) fn encrypted_event_id(text: &str) -> Option<Cow<'_, str>> {
     // A look at the text first: an event in the clear is read once, and not here.
     if !text.contains("m.room.encrypted") {

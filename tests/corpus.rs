@@ -27,9 +27,7 @@ fn replay(target: &str, body: fn(&[u8])) {
     assert!(files.len() >= 10, "a corpus of {} files is none", files.len());
     for file in files {
         let data = fs::read(&file).unwrap();
-        if let Err(panic) = panic::catch_unwind(|| body(&data)) {
-            println!("fuzz/corpus/{target}/{}", file.file_name().unwrap().display());
-            panic::resume_unwind(panic);
-        }
+        let replayed = panic::catch_unwind(|| body(&data));
+        assert!(replayed.is_ok(), "fuzz/corpus/{target}/{:?}, see above", file.file_name());
     }
 }
