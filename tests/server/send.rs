@@ -103,10 +103,12 @@ fn alice_event(alice: &Person, room: &RoomSticky, event_id: &str) -> serde_json:
 #[tokio::test(flavor = "multi_thread")]
 async fn a_redaction_is_sticky_where_the_rooms_version_has_that() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
-    let (_alice, mut bob_watch, room) = two_in(&alice, &bob).await;
+    let (mut alice_watch, mut bob_watch, room) = two_in(&alice, &bob).await;
     let sent = room.send(&presence("oops")).with_sticky_key("k").with_sticky_duration(LONG);
     let sent = sent.await.unwrap();
     bob_watch.added("k").await;
+    // How long it is sticky is known from one's own map.
+    alice_watch.added("k").await;
     let redaction = room.redact(sent.event_id).with_reason("wrong room").await.unwrap();
     assert_eq!(redaction.sticky, Some(LONG), "as long as what it redacts");
     // Two things in whichever order: the entry leaves, and the redaction, which is a sticky event
