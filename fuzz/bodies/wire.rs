@@ -47,7 +47,7 @@ fn event(text: &str) {
     match Plain::read(text) {
         Some(plain) => plain.compare(&read),
         // A key that is no Unicode, somewhere where it costs nothing.
-        None => assert!(text.contains(r"\u")),
+        None => assert!(text.contains(r"\u") || has_control(text)),
     }
 }
 
@@ -89,7 +89,9 @@ fn fault(malformed: &Malformed, text: &str) {
             assert!(bytes > wire::MAX_EVENT_BYTES);
         }
         Fault::Json { .. } => assert!(!is_object(text) || is_odd(text), "refused: {malformed}"),
-        Fault::Field(name) => assert!(is_object(text), "no object, but no {name}"),
+        Fault::Field(name) => {
+            assert!(is_object(text) || has_control(text), "no object, but no {name}");
+        }
         _ => panic!("a fault that nobody knows: {malformed}"),
     }
 }
@@ -123,7 +125,7 @@ fn decrypted(text: &str) {
 /// What the map keeps of an event is what was read.
 fn in_a_map(text: &str) {
     let Ok(kept) = RawValue::from_string(text.to_owned()) else {
-        assert!(is_unreadable(&wire::read(text)));
+        assert!(is_unreadable(&wire::read(text)) || has_control(text));
         return;
     };
     // The white space around it is gone.
@@ -464,6 +466,12 @@ fn is_odd(text: &str) -> bool {
     let has_long_number =
         || text.as_bytes().windows(300).any(|digits| digits.iter().all(u8::is_ascii_digit));
     text.contains(r"\u") || has_exponent() || has_long_number()
+}
+
+/// Whether there is a control character, which no string of JSON may have as it is: in an object's key
+/// nobody minds one. (As a `RawValue`, which is how an event comes, no such text gets this far.)
+fn has_control(text: &str) -> bool {
+    text.bytes().any(|byte| byte < b' ')
 }
 
 fn is_event_id(id: &str) {
