@@ -68,6 +68,8 @@ fn main() -> ExitCode {
 async fn send(client: Client, options: Options) -> Result {
     common::first_sync(&client).await?;
     let sticky = common::joined_room(&client, &options.room).await?.sticky();
+    // What we have sent before tells for how long the next of its key is sticky.
+    common::live(sticky.client()).await?;
     let duration = options.sticky.map(Duration::from_secs);
 
     let Sent { event_id, sticky, .. } = if let Some(event_id) = &options.redact {
