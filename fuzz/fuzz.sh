@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Builds and runs a fuzz target on any stable compiler: `fuzz/fuzz.sh wire|map [libFuzzer's options..]`.
-# What is new and worth keeping goes to fuzz/target/corpus/, findings to fuzz/artifacts/.
+# What is new goes to fuzz/target/corpus/, findings to fuzz/artifacts/.
+# `fuzz/fuzz.sh wire|map pick` picks a smallest set with the coverage of both corpora, into
+# fuzz/target/picked/.
 #
 # The flags are those of `cargo fuzz -s none`, which cannot pass `--ignore-rust-version` on.
 set -euo pipefail
@@ -20,5 +22,11 @@ mkdir -p "target/corpus/$target" "artifacts/$target"
 options=(-artifact_prefix="artifacts/$target/" -max_len=8192 -timeout=10)
 if [ -f "$target.dict" ]; then
     options+=(-dict="$target.dict")
+fi
+if [ "${1-}" = pick ]; then
+    rm -rf "target/picked/$target"
+    mkdir -p "target/picked/$target"
+    exec "target/$host/release/$target" "${options[@]}" -set_cover_merge=1 \
+        "target/picked/$target" "corpus/$target" "target/corpus/$target"
 fi
 exec "target/$host/release/$target" "${options[@]}" "$@" "target/corpus/$target" "corpus/$target"

@@ -64,3 +64,23 @@ impl Recent {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{secs, start};
+
+    #[test]
+    fn forgetting_all_gives_the_memory_back() {
+        let mut recent = Recent::new(1_000);
+        for id in 0..1_000 {
+            recent.remember(id, start().deadline(secs(id / 500)));
+        }
+        recent.purge(start());
+        assert!(!recent.contains(499) && recent.contains(500) && recent.ids.capacity() > 0);
+        recent.purge(start().advanced(secs(1)));
+        assert_eq!((recent.ids.capacity(), recent.order.capacity()), (0, 0));
+        recent.remember(1, start().deadline(secs(9)));
+        assert!(recent.contains(1));
+    }
+}

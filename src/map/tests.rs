@@ -8,7 +8,7 @@ use serde_json::json;
 use super::*;
 use crate::{
     event::{EncryptionDetails, Verification},
-    testing::{ALICE, BOB, EventJson, debug, event, secs, start},
+    testing::{ALICE, BOB, EventJson, debug, event, raw, secs, start},
 };
 
 /// A map, and the moment at which the test is.
@@ -733,6 +733,73 @@ fn a_map_that_is_read_and_never_polled_does_not_grow() {
     assert!(room.map.touched.len() < 100, "{}", room.map.touched.len());
 }
 
+#[test]
+fn many_places_that_are_gone_leave_nothing_to_look_at() {
+    let mut room = Room::new();
+    for n in 0..100 {
+        room.section(&event(&format!("$e{n}")).key(&n.to_string()).ttl(10));
+    }
+    room.pass(Duration::from_millis(10));
+    room.live();
+    assert!(room.map.touched.is_empty(), "{}", room.map.touched.len());
+}
+
+#[test]
+fn what_changes_nothing_gives_nothing_to_look_at() {
+    let mut room = Room::new();
+    room.section(&event("$value").sent(10).lasting(90_000));
+    room.changes();
+    // What comes and ends below the value ..
+    room.section(&event("$below").ttl(1_000));
+    assert!(room.map.touched.is_empty());
+    room.pass(secs(1));
+    room.live();
+    assert!(room.map.touched.is_empty());
+    // .. and a redacted event that ends above it.
+    room.section(&event("$above").sent(60).ttl(1_000));
+    room.redact("$above");
+    room.changes();
+    room.pass(secs(1));
+    assert_eq!(room.live(), ["$value"]);
+    assert!(room.map.touched.is_empty());
+}
+
+#[test]
+fn a_key_whose_end_is_yet_to_be_told_counts_into_the_quota_as_any_other() {
+    let mut room = Room::keeping(1);
+    room.section(&event("$a").key("1").ttl(1_000));
+    assert_eq!(room.changes(), ["+$a"]);
+    room.pass(secs(1));
+    assert_eq!(room.section(&event("$b").key("2")), Handled::Kept);
+    assert_eq!(room.section(&event("$c").key("1")), Handled::Full { first: true });
+    assert_eq!(room.changes(), ["-$a expired", "+$b"]);
+}
+
+#[test]
+fn a_map_is_empty_when_it_remembers_nothing() {
+    let mut room = Room::new();
+    assert!(room.map.is_empty());
+    room.section(&event("$a").ttl(1_000));
+    assert!(!room.map.is_empty(), "an event");
+    room.pass(secs(1));
+    room.live();
+    assert!(!room.map.is_empty(), "an event that has ended");
+    room.pass(secs(3_600));
+    room.live();
+    assert!(room.map.is_empty());
+}
+
+#[test]
+fn ends_are_equal_where_their_order_says_so() {
+    let mut room = Room::new();
+    room.section(&event("$a").key("1"));
+    room.section(&event("$b").key("2"));
+    let ends: Vec<_> = room.map.ends.iter().collect();
+    assert!(ends[0] == ends[0] && ends[0] != ends[1]);
+    assert_eq!(ends[0].partial_cmp(ends[1]), Some(Ordering::Less));
+    assert_eq!(ends[1].partial_cmp(ends[0]), Some(Ordering::Greater));
+}
+
 // Law 7: malformed events.
 
 #[test]
@@ -878,9 +945,12 @@ fn an_event_whose_decryption_is_malformed_goes_on_waiting() {
     let outer = event("$e").encrypted("s");
     room.section(&outer);
     let clear = event("$e").without("/content").raw();
-    room.map
+    let clear = raw(clear.get().replace("$e", "$inside"));
+    let malformed = room
+        .map
         .handle_decrypted(room.now, Path::Section, &outer.raw(), clear, Encryption::Plaintext)
         .expect_err("no content");
+    assert_eq!(malformed.event_id.as_deref(), Some("$e"), "not what stands inside");
     assert_eq!(room.map.waiting_len(), 1);
 }
 
@@ -1014,7 +1084,7 @@ fn a_known_events_metadata_survives_escapes_in_its_text() {
         .replace("$a", "\\u0024a")
         .replace(r#""msc4354_sticky_key":"k""#, r#""msc4354_sticky_\u006bey":"\u006b\n""#);
     let mut map = EphemeralMap::new(Limits::default());
-    map.handle_event(start(), Path::Section, crate::testing::raw(text)).unwrap();
+    map.handle_event(start(), Path::Section, raw(text)).unwrap();
     let entries = map.entries(start());
     assert_eq!((entries[0].event_id().as_str(), entries[0].sticky_key()), ("$a", Some("k\n")));
     assert_eq!(entries[0].key().unwrap().sticky_key, "k\n");
@@ -1054,7 +1124,7 @@ fn debug_shows_how_much_a_map_holds() {
 fn content_is_found_where_a_name_is_there_twice() {
     let text = event("$a").text().replacen('{', r#"{"content":{"old":1},"#, 1);
     let mut map = EphemeralMap::new(Limits::default());
-    map.handle_event(start(), Path::Section, crate::testing::raw(text)).unwrap();
+    map.handle_event(start(), Path::Section, raw(text)).unwrap();
     let entries = map.entries(start());
     assert!(entries[0].content_raw().unwrap().get().contains("body"));
     let content: serde_json::Value = entries[0].content().unwrap();

@@ -425,6 +425,16 @@ fn half_a_surrogate_pair_costs_at_most_its_own_event_which_is_named() {
 }
 
 #[test]
+fn an_event_may_be_odd_in_two_ways_at_once() {
+    // Each alone is left to the careful reading, which must then mind neither.
+    let content = r#"{"sticky_key":"k","\udfff":1}"#;
+    let text = with_content(content).replace("_ttl_ms\":60000", "_ttl_ms\":-1");
+    let raw = sticky(&text);
+    assert_eq!(raw.remaining_ms, None);
+    assert!(matches!(raw.content, RawContent::Clear { sticky_key: Some(_), removal: false }));
+}
+
+#[test]
 fn a_fault_names_a_place_and_no_text() {
     let secret = "syd_secret";
     for odd in [json!(5), json!("\u{7}")] {
@@ -522,4 +532,19 @@ fn deep_nonsense_in_a_response_costs_nothing_else() {
     );
     let response = read_sliding(body.as_bytes()).unwrap();
     assert_eq!(response.rooms[0].1.len(), 2);
+}
+
+#[test]
+fn a_response_shows_in_debug_how_much_it_has_and_no_text() {
+    let body = r#"{"pos":"p","extensions":{"sticky_events":{"rooms":{
+        "!a:hs":{"events":["secret",2]},"!b:hs":{"events":[3]}}}}}"#;
+    let shown = crate::testing::debug(&read_sliding(body.as_bytes()).unwrap());
+    assert!(shown.contains("rooms: 2") && shown.contains("events: 3"), "{shown}");
+    assert!(!shown.contains("secret"));
+    let body = r#"{"rooms":{"join":{
+        "!a:hs":{"sticky":{"events":["secret",2]},"timeline":{"events":[3]}},
+        "!b:hs":{"sticky":{"events":[4]},"timeline":{"events":[5,6,7]}}}}}"#;
+    let shown = crate::testing::debug(&read_v3(body.as_bytes()).unwrap());
+    assert!(shown.contains("sections: 3") && shown.contains("timelines: 4"), "{shown}");
+    assert!(!shown.contains("secret"));
 }
