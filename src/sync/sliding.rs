@@ -232,7 +232,9 @@ impl Connection {
     /// The next request to send.
     pub(super) fn poll_request(&self) -> Request {
         let mut request = Request::for_all(&self.name, self.pos.clone(), self.since.clone());
-        if self.recovering {
+        // Until it has caught up it is not held either: after a full page there may be nothing
+        // more, and then the server would hold the request that tells so.
+        if self.recovering || !self.caught_up {
             request.0.timeout = Some(Duration::ZERO);
         }
         request
@@ -544,6 +546,16 @@ mod tests {
         assert_eq!(*extension, json!({ "enabled": true, "limit": 100, "since": "b1" }));
         assert!(query.contains("pos=p2"), "{query}");
         assert_eq!(body["conn_id"], "sticky-1");
+    }
+
+    #[test]
+    fn the_server_holds_no_request_until_a_page_came_that_was_not_full() {
+        let mut connection = Connection::new("c".to_owned());
+        assert_eq!(connection.poll_request().0.timeout, Some(Duration::ZERO));
+        connection.handle_response(&page("1", Some("s1"), PAGE), Duration::ZERO);
+        assert_eq!(connection.poll_request().0.timeout, Some(Duration::ZERO));
+        connection.handle_response(&page("2", None, 0), Duration::ZERO);
+        assert_eq!(connection.poll_request().0.timeout, Some(LONG_POLL));
     }
 
     #[test]

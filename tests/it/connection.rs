@@ -12,7 +12,7 @@ async fn the_request_asks_for_sticky_events_of_all_rooms_and_nothing_else() {
 
     assert_eq!(ask.authorization.as_deref(), Some(&*format!("Bearer {TOKEN}")));
     assert_eq!(ask.param("set_presence"), Some("offline"));
-    assert_eq!(ask.param("timeout"), Some("30000"));
+    assert_eq!(ask.param("timeout"), Some("0"), "not held before it has caught up");
     let name = ask.body["conn_id"].as_str().unwrap();
     assert!(!name.is_empty() && name.len() <= 16, "{name}");
     assert_eq!(
@@ -31,6 +31,9 @@ async fn the_request_asks_for_sticky_events_of_all_rooms_and_nothing_else() {
             },
         })
     );
+
+    ask.page("pos-1", "batch-1", ROOM, vec![event("a")]).await;
+    assert_eq!(world.server.ask().await.param("timeout"), Some("30000"), "held from then on");
 }
 
 #[tokio::test]

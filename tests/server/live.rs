@@ -306,3 +306,22 @@ fn millis(duration: Duration) -> u64 {
 fn unix_ms() -> u64 {
     millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_number_of_events_that_fills_its_last_page_is_live_at_once() {
+    let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+    let room = bob.room_with(&[&alice]);
+    for count in [100, 200] {
+        for n in count - 100..count {
+            bob.send(&room, &format!("{n:03}"), "", LONG);
+        }
+        let client = alice.client().await;
+        let _main_loop = sync(&client);
+        let sticky = client.sticky();
+        // Much less than the server would hold a request.
+        let soon = Duration::from_secs(15);
+        let is_live = |state: &SyncState| *state == SyncState::Live;
+        crate::support::until_state_within(soon, &sticky, "live", is_live).await;
+        assert_eq!(sticky.events().snapshot().len(), count);
+    }
+}
