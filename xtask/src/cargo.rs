@@ -3,12 +3,15 @@
 use std::{
     env,
     ffi::OsString,
+    path::PathBuf,
     process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, bail};
 use serde_json::Value;
 use xtask::homeserver::workspace;
+
+use crate::process::{End, Interrupt, run as run_child};
 
 /// The package that all this is about.
 pub(crate) const MAIN: &str = "matrix-sdk-sticky";
@@ -50,6 +53,36 @@ impl Cargo {
         let mut command = Command::new(&self.program);
         command.current_dir(workspace()).arg(subcommand);
         command
+    }
+
+    /// Builds an example or a binary and says where it is; `None` if Ctrl-C came first.
+    ///
+    /// Why not simply `cargo run`? It would hold cargo's lock while it builds and runs, and the
+    /// first seconds of what runs would be the compiler's.
+    pub(crate) fn executable(
+        &self,
+        options: &[&str],
+        name: &str,
+        interrupt: &Interrupt,
+    ) -> anyhow::Result<Option<PathBuf>> {
+        let mut build = self.compile("build");
+        build.arg("--quiet").args(options);
+        match run_child(build, interrupt)? {
+            End::Interrupted => return Ok(None),
+            End::Exited(status) if !status.success() => {
+                bail!("`{name}` does not build ({status}): see cargo's message above")
+            }
+            End::Exited(_) => {}
+        }
+        // It is built; asked once more, cargo tells at once where.
+        let mut ask = self.compile("build");
+        ask.arg("--quiet").args(options).args(["--message-format", "json"]);
+        let path = said(ask)?
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+            .filter(|message| message["target"]["name"] == name)
+            .find_map(|message| message["executable"].as_str().map(PathBuf::from));
+        path.map(Some).with_context(|| format!("cargo does not say where it put `{name}`"))
     }
 
     /// `rust-version` of the main package; nothing if it names none.

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// What the shell says of a command that Ctrl-C ended.
-const INTERRUPTED: u8 = 130;
+pub(crate) const INTERRUPTED: u8 = 130;
 
 /// The feature sets that have to compile, each without a warning.
 const FEATURE_SETS: &[(&str, &[&str])] = &[

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use serde_json::{Map, Value, json};
 use xtask::{
     api::{Api, ApiError},
@@ -18,8 +18,8 @@ use xtask::{
 
 use crate::{
     DemoArgs,
-    cargo::{Cargo, said},
-    process::{End, Interrupt, run as run_child, run_in_terminal},
+    cargo::Cargo,
+    process::{End, Interrupt, run_in_terminal},
     serve::{password, start},
 };
 
@@ -80,29 +80,9 @@ pub(crate) fn run(
 }
 
 /// Builds the example and says where it is; `None` if Ctrl-C came first.
-///
-/// Why not simply `cargo run --example`? It would hold cargo's lock while it builds, with the
-/// server waiting, and the first seconds of `--for` would be the compiler's.
-fn build_watch(cargo: &Cargo, interrupt: &Interrupt) -> anyhow::Result<Option<PathBuf>> {
+pub(crate) fn build_watch(cargo: &Cargo, interrupt: &Interrupt) -> anyhow::Result<Option<PathBuf>> {
     eprintln!("building the example `watch` (some minutes the first time) ..");
-    let mut build = cargo.compile("build");
-    build.args(["--quiet", "--example", "watch"]);
-    match run_child(build, interrupt)? {
-        End::Interrupted => return Ok(None),
-        End::Exited(status) if !status.success() => {
-            bail!("the example `watch` does not build ({status}): see cargo's message above")
-        }
-        End::Exited(_) => {}
-    }
-    // It is built; asked once more, cargo tells at once where.
-    let mut ask = cargo.compile("build");
-    ask.args(["--quiet", "--example", "watch", "--message-format", "json"]);
-    let path = said(ask)?
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .filter(|message| message["target"]["name"] == "watch")
-        .find_map(|message| message["executable"].as_str().map(PathBuf::from));
-    path.map(Some).context("cargo does not say where it put the example `watch`")
+    cargo.executable(&["--example", "watch"], "watch", interrupt)
 }
 
 /// The room and who is in it.

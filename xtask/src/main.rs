@@ -13,10 +13,11 @@ mod ci;
 mod demo;
 mod process;
 mod serve;
+mod side_by_side;
 
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{cargo::Cargo, process::Interrupt};
 
@@ -38,6 +39,8 @@ enum Chore {
     Test(TestArgs),
     /// Runs all that must pass before a commit: formatting, lints, docs, feature sets, tests
     Ci(CiArgs),
+    /// Compares speed with matrix-js-sdk: both fed with the same responses, and both on one server
+    SideBySide(SideBySideArgs),
 }
 
 #[derive(Args)]
@@ -83,6 +86,24 @@ struct CiArgs {
     no_test: bool,
 }
 
+#[derive(Args)]
+struct SideBySideArgs {
+    /// One JSON object a row
+    #[arg(long)]
+    json: bool,
+    /// One of the two tables
+    #[arg(long)]
+    only: Option<Side>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Side {
+    /// The stores, fed with the same responses
+    Store,
+    /// From send to callback, on a real Synapse
+    Server,
+}
+
 fn main() -> ExitCode {
     match run(Cli::parse().chore) {
         Ok(code) => code,
@@ -100,5 +121,6 @@ fn run(chore: Chore) -> anyhow::Result<ExitCode> {
         Chore::Homeserver(args) => serve::run(&args, &interrupt),
         Chore::Test(args) => ci::test(&args.args, &Cargo::find()?, &interrupt),
         Chore::Ci(args) => ci::run(args.no_test, &Cargo::find()?, &interrupt),
+        Chore::SideBySide(args) => side_by_side::run(&args, &Cargo::find()?, &interrupt),
     }
 }

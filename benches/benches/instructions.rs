@@ -1,0 +1,68 @@
+//! Counted instructions, by callgrind: the rows of the speed table, and the scan that they are
+//! compared with. `cargo xtask bench` runs this and makes the table.
+
+#![allow(missing_docs, reason = "what the macros make")]
+
+use std::{hint::black_box, sync::Arc};
+
+use gungraun::{
+    Callgrind, LibraryBenchmarkConfig, library_benchmark, library_benchmark_group, main,
+};
+use matrix_sdk_sticky::{
+    view::{Change, Snapshot},
+    wire,
+};
+use serde::de::IgnoredAny;
+use sticky_benches::{
+    SetClock, Watched,
+    cases::{Event, crowd, join, joins, redelivered, refreshed, superseded},
+};
+
+#[library_benchmark]
+#[bench::join(join())]
+fn scan(event: Event) -> Event {
+    black_box(serde_json::from_str::<IgnoredAny>(black_box(event.get())).is_ok());
+    event
+}
+
+#[library_benchmark]
+#[bench::join(join())]
+fn read(event: Event) -> Event {
+    black_box(wire::read(black_box(event.get())).is_ok());
+    event
+}
+
+#[library_benchmark]
+#[bench::raw_to_map(joins())]
+#[bench::superseded(superseded())]
+#[bench::redelivered(redelivered())]
+#[bench::refresh_in_10(refreshed(10))]
+#[bench::refresh_in_10k(refreshed(10_000))]
+fn arrives((mut watched, event): (Watched, Event)) -> (Watched, Option<Change>) {
+    let change = watched.arrives(black_box(event));
+    (watched, change)
+}
+
+#[library_benchmark]
+#[bench::expiry_of_100k(crowd(100_000, 1))]
+#[bench::nothing_of_100k(crowd(100_000, 0))]
+fn advance(
+    (mut watched, clock): (Watched, Arc<SetClock>),
+) -> (Watched, Arc<SetClock>, Option<Change>) {
+    let change = watched.advance();
+    (watched, clock, change)
+}
+
+#[library_benchmark]
+#[bench::of_10k(Watched::room(10_000).0)]
+fn snapshot(watched: Watched) -> (Watched, Snapshot) {
+    let snapshot = watched.maps.view().snapshot();
+    (watched, snapshot)
+}
+
+library_benchmark_group!(name = rows, benchmarks = [scan, read, arrives, advance, snapshot]);
+
+main!(
+    config = LibraryBenchmarkConfig::default().tool(Callgrind::default()),
+    library_benchmark_groups = rows
+);

@@ -1,0 +1,103 @@
+//! The maps, with one subscriber who looks at each change.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use matrix_sdk_sticky::{
+    map::{Limits, Path},
+    time::{Clock, Moment},
+    view::{Arrival, Change, Changes, Delivery, EphemeralMaps, Subscription},
+};
+use ruma::{OwnedRoomId, RoomId};
+use serde_json::value::RawValue;
+
+use crate::corpus::{self, HOUR_MS, Ids, ROOM};
+
+/// When the events of a [`Watched::room`] were sent and received.
+pub const NOW_MS: u64 = 1_790_000_000_000;
+
+/// The maps, with one subscriber.
+#[derive(Debug)]
+pub struct Watched {
+    /// The maps.
+    pub maps: EphemeralMaps,
+    changes: Changes,
+}
+
+impl Watched {
+    /// Maps without a room.
+    pub fn new(clock: impl Clock + 'static) -> Self {
+        let maps = EphemeralMaps::new(clock, Limits::default());
+        let Subscription { changes, .. } = maps.view().subscribe();
+        Self { maps, changes }
+    }
+
+    /// One room of so many entries, which end one each millisecond, in the order of their keys.
+    pub fn room(entries: usize) -> (Self, Arc<SetClock>) {
+        let clock = Arc::new(SetClock::new(NOW_MS));
+        let mut watched = Self::new(clock.clone());
+        let mut ids = Ids::new(0);
+        for key in 0..entries {
+            let left = HOUR_MS / 2 + key as u64;
+            let sent = NOW_MS - HOUR_MS + left;
+            watched.arrives(corpus::raw(&corpus::event(&mut ids, key, sent, left)));
+        }
+        (watched, clock)
+    }
+
+    /// One event comes over sync, and the subscriber looks.
+    pub fn arrives(&mut self, event: Box<RawValue>) -> Option<Change> {
+        let received = self.maps.now();
+        self.maps.handle([Delivery {
+            room_id: room_id(),
+            received,
+            path: Path::Section,
+            arrivals: vec![Arrival::Event(event)],
+        }]);
+        self.look()
+    }
+
+    /// What the timer calls, and the subscriber looks.
+    pub fn advance(&mut self) -> Option<Change> {
+        self.maps.advance();
+        self.look()
+    }
+
+    /// The subscriber looks.
+    pub fn look(&mut self) -> Option<Change> {
+        self.changes.next_now()
+    }
+}
+
+#[allow(clippy::expect_used, reason = "a constant")]
+fn room_id() -> OwnedRoomId {
+    RoomId::parse(ROOM).expect("a room id")
+}
+
+/// A clock that stands still until it is told.
+#[derive(Debug)]
+pub struct SetClock(AtomicU64);
+
+impl SetClock {
+    /// It shows this, in milliseconds since the Unix epoch.
+    pub fn new(unix_ms: u64) -> Self {
+        Self(AtomicU64::new(unix_ms))
+    }
+
+    /// Forward.
+    pub fn forward(&self, milliseconds: u64) {
+        self.0.fetch_add(milliseconds, Ordering::Relaxed);
+    }
+}
+
+impl Clock for SetClock {
+    fn now(&self) -> Moment {
+        let now = Duration::from_millis(self.0.load(Ordering::Relaxed));
+        Moment::new(now, now)
+    }
+}
