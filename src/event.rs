@@ -5,8 +5,11 @@
 //! nobody compares timestamps by hand.
 
 use std::{
+    borrow::Borrow,
     cmp::Ordering,
     fmt,
+    hash::{Hash, Hasher},
+    ops::Deref,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -14,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use ruma::{EventId, OwnedDeviceId, OwnedUserId, UserId, event_id};
+use ruma::{EventId, OwnedDeviceId, OwnedRoomId, OwnedUserId, RoomId, UserId, event_id};
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
@@ -68,34 +71,46 @@ pub struct StickyEvent {
     encryption: Encryption,
 }
 
-/// A sender, whose text all their events in a room share.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct SharedSender(Arc<OwnedUserId>);
+/// An identifier, whose text all share who know of it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Shared<T>(Arc<T>);
 
-impl From<&UserId> for SharedSender {
-    fn from(sender: &UserId) -> Self {
-        Self(Arc::new(sender.to_owned()))
+/// A sender, shared by all their events in a room.
+pub(crate) type SharedSender = Shared<OwnedUserId>;
+
+/// A room, shared by all that is kept of it.
+pub(crate) type SharedRoom = Shared<OwnedRoomId>;
+
+impl<T> From<T> for Shared<T> {
+    fn from(id: T) -> Self {
+        Self(Arc::new(id))
     }
 }
 
-impl std::ops::Deref for SharedSender {
-    type Target = UserId;
+impl<T: Deref> Deref for Shared<T> {
+    type Target = T::Target;
 
-    fn deref(&self) -> &UserId {
+    fn deref(&self) -> &T::Target {
         &self.0
     }
 }
 
-impl std::borrow::Borrow<UserId> for SharedSender {
+impl Borrow<UserId> for SharedSender {
     fn borrow(&self) -> &UserId {
         self
     }
 }
 
-impl std::hash::Hash for SharedSender {
-    /// As `UserId`, which it is looked up by.
-    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        UserId::hash(self, state);
+impl Borrow<RoomId> for SharedRoom {
+    fn borrow(&self) -> &RoomId {
+        self
+    }
+}
+
+impl<T: Deref<Target: Hash>> Hash for Shared<T> {
+    /// As the borrowed identifier, which it is looked up by.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        T::Target::hash(self, state);
     }
 }
 

@@ -413,7 +413,7 @@ impl EphemeralMap {
     ) -> Unkept {
         let sender = match self.senders.get_key_value(raw.sender.as_ref()) {
             Some((sender, _)) => sender.clone(),
-            None => raw.sender.as_ref().into(),
+            None => raw.sender.as_ref().to_owned().into(),
         };
         let event_type = match self.types.get_key_value(raw.event_type.as_ref()) {
             Some((event_type, _)) => event_type.clone(),

@@ -11,6 +11,7 @@
 //!
 //! [MSC4354]: https://github.com/matrix-org/matrix-spec-proposals/pull/4354
 
+mod quick;
 mod response;
 
 use std::{borrow::Cow, fmt};
@@ -267,16 +268,16 @@ fn parse(text: &str) -> Result<Event<'_>, Malformed> {
         let fault = Fault::TooLong { bytes: text.len() };
         return Err(Malformed { event_id: id_of(text), fault });
     }
-    // Nearly every event is read quickly. Why not always with care? It costs a fifth more.
-    parse_at::<QUICKLY>(text).or_else(|_| parse_at::<CAREFULLY>(text)).map_err(|error| {
+    // Nearly every event is read quickly.
+    quick::event(text).map_or_else(|| parse_carefully(text), Ok).map_err(|error| {
         let fault = Fault::Json { line: error.line(), column: error.column() };
         Malformed { event_id: id_of(text), fault }
     })
 }
 
-fn parse_at<const HOW: bool>(text: &str) -> Result<Event<'_>, serde_json::Error> {
+fn parse_carefully(text: &str) -> Result<Event<'_>, serde_json::Error> {
     let mut deserializer = serde_json::Deserializer::from_str(text);
-    let event = deserializer.deserialize_map(EventVisitor::<HOW>)?;
+    let event = deserializer.deserialize_map(EventVisitor)?;
     deserializer.end()?;
     Ok(event)
 }
@@ -397,29 +398,21 @@ impl Visitor<'_> for Name {
     }
 }
 
-/// How an event is read: giving up at what is odd in a way that serde_json has no value for, ..
-const QUICKLY: bool = false;
-/// .. or not.
-const CAREFULLY: bool = true;
+/// A [`Name`] in an object that somebody in the room wrote.
+struct AnyName(&'static [&'static str]);
 
-/// A [`Name`], read quickly or carefully.
-struct NameAt<const HOW: bool>(&'static [&'static str]);
-
-impl<'de, const HOW: bool> DeserializeSeed<'de> for NameAt<HOW> {
+impl<'de> DeserializeSeed<'de> for AnyName {
     type Value = Option<usize>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        if HOW == QUICKLY {
-            return deserializer.deserialize_str(Name(self.0));
-        }
         // Bytes: a key that is no Unicode (half a surrogate pair) is none of ours.
         deserializer.deserialize_bytes(Name(self.0))
     }
 }
 
-struct EventVisitor<const HOW: bool>;
+struct EventVisitor;
 
-impl<'de, const HOW: bool> Visitor<'de> for EventVisitor<HOW> {
+impl<'de> Visitor<'de> for EventVisitor {
     type Value = Event<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -440,19 +433,17 @@ impl<'de, const HOW: bool> Visitor<'de> for EventVisitor<HOW> {
         ];
         let mut event = Event::default();
         // A key that is there twice: the last one counts, as in every other Matrix client.
-        while let Some(name) = map.next_key_seed(NameAt::<HOW>(NAMES))? {
+        while let Some(name) = map.next_key_seed(AnyName(NAMES))? {
             match name {
                 Some(0) => event.event_id = map.next_value_seed(Lenient(Text))?,
                 Some(1) => event.sender = map.next_value_seed(Lenient(Text))?,
                 Some(2) => event.event_type = map.next_value_seed(Lenient(Text))?,
-                Some(3) => event.origin_server_ts = map.next_value_seed(Natural::<HOW>)?,
+                Some(3) => event.origin_server_ts = map.next_value_seed(Natural)?,
                 Some(4) => event.redacts = map.next_value_seed(Lenient(Text))?,
-                Some(5) => event.sticky.stable = map.next_value_seed(Lenient(InSticky::<HOW>))?,
-                Some(6) => {
-                    event.sticky.unstable = Some(map.next_value_seed(Lenient(InSticky::<HOW>))?)
-                }
-                Some(7) => event.content = map.next_value_seed(Lenient(InContent::<HOW>))?,
-                Some(8) => event.unsigned = map.next_value_seed(Lenient(InUnsigned::<HOW>))?,
+                Some(5) => event.sticky.stable = map.next_value_seed(Lenient(InSticky))?,
+                Some(6) => event.sticky.unstable = Some(map.next_value_seed(Lenient(InSticky))?),
+                Some(7) => event.content = map.next_value_seed(Lenient(InContent))?,
+                Some(8) => event.unsigned = map.next_value_seed(Lenient(InUnsigned))?,
                 _ => drop(map.next_value::<IgnoredAny>()?),
             }
         }
@@ -547,35 +538,17 @@ impl<'de> Take<'de> for Text {
 
 /// A natural number, which saturates. Any other number is none: `-1`, and `1000.0` too, as canonical
 /// JSON has no floats.
-struct Natural<const HOW: bool>;
+struct Natural;
 
-impl<'de, const HOW: bool> DeserializeSeed<'de> for Natural<HOW> {
+impl<'de> DeserializeSeed<'de> for Natural {
     type Value = Option<u64>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        if HOW == QUICKLY {
-            return deserializer.deserialize_any(self);
-        }
         let text = <&RawValue>::deserialize(deserializer)?.get();
         if !text.bytes().all(|byte| byte.is_ascii_digit()) {
             return Ok(None);
         }
         Ok(Some(text.parse().unwrap_or(u64::MAX)))
-    }
-}
-
-/// Quickly: whatever is no natural number within `u64` is left to the careful reading. That is also
-/// how numbers come, as maps, where any crate of the application turns on serde_json's
-/// `arbitrary_precision`.
-impl<const HOW: bool> Visitor<'_> for Natural<HOW> {
-    type Value = Option<u64>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a natural number")
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Self::Value, E> {
-        Ok(Some(value))
     }
 }
 
@@ -587,7 +560,7 @@ impl<'de> Take<'de> for OnlyId {
 
     fn object<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut event_id = None;
-        while let Some(name) = map.next_key_seed(NameAt::<CAREFULLY>(&["event_id"]))? {
+        while let Some(name) = map.next_key_seed(AnyName(&["event_id"]))? {
             match name {
                 Some(_) => event_id = map.next_value_seed(Lenient(Text))?,
                 None => drop(map.next_value::<IgnoredAny>()?),
@@ -605,7 +578,7 @@ impl<'de> Take<'de> for OnlyContent {
 
     fn object<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut content = None;
-        while let Some(name) = map.next_key_seed(NameAt::<CAREFULLY>(&["content"]))? {
+        while let Some(name) = map.next_key_seed(AnyName(&["content"]))? {
             match name {
                 Some(_) => content = Some(map.next_value()?),
                 None => drop(map.next_value::<IgnoredAny>()?),
@@ -616,16 +589,16 @@ impl<'de> Take<'de> for OnlyContent {
 }
 
 /// The sticky object: its `duration_ms`.
-struct InSticky<const HOW: bool>;
+struct InSticky;
 
-impl<'de, const HOW: bool> Take<'de> for InSticky<HOW> {
+impl<'de> Take<'de> for InSticky {
     type Value = Option<u64>;
 
     fn object<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut duration_ms = None;
-        while let Some(name) = map.next_key_seed(NameAt::<HOW>(&["duration_ms"]))? {
+        while let Some(name) = map.next_key_seed(AnyName(&["duration_ms"]))? {
             match name {
-                Some(_) => duration_ms = map.next_value_seed(Natural::<HOW>)?,
+                Some(_) => duration_ms = map.next_value_seed(Natural)?,
                 None => drop(map.next_value::<IgnoredAny>()?),
             }
         }
@@ -633,16 +606,16 @@ impl<'de, const HOW: bool> Take<'de> for InSticky<HOW> {
     }
 }
 
-struct InContent<const HOW: bool>;
+struct InContent;
 
-impl<'de, const HOW: bool> Take<'de> for InContent<HOW> {
+impl<'de> Take<'de> for InContent {
     type Value = Content<'de>;
 
     fn object<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         const NAMES: &[&str] =
             &[names::STICKY_KEY[0], names::STICKY_KEY[1], "session_id", "redacts"];
         let mut content = Content { is_object: true, ..Content::default() };
-        while let Some(name) = map.next_key_seed(NameAt::<HOW>(NAMES))? {
+        while let Some(name) = map.next_key_seed(AnyName(NAMES))? {
             match name {
                 Some(0) => content.sticky_key.stable = map.next_value_seed(Lenient(Text))?,
                 Some(1) => content.sticky_key.unstable = Some(map.next_value_seed(Lenient(Text))?),
@@ -660,19 +633,19 @@ impl<'de, const HOW: bool> Take<'de> for InContent<HOW> {
     }
 }
 
-struct InUnsigned<const HOW: bool>;
+struct InUnsigned;
 
-impl<'de, const HOW: bool> Take<'de> for InUnsigned<HOW> {
+impl<'de> Take<'de> for InUnsigned {
     type Value = Unsigned;
 
     fn object<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         const NAMES: &[&str] = &[names::REMAINING[0], names::REMAINING[1], "redacted_because"];
         let mut unsigned = Unsigned::default();
-        while let Some(name) = map.next_key_seed(NameAt::<HOW>(NAMES))? {
+        while let Some(name) = map.next_key_seed(AnyName(NAMES))? {
             match name {
-                Some(0) => unsigned.remaining.stable = map.next_value_seed(Natural::<HOW>)?,
+                Some(0) => unsigned.remaining.stable = map.next_value_seed(Natural)?,
                 Some(1) => {
-                    unsigned.remaining.unstable = Some(map.next_value_seed(Natural::<HOW>)?);
+                    unsigned.remaining.unstable = Some(map.next_value_seed(Natural)?);
                 }
                 Some(_) => unsigned.redacted = map.next_value_seed(Lenient(IsObject))?,
                 None => drop(map.next_value::<IgnoredAny>()?),

@@ -9,7 +9,7 @@ use gungraun::{
     Callgrind, LibraryBenchmarkConfig, library_benchmark, library_benchmark_group, main,
 };
 use matrix_sdk_sticky::{
-    view::{Change, Snapshot},
+    view::{Change, Delivery, Snapshot},
     wire,
 };
 use serde::de::IgnoredAny;
@@ -38,8 +38,8 @@ fn read(event: Event) -> Event {
 #[bench::redelivered(redelivered())]
 #[bench::refresh_in_10(refreshed(10))]
 #[bench::refresh_in_10k(refreshed(10_000))]
-fn arrives((mut watched, event): (Watched, Event)) -> (Watched, Option<Change>) {
-    let change = watched.arrives(black_box(event));
+fn arrives((mut watched, delivery): (Watched, Delivery)) -> (Watched, Option<Change>) {
+    let change = watched.arrives(black_box(delivery));
     (watched, change)
 }
 

@@ -26,7 +26,7 @@ fn main() {
     for key in 0..ENTRIES {
         let event = corpus::raw(&corpus::event(&mut ids, key, NOW_MS, HOUR_MS));
         text += event.get().len();
-        watched.arrives(event);
+        watched.arrives(watched.delivery(event));
     }
     let all = usize::try_from(live_bytes() - before).unwrap_or_default();
     println!("{}", json!({ "entries": ENTRIES, "text": text, "all": all }));

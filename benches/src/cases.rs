@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use matrix_sdk_sticky::view::Delivery;
 use serde_json::value::RawValue;
 
 use crate::{
@@ -19,33 +20,38 @@ pub fn event(key: usize, ago_ms: u64) -> Event {
     corpus::raw(&corpus::event(&mut ids, key, NOW_MS - ago_ms, HOUR_MS - ago_ms))
 }
 
+fn due(watched: Watched, event: Event) -> (Watched, Delivery) {
+    let delivery = watched.delivery(event);
+    (watched, delivery)
+}
+
 /// Key 10 joins.
 pub fn join() -> Event {
     event(10, 1_000)
 }
 
 /// A room of ten in which key 10 is new.
-pub fn joins() -> (Watched, Event) {
-    (Watched::room(10).0, join())
+pub fn joins() -> (Watched, Delivery) {
+    due(Watched::room(10).0, join())
 }
 
 /// A room of which key 5 is refreshed.
-pub fn refreshed(entries: usize) -> (Watched, Event) {
-    (Watched::room(entries).0, event(5, 1_000))
+pub fn refreshed(entries: usize) -> (Watched, Delivery) {
+    due(Watched::room(entries).0, event(5, 1_000))
 }
 
 /// Key 5's refresh is there when an older event comes.
-pub fn superseded() -> (Watched, Event) {
+pub fn superseded() -> (Watched, Delivery) {
     let (mut watched, refresh) = refreshed(10);
     watched.arrives(refresh);
-    (watched, event(5, 2_000))
+    due(watched, event(5, 2_000))
 }
 
 /// Key 5's refresh comes a second time.
-pub fn redelivered() -> (Watched, Event) {
+pub fn redelivered() -> (Watched, Delivery) {
     let (mut watched, refresh) = refreshed(10);
-    watched.arrives(refresh.clone());
-    (watched, refresh)
+    watched.arrives(refresh);
+    due(watched, event(5, 1_000))
 }
 
 /// A crowd of which one ends each millisecond, after so many of them.

@@ -45,20 +45,22 @@ impl Watched {
         for key in 0..entries {
             let left = HOUR_MS / 2 + key as u64;
             let sent = NOW_MS - HOUR_MS + left;
-            watched.arrives(corpus::raw(&corpus::event(&mut ids, key, sent, left)));
+            let event = corpus::raw(&corpus::event(&mut ids, key, sent, left));
+            watched.arrives(watched.delivery(event));
         }
         (watched, clock)
     }
 
-    /// One event comes over sync, and the subscriber looks.
-    pub fn arrives(&mut self, event: Box<RawValue>) -> Option<Change> {
+    /// One event as it comes over sync.
+    pub fn delivery(&self, event: Box<RawValue>) -> Delivery {
         let received = self.maps.now();
-        self.maps.handle([Delivery {
-            room_id: room_id(),
-            received,
-            path: Path::Section,
-            arrivals: vec![Arrival::Event(event)],
-        }]);
+        let arrivals = vec![Arrival::Event(event)];
+        Delivery { room_id: room_id(), received, path: Path::Section, arrivals }
+    }
+
+    /// A response has come, and the subscriber looks.
+    pub fn arrives(&mut self, delivery: Delivery) -> Option<Change> {
+        self.maps.handle([delivery]);
         self.look()
     }
 

@@ -17,7 +17,7 @@ use super::{
     snapshot::{Entry, Snapshot},
 };
 use crate::{
-    event::{RemovalReason, StickyEvent},
+    event::{RemovalReason, SharedRoom, StickyEvent},
     map::Delta,
     time::Moment,
 };
@@ -179,7 +179,7 @@ impl Subscriber {
     #[must_use]
     pub(super) fn handle_deltas(
         &mut self,
-        room_id: &ruma::OwnedRoomId,
+        room_id: &SharedRoom,
         deltas: &[Delta],
     ) -> Option<Waker> {
         if !self.filter.lets_room_through(room_id) {
@@ -236,7 +236,7 @@ impl Untold {
         }
     }
 
-    fn into_change(self, room_id: ruma::OwnedRoomId) -> Option<EntryChange> {
+    fn into_change(self, room_id: SharedRoom) -> Option<EntryChange> {
         Some(match (self.told, self.now) {
             (None, Ok(event)) => EntryChange::Added(Entry { room_id, event }),
             (Some(previous), Ok(event)) => {

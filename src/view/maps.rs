@@ -1,13 +1,14 @@
 //! All rooms' maps behind one lock, and who looks at them.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashSet},
     fmt,
     ops::{Deref, DerefMut},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
 };
 
+use hashbrown::HashMap;
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId};
 use serde_json::value::RawValue;
 use tracing::warn;
@@ -18,7 +19,7 @@ use super::{
     snapshot::{Entry, InOrder, Rooms, Snapshot},
 };
 use crate::{
-    event::{Encryption, StickyEvent, StickyKey},
+    event::{Encryption, SharedRoom, StickyEvent, StickyKey},
     map::{Delta, EphemeralMap, Handled, Limits, Path},
     time::{Clock, Deadline, Moment},
     wire::Malformed,
@@ -43,11 +44,11 @@ struct Shared {
 #[derive(Default)]
 struct State {
     /// Rooms of which something is known. A room without sticky events costs nothing.
-    rooms: HashMap<OwnedRoomId, Room>,
+    rooms: HashMap<SharedRoom, Room>,
     /// What is visible of them.
     visible: Rooms,
     /// When each map has something to do next.
-    deadlines: BTreeSet<(Deadline, OwnedRoomId)>,
+    deadlines: BTreeSet<(Deadline, SharedRoom)>,
     subscribers: HashMap<SubscriberId, Subscriber>,
     next_subscriber: u64,
     ignored: Arc<HashSet<OwnedUserId>>,
@@ -151,6 +152,10 @@ impl EphemeralMaps {
                 continue;
             }
             let State { rooms: known, ignored, .. } = &mut *state;
+            let room_id = match known.get_key_value::<RoomId>(&room_id) {
+                Some((room_id, _)) => room_id.clone(),
+                None => room_id.into(),
+            };
             let room = known.entry(room_id.clone()).or_insert_with(|| {
                 let mut map = EphemeralMap::new(self.shared.limits);
                 map.handle_ignored(ignored.clone());
@@ -174,8 +179,7 @@ impl EphemeralMaps {
         let now = self.now();
         // What was over before has expired, and did not leave with the room.
         state.advance(now);
-        let room_id = room_id.to_owned();
-        let Some(mut room) = state.rooms.remove(&room_id) else {
+        let Some((room_id, mut room)) = state.rooms.remove_entry(room_id) else {
             return;
         };
         if let Some(noted) = room.noted {
@@ -242,7 +246,7 @@ impl EphemeralMaps {
 
     /// The rooms of which something is known.
     pub fn rooms(&self) -> Vec<OwnedRoomId> {
-        self.lock().rooms.keys().cloned().collect()
+        self.lock().rooms.keys().map(|room_id| (**room_id).to_owned()).collect()
     }
 
     /// The encrypted events of a room that wait for the key of this session; all that wait, for
@@ -347,7 +351,9 @@ impl Drop for Locked<'_> {
 
 impl Drop for Woken {
     fn drop(&mut self) {
-        self.0.drain(..).for_each(Waker::wake);
+        for waker in std::mem::take(&mut self.0) {
+            waker.wake();
+        }
     }
 }
 
@@ -361,7 +367,7 @@ impl fmt::Debug for EphemeralMaps {
 
 impl State {
     /// Tells what changed in a room, and notes when it has something to do next.
-    fn settle(&mut self, room_id: &OwnedRoomId, now: Moment) {
+    fn settle(&mut self, room_id: &SharedRoom, now: Moment) {
         let Some(room) = self.rooms.get_mut(room_id) else {
             return;
         };
@@ -392,7 +398,7 @@ impl State {
     }
 
     /// Makes a room's changes visible, and tells the subscribers.
-    fn tell(&mut self, room_id: &OwnedRoomId, deltas: &[Delta]) {
+    fn tell(&mut self, room_id: &SharedRoom, deltas: &[Delta]) {
         if deltas.is_empty() {
             return;
         }

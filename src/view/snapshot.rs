@@ -3,16 +3,16 @@
 use std::{cmp::Ordering, fmt, ops::Deref, sync::Arc};
 
 use imbl::{OrdMap, OrdSet};
-use ruma::{OwnedRoomId, RoomId, UserId};
+use ruma::{RoomId, UserId};
 
 use super::filter::Filter;
 use crate::{
-    event::{StickyEvent, StickyKey},
+    event::{SharedRoom, StickyEvent, StickyKey},
     time::Moment,
 };
 
 /// The visible entries of all rooms.
-pub(super) type Rooms = OrdMap<OwnedRoomId, OrdSet<InOrder>>;
+pub(super) type Rooms = OrdMap<SharedRoom, OrdSet<InOrder>>;
 
 /// An event in the order of its place.
 #[derive(Clone)]
@@ -41,7 +41,7 @@ impl Eq for InOrder {}
 /// One live entry: an event and its room. Dereferences to the event.
 #[derive(Clone)]
 pub struct Entry {
-    pub(super) room_id: OwnedRoomId,
+    pub(super) room_id: SharedRoom,
     pub(super) event: Arc<StickyEvent>,
 }
 
@@ -130,13 +130,13 @@ impl Snapshot {
         self.taken_at
     }
 
-    fn sets(&self) -> impl Iterator<Item = (&OwnedRoomId, &OrdSet<InOrder>)> {
+    fn sets(&self) -> impl Iterator<Item = (&SharedRoom, &OrdSet<InOrder>)> {
         let one = self.filter.room_id().map(|room_id| self.rooms.get_key_value(room_id));
         let all = one.is_none().then(|| self.rooms.iter());
         one.flatten().into_iter().chain(all.into_iter().flatten())
     }
 
-    fn events(&self) -> impl Iterator<Item = (&OwnedRoomId, &Arc<StickyEvent>)> {
+    fn events(&self) -> impl Iterator<Item = (&SharedRoom, &Arc<StickyEvent>)> {
         self.sets()
             .flat_map(|(room_id, set)| set.iter().map(move |event| (room_id, &event.0)))
             .filter(|(_, event)| self.filter.lets_event_through(event))

@@ -1,0 +1,336 @@
+//! The quick reading of an event: one pass over its bytes, eight at a time where a string is long.
+//!
+//! In: the text of an event. Out: what [`parse`](super::parse) asks for, or `None` as soon as
+//! something is rarer than what servers send (an escape in a name or in a value that counts, an odd
+//! number, 63 brackets within each other), or is not JSON. `None` says nothing of the event: the
+//! careful reading, with serde_json, has the last word, and both agree wherever this one has an
+//! answer.
+//!
+//! Why not serde_json alone? Its quickest way takes 1.3 times its own scan, most of it for what is
+//! skipped; with what the map does that is over 2, and 1.5 is our goal (`benches/README.md`). Why
+//! not a faster library? Those that skip quickly are SIMD code with much `unsafe`, under hostile
+//! input, in a crate that has none.
+
+use std::borrow::Cow;
+
+use super::{Content, Event, Unsigned, names};
+
+/// Reads an event, if it is an ordinary one.
+pub(super) fn event(text: &str) -> Option<Event<'_>> {
+    let mut reader = Reader { text, rest: text.as_bytes() };
+    let mut event = Event::default();
+    reader.object(|reader, name| {
+        match name {
+            b"event_id" => event.event_id = reader.text()?,
+            b"sender" => event.sender = reader.text()?,
+            b"type" => event.event_type = reader.text()?,
+            b"origin_server_ts" => event.origin_server_ts = Some(reader.natural()?),
+            b"redacts" => event.redacts = reader.text()?,
+            b"content" => event.content = reader.content()?,
+            b"unsigned" => event.unsigned = reader.unsigned()?,
+            name if is(name, names::STICKY[0]) => event.sticky.stable = reader.sticky()?,
+            name if is(name, names::STICKY[1]) => event.sticky.unstable = Some(reader.sticky()?),
+            _ => reader.skip()?,
+        }
+        Some(())
+    })?;
+    // Nothing comes after it.
+    reader.peek().is_none().then_some(event)
+}
+
+fn is(name: &[u8], known: &str) -> bool {
+    name == known.as_bytes()
+}
+
+struct Reader<'a> {
+    text: &'a str,
+    /// What has not been read.
+    rest: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    fn content(&mut self) -> Option<Content<'a>> {
+        let mut content = Content::default();
+        content.is_object = self.if_object(|reader, name| {
+            if is(name, names::STICKY_KEY[0]) {
+                content.sticky_key.stable = reader.text()?;
+                return Some(());
+            }
+            if is(name, names::STICKY_KEY[1]) {
+                content.sticky_key.unstable = Some(reader.text()?);
+                return Some(());
+            }
+            content.has_more = true;
+            match name {
+                b"session_id" => content.session_id = reader.text()?,
+                b"redacts" => content.redacts = reader.text()?,
+                _ => reader.skip()?,
+            }
+            Some(())
+        })?;
+        Some(content)
+    }
+
+    fn unsigned(&mut self) -> Option<Unsigned> {
+        let mut unsigned = Unsigned::default();
+        self.if_object(|reader, name| {
+            if is(name, names::REMAINING[0]) {
+                unsigned.remaining.stable = Some(reader.natural()?);
+            } else if is(name, names::REMAINING[1]) {
+                unsigned.remaining.unstable = Some(Some(reader.natural()?));
+            } else if name == b"redacted_because" {
+                unsigned.redacted = reader.peek()? == b'{';
+                reader.skip_odd()?;
+            } else {
+                reader.skip()?;
+            }
+            Some(())
+        })?;
+        Some(unsigned)
+    }
+
+    fn sticky(&mut self) -> Option<Option<u64>> {
+        let mut duration_ms = None;
+        self.if_object(|reader, name| {
+            match name {
+                b"duration_ms" => duration_ms = Some(reader.natural()?),
+                _ => reader.skip()?,
+            }
+            Some(())
+        })?;
+        Some(duration_ms)
+    }
+
+    /// A string; no value for anything else that is there instead.
+    fn text(&mut self) -> Option<Option<Cow<'a, str>>> {
+        if self.peek()? != b'"' {
+            self.skip_odd()?;
+            return Some(None);
+        }
+        self.take(b'"')?;
+        let start = self.text.len() - self.rest.len();
+        let length = self.plain()?.len();
+        let text = self.text.get(start..start + length)?;
+        Some(Some(Cow::Borrowed(text)))
+    }
+
+    /// A natural number of at most 19 digits.
+    fn natural(&mut self) -> Option<u64> {
+        let first = self.peek()?;
+        let before = self.rest.len();
+        let mut number = 0_u64;
+        while let [digit @ b'0'..=b'9', rest @ ..] = self.rest {
+            number = number.wrapping_mul(10).wrapping_add(u64::from(digit - b'0'));
+            self.rest = rest;
+        }
+        let digits = before - self.rest.len();
+        let odd = digits == 0
+            || digits > 19
+            || (digits > 1 && first == b'0')
+            || matches!(self.rest, [b'.' | b'e' | b'E', ..]);
+        (!odd).then_some(number)
+    }
+
+    /// The members of an object, if one is there; anything else is passed over. Which of them it
+    /// was.
+    fn if_object(&mut self, member: impl FnMut(&mut Self, &'a [u8]) -> Option<()>) -> Option<bool> {
+        if self.peek()? == b'{' {
+            self.object(member)?;
+            return Some(true);
+        }
+        self.skip_odd()?;
+        Some(false)
+    }
+
+    fn object(&mut self, mut member: impl FnMut(&mut Self, &'a [u8]) -> Option<()>) -> Option<()> {
+        self.take(b'{')?;
+        if self.peek()? == b'}' {
+            return self.take(b'}');
+        }
+        loop {
+            let name = self.name()?;
+            member(self, name)?;
+            match self.next()? {
+                b',' => {}
+                b'}' => return Some(()),
+                _ => return None,
+            }
+        }
+    }
+
+    /// The name of a member, and the colon.
+    fn name(&mut self) -> Option<&'a [u8]> {
+        self.take(b'"')?;
+        let name = self.plain()?;
+        self.take(b':')?;
+        Some(name)
+    }
+
+    /// Passes over a value where another kind was expected. Numbers are left to the careful
+    /// reading: there it matters how large they are.
+    fn skip_odd(&mut self) -> Option<()> {
+        if matches!(self.peek()?, b'-' | b'0'..=b'9') {
+            return None;
+        }
+        self.skip()
+    }
+
+    /// Passes over a value.
+    fn skip(&mut self) -> Option<()> {
+        // One bit for each open bracket, the innermost lowest: set for an object. The highest bit
+        // that is set is none of them.
+        let mut open = 1_u64;
+        loop {
+            match self.next()? {
+                b'"' => self.skip_string()?,
+                bracket @ (b'{' | b'[') => {
+                    let is_object = bracket == b'{';
+                    let end = if is_object { b'}' } else { b']' };
+                    if self.peek()? == end {
+                        self.take(end)?;
+                    } else {
+                        if open >> 63 == 1 {
+                            return None;
+                        }
+                        open = open << 1 | u64::from(is_object);
+                        if is_object {
+                            self.name()?;
+                        }
+                        continue;
+                    }
+                }
+                first @ (b'-' | b'0'..=b'9') => self.skip_number(first)?,
+                b't' => self.word(b"rue")?,
+                b'f' => self.word(b"alse")?,
+                b'n' => self.word(b"ull")?,
+                _ => return None,
+            }
+            // The value is over, and perhaps what it is in.
+            loop {
+                if open == 1 {
+                    return Some(());
+                }
+                let is_object = open & 1 == 1;
+                match self.next()? {
+                    b',' if is_object => {
+                        self.name()?;
+                        break;
+                    }
+                    b',' => break,
+                    b'}' if is_object => {}
+                    b']' if !is_object => {}
+                    _ => return None,
+                }
+                open >>= 1;
+            }
+        }
+    }
+
+    fn skip_string(&mut self) -> Option<()> {
+        while self.plain().is_none() {
+            // `\u` is left to the careful reading: there are pairs of them.
+            let [b'\\', b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't', rest @ ..] =
+                self.rest
+            else {
+                return None;
+            };
+            self.rest = rest;
+        }
+        Some(())
+    }
+
+    /// The rest of a number after its first byte.
+    fn skip_number(&mut self, mut first: u8) -> Option<()> {
+        if first == b'-' {
+            let [digit @ b'0'..=b'9', rest @ ..] = self.rest else {
+                return None;
+            };
+            (first, self.rest) = (*digit, rest);
+        }
+        if first != b'0' {
+            self.digits();
+        }
+        if let [b'.', rest @ ..] = self.rest {
+            self.rest = rest;
+            self.digits().then_some(())?;
+        }
+        if let [b'e' | b'E', b'+' | b'-', rest @ ..] | [b'e' | b'E', rest @ ..] = self.rest {
+            self.rest = rest;
+            self.digits().then_some(())?;
+        }
+        Some(())
+    }
+
+    /// Whether there was a digit.
+    fn digits(&mut self) -> bool {
+        let before = self.rest.len();
+        while let [b'0'..=b'9', rest @ ..] = self.rest {
+            self.rest = rest;
+        }
+        self.rest.len() < before
+    }
+
+    fn word(&mut self, word: &[u8]) -> Option<()> {
+        self.rest = self.rest.strip_prefix(word)?;
+        Some(())
+    }
+
+    /// Goes on to behind the quote that ends a string, from behind the one that begins it. `None` at
+    /// an escape, and at what may not stand in a string.
+    fn plain(&mut self) -> Option<&'a [u8]> {
+        let (plain, rest) = self.rest.split_at_checked(ordinary(self.rest))?;
+        self.rest = rest;
+        self.rest = rest.strip_prefix(b"\"")?;
+        Some(plain)
+    }
+
+    /// The next byte that is not white space.
+    fn peek(&mut self) -> Option<u8> {
+        match self.rest {
+            [byte @ b'!'..=u8::MAX, ..] => Some(*byte),
+            _ => self.peek_on(),
+        }
+    }
+
+    /// Servers send none.
+    #[cold]
+    fn peek_on(&mut self) -> Option<u8> {
+        while let [b' ' | b'\n' | b'\t' | b'\r', rest @ ..] = self.rest {
+            self.rest = rest;
+        }
+        self.rest.first().copied()
+    }
+
+    /// The next byte that is not white space, and goes on.
+    fn next(&mut self) -> Option<u8> {
+        let byte = self.peek()?;
+        self.rest = self.rest.get(1..)?;
+        Some(byte)
+    }
+
+    fn take(&mut self, byte: u8) -> Option<()> {
+        (self.next()? == byte).then_some(())
+    }
+}
+
+/// How many bytes come before the first quote, backslash or control character.
+fn ordinary(bytes: &[u8]) -> usize {
+    const ONES: u64 = u64::MAX / 255;
+    const TOPS: u64 = ONES << 7;
+    let mut rest = bytes;
+    while let Some((eight, after)) = rest.split_first_chunk() {
+        let eight = u64::from_le_bytes(*eight);
+        // The lowest byte whose top bit is set here is one of them; what is above it may be
+        // anything. With its second bit turned over, a quote comes right after the control
+        // characters, and nothing else comes between.
+        let quote_or_control = (eight ^ (ONES * 2)).wrapping_sub(ONES * 0x21);
+        let backslash = (eight ^ (ONES * b'\\' as u64)).wrapping_sub(ONES);
+        let found = (quote_or_control | backslash) & !eight & TOPS;
+        if found != 0 {
+            return bytes.len() - rest.len() + found.trailing_zeros() as usize / 8;
+        }
+        rest = after;
+    }
+    let tail = rest.iter().position(|byte| matches!(byte, b'"' | b'\\' | ..0x20));
+    bytes.len() - rest.len() + tail.unwrap_or(rest.len())
+}
