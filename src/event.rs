@@ -12,7 +12,7 @@ use std::{
     ops::Deref,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -58,15 +58,18 @@ impl StickyKey {
 pub struct StickyEvent {
     text: Box<RawValue>,
     sender: SharedSender,
-    event_type: Arc<str>,
+    event_type: SharedType,
     event_id: Part,
     sticky_key: Option<Part>,
+    beside: Option<Box<Beside>>,
     origin_server_ts_ms: u64,
     duration_ms: u64,
     /// The earliest end that any delivery of the event gave. An atomic, so that a delivery that
     /// moves it by a few milliseconds, as most repeats do, neither copies the event nor is a
     /// change to anybody.
     ends: AtomicU64,
+    /// Redacted: it is not sticky, and is only kept so that a late copy of it does not count.
+    redacted: AtomicBool,
     kind: Kind,
     encryption: Encryption,
 }
@@ -78,12 +81,22 @@ pub(crate) struct Shared<T>(Arc<T>);
 /// A sender, shared by all their events in a room.
 pub(crate) type SharedSender = Shared<OwnedUserId>;
 
+/// A type, shared by all events of it in a room.
+pub(crate) type SharedType = Shared<Box<str>>;
+
 /// A room, shared by all that is kept of it.
 pub(crate) type SharedRoom = Shared<OwnedRoomId>;
 
 impl<T> From<T> for Shared<T> {
     fn from(id: T) -> Self {
         Self(Arc::new(id))
+    }
+}
+
+impl<T> Shared<T> {
+    /// Whether the two share one text.
+    fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 }
 
@@ -97,6 +110,12 @@ impl<T: Deref> Deref for Shared<T> {
 
 impl Borrow<UserId> for SharedSender {
     fn borrow(&self) -> &UserId {
+        self
+    }
+}
+
+impl Borrow<str> for SharedType {
+    fn borrow(&self) -> &str {
         self
     }
 }
@@ -125,32 +144,40 @@ pub(crate) enum Kind {
     Waiting,
 }
 
-/// A string that stands in the event's text, or beside it where the JSON spells it with escapes.
-enum Part {
-    InText { start: u32, len: u32 },
-    Beside(Box<str>),
+/// Where a string stands in the event's text; of no length where it is empty or the JSON spells it
+/// with escapes, and stands [`Beside`] the text.
+#[derive(Clone, Copy)]
+struct Part {
+    start: u32,
+    len: u32,
+}
+
+/// Strings that the event's text spells with escapes, or that are empty.
+struct Beside {
+    event_id: Box<str>,
+    sticky_key: Box<str>,
 }
 
 impl Part {
+    const BESIDE: Self = Self { start: 0, len: 0 };
+
     fn of(part: &str, text: &str) -> Self {
         // Where the part is a slice of the text, the difference of their addresses is its place.
         let start = (part.as_ptr() as usize).wrapping_sub(text.as_ptr() as usize);
         if text.get(start..).is_some_and(|rest| rest.starts_with(part))
             && let (Ok(start), Ok(len)) = (u32::try_from(start), u32::try_from(part.len()))
         {
-            return Self::InText { start, len };
+            return Self { start, len };
         }
-        Self::Beside(part.into())
+        Self::BESIDE
     }
 
-    fn get<'a>(&'a self, text: &'a str) -> &'a str {
-        match self {
-            Self::InText { start, len } => {
-                let start = *start as usize;
-                text.get(start..start + *len as usize).unwrap_or_default()
-            }
-            Self::Beside(part) => part,
+    fn get<'a>(self, text: &'a str, beside: Option<&'a str>) -> &'a str {
+        if self.len == 0 {
+            return beside.unwrap_or_default();
         }
+        let start = self.start as usize;
+        text.get(start..start + self.len as usize).unwrap_or_default()
     }
 }
 
@@ -290,7 +317,7 @@ impl StickyEvent {
     }
 
     pub(crate) fn event_id_str(&self) -> &str {
-        self.event_id.get(self.text.get())
+        self.event_id.get(self.text.get(), self.beside.as_deref().map(|beside| &*beside.event_id))
     }
 
     /// The user who sent it.
@@ -306,7 +333,8 @@ impl StickyEvent {
     /// The sticky key of its content, if it has one. An event without one is an entry of its own,
     /// under its event id.
     pub fn sticky_key(&self) -> Option<&str> {
-        self.sticky_key.as_ref().map(|key| key.get(self.text.get()))
+        let beside = self.beside.as_deref().map(|beside| &*beside.sticky_key);
+        Some(self.sticky_key?.get(self.text.get(), beside))
     }
 
     /// Its key in the room's map; `None` without a sticky key.
@@ -380,12 +408,17 @@ impl StickyEvent {
         self.ends.fetch_min(ends.to_bits(), Relaxed);
     }
 
-    pub(crate) fn shared_sender(&self) -> &SharedSender {
-        &self.sender
+    pub(crate) fn is_redacted(&self) -> bool {
+        self.redacted.load(Relaxed)
     }
 
-    pub(crate) fn shared_type(&self) -> &Arc<str> {
-        &self.event_type
+    /// Only the map calls this, under its owner's lock.
+    pub(crate) fn redact(&self) {
+        self.redacted.store(true, Relaxed);
+    }
+
+    pub(crate) fn shared_sender(&self) -> &SharedSender {
+        &self.sender
     }
 
     /// Its rank among the events of its key.
@@ -409,18 +442,19 @@ impl StickyEvent {
 
     /// The order of places, without looking at strings that both events share.
     pub(crate) fn cmp_place(&self, other: &Self) -> Ordering {
-        let by = |a: *const u8, b: *const u8, order: fn(&Self, &Self) -> Ordering| {
-            if a == b { Ordering::Equal } else { order(self, other) }
-        };
-        by(self.event_type.as_ptr(), other.event_type.as_ptr(), |a, b| {
-            a.event_type.cmp(&b.event_type)
-        })
-        .then_with(|| {
-            by(self.sender.as_str().as_ptr(), other.sender.as_str().as_ptr(), |a, b| {
-                a.sender.as_str().cmp(b.sender.as_str())
-            })
-        })
-        .then_with(|| self.place().slot.cmp(&other.place().slot))
+        if !self.event_type.is_same(&other.event_type) {
+            let order = self.event_type.cmp(&other.event_type);
+            if order.is_ne() {
+                return order;
+            }
+        }
+        if !self.sender.is_same(&other.sender) {
+            let order = self.sender.as_str().cmp(other.sender.as_str());
+            if order.is_ne() {
+                return order;
+            }
+        }
+        self.place().slot.cmp(&other.place().slot)
     }
 }
 
@@ -444,9 +478,10 @@ impl fmt::Debug for StickyEvent {
 /// the text can only be handed over afterwards; that way it is never copied.
 pub(crate) struct Unkept {
     sender: SharedSender,
-    event_type: Arc<str>,
+    event_type: SharedType,
     event_id: Part,
     sticky_key: Option<Part>,
+    beside: Option<Box<Beside>>,
     origin_server_ts_ms: u64,
     duration_ms: u64,
     ends: Deadline,
@@ -461,22 +496,30 @@ impl Unkept {
         raw: &RawSticky<'_>,
         text: &str,
         sender: SharedSender,
-        event_type: Arc<str>,
+        event_type: SharedType,
         ends: Deadline,
         encryption: Encryption,
     ) -> Self {
-        let (kind, sticky_key) = match &raw.content {
+        let (kind, key) = match &raw.content {
             RawContent::Clear { sticky_key, removal } => {
                 let kind = if *removal { Kind::Removal } else { Kind::Value };
-                (kind, sticky_key.as_ref().map(|key| Part::of(key, text)))
+                (kind, sticky_key.as_deref())
             }
             RawContent::Encrypted { .. } => (Kind::Waiting, None),
         };
+        let event_id = Part::of(raw.event_id.as_str(), text);
+        let sticky_key = key.map(|key| Part::of(key, text));
+        let is_beside = event_id.len == 0 || sticky_key.is_some_and(|key| key.len == 0);
+        let beside = is_beside.then(|| {
+            let event_id = raw.event_id.as_str().into();
+            Box::new(Beside { event_id, sticky_key: key.unwrap_or_default().into() })
+        });
         Self {
             sender,
             event_type,
-            event_id: Part::of(raw.event_id.as_str(), text),
+            event_id,
             sticky_key,
+            beside,
             origin_server_ts_ms: raw.origin_server_ts_ms,
             duration_ms: raw.duration_ms,
             ends,
@@ -493,9 +536,11 @@ impl Unkept {
             event_type: self.event_type,
             event_id: self.event_id,
             sticky_key: self.sticky_key,
+            beside: self.beside,
             origin_server_ts_ms: self.origin_server_ts_ms,
             duration_ms: self.duration_ms,
             ends: AtomicU64::new(self.ends.to_bits()),
+            redacted: AtomicBool::new(false),
             kind: self.kind,
             encryption: self.encryption,
         })

@@ -28,12 +28,13 @@ use std::{
 use hashbrown::{DefaultHashBuilder, HashMap, HashTable, hash_table};
 use ruma::{EventId, OwnedUserId};
 use serde_json::value::RawValue;
+use smallvec::SmallVec;
 
 use self::{recent::Recent, slot::Slot};
 use crate::{
     event::{
-        Encryption, Kind, Place, RemovalReason, SharedSender, SlotName, StickyEvent, StickyKey,
-        Unkept,
+        Encryption, Kind, Place, RemovalReason, SharedSender, SharedType, SlotName, StickyEvent,
+        StickyKey, Unkept,
     },
     time::{Deadline, MAX_STICKY_MS, Moment, end_by_origin},
     wire::{self, Malformed, RawContent, RawSticky, Wire},
@@ -117,21 +118,28 @@ pub struct EphemeralMap {
     /// Every known event, by its id.
     events: HashTable<Arc<StickyEvent>>,
     /// When to drop each known event: at its end. Exactly one for each.
-    ends: BTreeSet<End>,
+    ends: BTreeSet<ByEnd>,
     /// The events that wait for their room key, by event id.
     waiting: HashMap<Box<str>, Waiting>,
     senders: HashMap<SharedSender, Sender>,
     /// How many known events share each type's text.
-    types: HashMap<Arc<str>, usize>,
+    types: HashMap<SharedType, u32>,
     ignored: Arc<HashSet<OwnedUserId>>,
     /// Redacted events that are not known, should they still come.
     redacted: Recent,
     /// Events whose end has come. A cached response can deliver one again with more time left; the
     /// earliest end counts.
     ended: Recent,
-    /// Places whose value may have changed since `poll_changes`, each by one of its events.
-    touched: Vec<Arc<StickyEvent>>,
+    /// Places whose value may have changed since `poll_changes`, each by its hash and one of its
+    /// events.
+    touched: SmallVec<[(u64, Arc<StickyEvent>); 1]>,
     dropped: u64,
+}
+
+/// Of an event that comes in: of its id, and of its place.
+struct Hashes {
+    id: u64,
+    place: u64,
 }
 
 struct Waiting {
@@ -141,7 +149,7 @@ struct Waiting {
 
 #[derive(Default)]
 struct Sender {
-    slots: usize,
+    slots: u32,
     dropped: bool,
 }
 
@@ -160,7 +168,7 @@ impl EphemeralMap {
             ignored: Arc::default(),
             redacted: Recent::new(REDACTIONS),
             ended: Recent::new(REDACTIONS),
-            touched: Vec::new(),
+            touched: SmallVec::new(),
             dropped: 0,
         }
     }
@@ -179,12 +187,12 @@ impl EphemeralMap {
         path: Path,
         text: Box<RawValue>,
     ) -> Result<Handled, Malformed> {
-        let Some(raw) = self.read(received, text.get())? else {
+        let Some(raw) = self.read(received, &text)? else {
             return Ok(Handled::NotSticky);
         };
         let end = end_of(received, path, &raw);
-        let place = match self.admit(received, &raw, end) {
-            Ok(place) => place,
+        let hashes = match self.admit(received, &raw, end) {
+            Ok(hashes) => hashes,
             Err(handled) => return Ok(handled),
         };
         let session_id = match &raw.content {
@@ -197,7 +205,7 @@ impl EphemeralMap {
             let waiting = Waiting { session_id, event: event.clone() };
             self.waiting.insert(event.event_id_str().into(), waiting);
         }
-        Ok(self.insert(received, place, event))
+        Ok(self.insert(received, hashes, event))
     }
 
     /// Takes an encrypted event together with what decryption made of it: the decrypted event's
@@ -214,10 +222,10 @@ impl EphemeralMap {
         clear: Box<RawValue>,
         encryption: Encryption,
     ) -> Result<Handled, Malformed> {
-        let Some(mut raw) = self.read(received, outer.get())? else {
+        let Some(mut raw) = self.read(received, outer)? else {
             return Ok(Handled::NotSticky);
         };
-        let inner = wire::read_decrypted(clear.get()).map_err(|malformed| Malformed {
+        let inner = wire::read_decrypted(&clear).map_err(|malformed| Malformed {
             // The outer event's: whoever encrypted it could have written any inside.
             event_id: Some(raw.event_id.to_string()),
             ..malformed
@@ -230,18 +238,18 @@ impl EphemeralMap {
         {
             let known = known.clone();
             end = end.min(known.ends());
-            if self.slot_mut(&known).is_some_and(|slot| slot.is_redacted(&known)) {
+            if known.is_redacted() {
                 self.bring_forward(&known, end);
                 return Ok(Handled::NotSticky);
             }
             self.forget(&known);
         }
-        let place = match self.admit(received, &raw, end) {
-            Ok(place) => place,
+        let hashes = match self.admit(received, &raw, end) {
+            Ok(hashes) => hashes,
             Err(handled) => return Ok(handled),
         };
         let event = self.share(&raw, clear.get(), end, encryption).keep(clear);
-        Ok(self.insert(received, place, event))
+        Ok(self.insert(received, hashes, event))
     }
 
     /// Takes the news that an event has been redacted: it is not sticky any more.
@@ -252,11 +260,10 @@ impl EphemeralMap {
             return;
         };
         // It stays known until its end, so that a late copy of it does not count.
-        if let Some(slot) = self.slot_mut(&event) {
-            slot.redact(event.event_id_str());
-        }
+        event.redact();
+        let hash = self.hasher.hash_one(event.place());
         self.waiting.remove(event.event_id_str());
-        self.touched.push(event);
+        self.touched.push((hash, event));
     }
 
     /// Takes the whole list of ignored users. Their entries are hidden, not forgotten: who is not
@@ -265,7 +272,7 @@ impl EphemeralMap {
         let before = std::mem::replace(&mut self.ignored, ignored);
         for sample in self.slots.iter().filter_map(Slot::sample) {
             if before.contains(sample.sender()) != self.ignored.contains(sample.sender()) {
-                self.touched.push(sample.clone());
+                self.touched.push((self.hasher.hash_one(sample.place()), sample.clone()));
             }
         }
     }
@@ -283,15 +290,15 @@ impl EphemeralMap {
 
     /// What changed among the live entries since it was last asked, at most one change a key. Drops
     /// what has ended by now.
-    pub(crate) fn poll_changes(&mut self, now: Moment) -> Vec<Delta> {
+    pub(crate) fn poll_changes(&mut self, now: Moment) -> SmallVec<[Delta; 1]> {
         self.expire(now);
         let touched = std::mem::take(&mut self.touched);
-        touched.iter().filter_map(|event| self.settle(now, event)).collect()
+        touched.iter().filter_map(|(hash, event)| self.settle(now, *hash, event)).collect()
     }
 
     /// When [`poll_changes`](Self::poll_changes) has something to do next.
     pub(crate) fn next_deadline(&self) -> Option<Deadline> {
-        let next_end = self.ends.first().map(|end| end.at);
+        let next_end = self.ends.first().map(|ByEnd(event)| event.ends());
         [next_end, self.redacted.last_deadline(), self.ended.last_deadline()]
             .into_iter()
             .flatten()
@@ -356,8 +363,12 @@ impl EphemeralMap {
         self.slots.is_empty() && self.redacted.is_empty() && self.ended.is_empty()
     }
 
-    fn read<'a>(&mut self, now: Moment, text: &'a str) -> Result<Option<RawSticky<'a>>, Malformed> {
-        let (raw, redacts) = match wire::read(text)? {
+    fn read<'a>(
+        &mut self,
+        now: Moment,
+        event: &'a RawValue,
+    ) -> Result<Option<RawSticky<'a>>, Malformed> {
+        let (raw, redacts) = match wire::read(event)? {
             Wire::Sticky(mut raw) => {
                 let redacts = raw.redacts.take();
                 (Some(raw), redacts)
@@ -371,17 +382,22 @@ impl EphemeralMap {
         Ok(raw)
     }
 
-    /// Whether an event may come in, and the hash of its place.
-    fn admit(&mut self, now: Moment, raw: &RawSticky<'_>, end: Deadline) -> Result<u64, Handled> {
+    /// Whether an event may come in.
+    fn admit(
+        &mut self,
+        now: Moment,
+        raw: &RawSticky<'_>,
+        end: Deadline,
+    ) -> Result<Hashes, Handled> {
         // What has ended takes no place from what comes, even before a timer has run.
         self.expire(now);
         let event_id = raw.event_id.as_str();
-        if let Some(known) = self.find_event(event_id) {
+        let id = self.hash_id(event_id);
+        if let Some(known) = self.events.find(id, |event| event.event_id_str() == event_id) {
             let known = known.clone();
             self.bring_forward(&known, end);
             return Err(Handled::Repeated);
         }
-        let id = self.hash_id(event_id);
         if self.redacted.contains(id) {
             return Err(Handled::NotSticky);
         }
@@ -391,19 +407,22 @@ impl EphemeralMap {
         }
 
         let place = place_of(raw);
-        let hash = self.hasher.hash_one(place);
-        if self.slots.find(hash, |slot| slot.place() == place && !slot.is_vacant()).is_none()
+        let hashes = Hashes { id, place: self.hasher.hash_one(place) };
+        if self
+            .slots
+            .find(hashes.place, |slot| slot.place() == place && !slot.is_vacant())
+            .is_none()
             && let Some(sender) = self.senders.get_mut(raw.sender.as_ref())
-            && sender.slots >= self.limits.per_sender
+            && sender.slots as usize >= self.limits.per_sender
         {
             self.dropped += 1;
             let first = !std::mem::replace(&mut sender.dropped, true);
             return Err(Handled::Full { first });
         }
-        Ok(hash)
+        Ok(hashes)
     }
 
-    /// The event, sharing the texts of its sender and type with the others of the room.
+    /// The event, which is then inserted, sharing the texts of its sender and type with the others of the room.
     fn share(
         &mut self,
         raw: &RawSticky<'_>,
@@ -415,9 +434,16 @@ impl EphemeralMap {
             Some((sender, _)) => sender.clone(),
             None => raw.sender.as_ref().to_owned().into(),
         };
-        let event_type = match self.types.get_key_value(raw.event_type.as_ref()) {
-            Some((event_type, _)) => event_type.clone(),
-            None => Arc::from(raw.event_type.as_ref()),
+        let event_type = match self.types.get_key_value_mut(raw.event_type.as_ref()) {
+            Some((event_type, count)) => {
+                *count += 1;
+                event_type.clone()
+            }
+            None => {
+                let event_type = SharedType::from(Box::from(raw.event_type.as_ref()));
+                self.types.insert(event_type.clone(), 1);
+                event_type
+            }
         };
         let encryption = match encryption {
             Encryption::Encrypted(details) if *details.owner != *sender => {
@@ -428,17 +454,15 @@ impl EphemeralMap {
         Unkept::read(raw, text, sender, event_type, end, encryption)
     }
 
-    fn insert(&mut self, now: Moment, hash: u64, event: Arc<StickyEvent>) -> Handled {
-        self.ends.insert(End { at: event.ends(), event: event.clone() });
-        *self.types.entry(event.shared_type().clone()).or_default() += 1;
+    fn insert(&mut self, now: Moment, hashes: Hashes, event: Arc<StickyEvent>) -> Handled {
+        self.ends.insert(ByEnd(event.clone()));
         let hasher = &self.hasher;
-        let id_hash = hasher.hash_one(event.event_id_str());
         self.events
-            .insert_unique(id_hash, event.clone(), |event| hasher.hash_one(event.event_id_str()));
+            .insert_unique(hashes.id, event.clone(), |event| hasher.hash_one(event.event_id_str()));
 
         let place = event.place();
         let entry = self.slots.entry(
-            hash,
+            hashes.place,
             |slot| slot.place() == place,
             |slot| hasher.hash_one(slot.place()),
         );
@@ -459,43 +483,45 @@ impl EphemeralMap {
             self.senders.entry(event.shared_sender().clone()).or_default().slots += 1;
         }
         if is_value {
-            self.touched.push(event.clone());
+            self.touched.push((hashes.place, event.clone()));
         }
         let Some(excess) = excess else {
             return Handled::Kept;
         };
-        let outranked = Arc::ptr_eq(&excess.event, &event);
-        if excess.redacted {
+        let outranked = Arc::ptr_eq(&excess, &event);
+        if excess.is_redacted() {
             // Not known any more, but its redaction still holds.
-            let id = self.hash_id(excess.event.event_id_str());
+            let id = self.hash_id(excess.event_id_str());
             self.redacted.remember(id, now.deadline(REMEMBERED));
         }
-        self.forget(&excess.event);
+        self.forget(&excess);
         if outranked { Handled::Outranked } else { Handled::Kept }
     }
 
     /// A delivery gave an earlier end: that one counts.
     fn bring_forward(&mut self, event: &Arc<StickyEvent>, end: Deadline) {
-        let at = event.ends();
-        if end < at {
-            self.ends.remove(&End { at, event: event.clone() });
+        if end < event.ends() {
+            // Out while it changes: it is sorted by it.
+            self.ends.remove(&ByEnd(event.clone()));
             event.set_ends(end);
-            self.ends.insert(End { at: end, event: event.clone() });
+            self.ends.insert(ByEnd(event.clone()));
         }
     }
 
     /// Drops what has ended.
     fn expire(&mut self, now: Moment) {
-        while let Some(end) = self.ends.first()
-            && end.at.is_over(now)
+        while self.ends.first().is_some_and(|ByEnd(event)| event.ends().is_over(now))
+            && let Some(ByEnd(event)) = self.ends.pop_first()
         {
-            let event = end.event.clone();
             let id = self.hash_id(event.event_id_str());
             self.ended.remember(id, now.deadline(REMEMBERED));
-            self.forget(&event);
+            self.forget_ended(id, &event);
         }
-        self.redacted.purge(now);
-        self.ended.purge(now);
+        for recent in [&mut self.redacted, &mut self.ended] {
+            if !recent.is_empty() {
+                recent.purge(now);
+            }
+        }
         if self.touched.len() > 2 * self.slots.len() + 64 {
             self.tidy_touched();
         }
@@ -505,17 +531,24 @@ impl EphemeralMap {
     /// polled does not grow.
     fn tidy_touched(&mut self) {
         let mut touched = std::mem::take(&mut self.touched);
-        touched.sort_unstable_by(|a, b| a.cmp_place(b));
-        touched.dedup_by(|a, b| a.cmp_place(b).is_eq());
-        touched.retain(|event| self.slot_mut(event).is_some());
+        touched.sort_unstable_by(|(_, a), (_, b)| a.cmp_place(b));
+        touched.dedup_by(|(_, a), (_, b)| a.cmp_place(b).is_eq());
+        touched.retain(|(hash, event)| {
+            let place = event.place();
+            self.slots.find(*hash, |slot| slot.place() == place).is_some()
+        });
         self.touched = touched;
     }
 
     /// Removes an event from all that is known.
     fn forget(&mut self, event: &Arc<StickyEvent>) {
-        self.ends.remove(&End { at: event.ends(), event: event.clone() });
-        let id_hash = self.hash_id(event.event_id_str());
-        if let Ok(entry) = self.events.find_entry(id_hash, |known| Arc::ptr_eq(known, event)) {
+        self.ends.remove(&ByEnd(event.clone()));
+        self.forget_ended(self.hash_id(event.event_id_str()), event);
+    }
+
+    /// Removes an event from all else that is known, by the hash of its id.
+    fn forget_ended(&mut self, id: u64, event: &Arc<StickyEvent>) {
+        if let Ok(entry) = self.events.find_entry(id, |known| Arc::ptr_eq(known, event)) {
             entry.remove();
         }
         if event.kind() == Kind::Waiting {
@@ -535,7 +568,7 @@ impl EphemeralMap {
         };
         let slot = entry.get_mut();
         if slot.remove(event) {
-            self.touched.push(event.clone());
+            self.touched.push((hash, event.clone()));
         }
         if slot.is_vacant() {
             if slot.shown.is_none() {
@@ -551,9 +584,8 @@ impl EphemeralMap {
     }
 
     /// Compares what was shown of a place with its value, and shows that.
-    fn settle(&mut self, now: Moment, sample: &StickyEvent) -> Option<Delta> {
+    fn settle(&mut self, now: Moment, hash: u64, sample: &StickyEvent) -> Option<Delta> {
         let place = sample.place();
-        let hash = self.hasher.hash_one(place);
         let mut entry = self.slots.find_entry(hash, |slot| slot.place() == place).ok()?;
         let slot = entry.get_mut();
         let after = slot.value(&self.ignored).cloned();
@@ -584,11 +616,6 @@ impl EphemeralMap {
 
     fn find_event(&self, event_id: &str) -> Option<&Arc<StickyEvent>> {
         self.events.find(self.hash_id(event_id), |event| event.event_id_str() == event_id)
-    }
-
-    fn slot_mut(&mut self, event: &StickyEvent) -> Option<&mut Slot> {
-        let place = event.place();
-        self.slots.find_mut(self.hasher.hash_one(place), |slot| slot.place() == place)
     }
 
     fn hash_id(&self, event_id: &str) -> u64 {
@@ -625,33 +652,30 @@ fn place_of<'a>(raw: &'a RawSticky<'_>) -> Place<'a> {
     }
 }
 
-/// The end of an event, ordered by when it comes.
-struct End {
-    at: Deadline,
-    event: Arc<StickyEvent>,
-}
+/// A known event, ordered by when it ends.
+struct ByEnd(Arc<StickyEvent>);
 
-impl Ord for End {
+impl Ord for ByEnd {
     fn cmp(&self, other: &Self) -> Ordering {
-        self.at
-            .cmp(&other.at)
-            .then_with(|| self.event.event_id_str().cmp(other.event.event_id_str()))
+        let Self(event) = self;
+        let Self(other) = other;
+        event.ends().cmp(&other.ends()).then_with(|| event.event_id_str().cmp(other.event_id_str()))
     }
 }
 
-impl PartialOrd for End {
+impl PartialOrd for ByEnd {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl PartialEq for End {
+impl PartialEq for ByEnd {
     fn eq(&self, other: &Self) -> bool {
         self.cmp(other).is_eq()
     }
 }
 
-impl Eq for End {}
+impl Eq for ByEnd {}
 
 #[cfg(test)]
 mod tests;

@@ -745,7 +745,7 @@ impl Worker {
     }
 
     async fn arrive(&self, room_id: &RoomId, event: Box<RawValue>) -> Arrival {
-        let is_unread = match wire::encrypted_event_id(event.get()) {
+        let is_unread = match wire::encrypted_event_id(&event) {
             Some(event_id) => !self.maps.is_readable(room_id, &event_id),
             None => false,
         };

@@ -162,10 +162,10 @@ impl std::error::Error for Malformed {}
 ///
 /// # Errors
 ///
-/// [`Malformed`] when the text is no JSON object, or when the event is sticky and lacks what a
+/// [`Malformed`] when it is no JSON object, or when the event is sticky and lacks what a
 /// sticky event must have. An event that is not sticky is never malformed.
-pub fn read(text: &str) -> Result<Wire<'_>, Malformed> {
-    let mut event = parse(text)?;
+pub fn read(event: &RawValue) -> Result<Wire<'_>, Malformed> {
+    let mut event = parse(event)?;
 
     let event_id = event.event_id.and_then(valid_event_id);
     let redacts = if event.event_type.as_deref() == Some("m.room.redaction") {
@@ -219,12 +219,12 @@ pub fn read(text: &str) -> Result<Wire<'_>, Malformed> {
 
 /// The id of an event, if it is a sticky one that is encrypted.
 #[cfg(any(feature = "client", test))]
-pub(crate) fn encrypted_event_id(text: &str) -> Option<Cow<'_, str>> {
+pub(crate) fn encrypted_event_id(event: &RawValue) -> Option<Cow<'_, str>> {
     // A look at the text first: an event in the clear is read once, and not here.
-    if !text.contains("m.room.encrypted") {
+    if !event.get().contains("m.room.encrypted") {
         return None;
     }
-    match read(text).ok()? {
+    match read(event).ok()? {
         Wire::Sticky(RawSticky { event_id, content: RawContent::Encrypted { .. }, .. }) => {
             Some(match event_id {
                 Cow::Borrowed(event_id) => Cow::Borrowed(event_id.as_str()),
@@ -249,9 +249,9 @@ pub struct RawClear<'a> {
 ///
 /// # Errors
 ///
-/// [`Malformed`] when the text is no JSON object, or has no type or no content.
-pub fn read_decrypted(text: &str) -> Result<RawClear<'_>, Malformed> {
-    let event = parse(text)?;
+/// [`Malformed`] when it is no JSON object, or has no type or no content.
+pub fn read_decrypted(event: &RawValue) -> Result<RawClear<'_>, Malformed> {
+    let event = parse(event)?;
     let missing = |name| Malformed {
         event_id: event.event_id.as_deref().map(str::to_owned),
         fault: Fault::Field(name),
@@ -263,13 +263,18 @@ pub fn read_decrypted(text: &str) -> Result<RawClear<'_>, Malformed> {
     Ok(RawClear { event_type, content: event.content.into_clear() })
 }
 
-fn parse(text: &str) -> Result<Event<'_>, Malformed> {
+fn parse(event: &RawValue) -> Result<Event<'_>, Malformed> {
+    let text = event.get();
     if text.len() > MAX_EVENT_BYTES {
         let fault = Fault::TooLong { bytes: text.len() };
         return Err(Malformed { event_id: id_of(text), fault });
     }
     // Nearly every event is read quickly.
-    quick::event(text).map_or_else(|| parse_carefully(text), Ok).map_err(|error| {
+    let mut read = Event::default();
+    if quick::read(event, &mut read).is_some() {
+        return Ok(read);
+    }
+    parse_carefully(text).map_err(|error| {
         let fault = Fault::Json { line: error.line(), column: error.column() };
         Malformed { event_id: id_of(text), fault }
     })

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use matrix_sdk_sticky::view::Delivery;
+use matrix_sdk_sticky::view::{Change, Delivery};
 use serde_json::value::RawValue;
 
 use crate::{
@@ -14,44 +14,69 @@ use crate::{
 /// An event as it came.
 pub type Event = Box<RawValue>;
 
-/// An event of a key, sent so many milliseconds ago.
-pub fn event(key: usize, ago_ms: u64) -> Event {
+/// A room, and responses of one event each that are due.
+#[derive(Debug)]
+pub struct Due {
+    watched: Watched,
+    deliveries: Vec<Delivery>,
+    changes: Vec<Option<Change>>,
+}
+
+impl Due {
+    fn new(watched: Watched, events: impl IntoIterator<Item = Event>) -> Self {
+        let deliveries = events.into_iter().map(|event| watched.delivery(event)).collect();
+        Self { watched, deliveries, changes: Vec::with_capacity(EVENTS) }
+    }
+
+    /// They come one after another, and the subscriber looks after each.
+    #[must_use]
+    pub fn arrive(mut self) -> Self {
+        for delivery in self.deliveries.drain(..) {
+            self.changes.push(self.watched.arrives(delivery));
+        }
+        self
+    }
+}
+
+/// How many events are due in each case. Not one: what the allocator does now and then would count
+/// as that one's.
+pub const EVENTS: usize = 10;
+
+/// An event of a key, sent about so many milliseconds ago: no two people act at once.
+fn event(key: usize, ago_ms: u64) -> Event {
+    let ago_ms = ago_ms + key as u64 * 7 % 1_000;
     let mut ids = Ids::new(0x5eed ^ key as u64 ^ ago_ms);
     corpus::raw(&corpus::event(&mut ids, key, NOW_MS - ago_ms, HOUR_MS - ago_ms))
 }
 
-fn due(watched: Watched, event: Event) -> (Watched, Delivery) {
-    let delivery = watched.delivery(event);
-    (watched, delivery)
+/// Ten more join.
+pub fn joins() -> Vec<Event> {
+    (10..10 + EVENTS).map(|key| event(key, 1_000)).collect()
 }
 
-/// Key 10 joins.
-pub fn join() -> Event {
-    event(10, 1_000)
+/// Ten keys of a room, far from each other, are refreshed.
+fn refreshes(entries: usize, ago_ms: u64) -> Vec<Event> {
+    (0..EVENTS).map(|number| event(number * entries / EVENTS, ago_ms)).collect()
 }
 
-/// A room of ten in which key 10 is new.
-pub fn joins() -> (Watched, Delivery) {
-    due(Watched::room(10).0, join())
+/// Ten join a room of ten.
+pub fn raw_to_map() -> Due {
+    Due::new(Watched::room(10).0, joins())
 }
 
-/// A room of which key 5 is refreshed.
-pub fn refreshed(entries: usize) -> (Watched, Delivery) {
-    due(Watched::room(entries).0, event(5, 1_000))
+/// Ten keys of a room are refreshed.
+pub fn refreshed(entries: usize) -> Due {
+    Due::new(Watched::room(entries).0, refreshes(entries, 1_000))
 }
 
-/// Key 5's refresh is there when an older event comes.
-pub fn superseded() -> (Watched, Delivery) {
-    let (mut watched, refresh) = refreshed(10);
-    watched.arrives(refresh);
-    due(watched, event(5, 2_000))
+/// They have been refreshed when older events of theirs come.
+pub fn superseded() -> Due {
+    Due::new(refreshed(10).arrive().watched, refreshes(10, 3_000))
 }
 
-/// Key 5's refresh comes a second time.
-pub fn redelivered() -> (Watched, Delivery) {
-    let (mut watched, refresh) = refreshed(10);
-    watched.arrives(refresh);
-    due(watched, event(5, 1_000))
+/// Their refreshes come a second time.
+pub fn redelivered() -> Due {
+    Due::new(refreshed(10).arrive().watched, refreshes(10, 1_000))
 }
 
 /// A crowd of which one ends each millisecond, after so many of them.

@@ -8,6 +8,7 @@ use std::{borrow::Cow, collections::HashSet, time::Duration};
 use matrix_sdk::sync::{JoinedRoomUpdate, RoomUpdates, State};
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, UserId};
 use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use crate::wire::{self, Wire};
 
@@ -58,7 +59,7 @@ impl MainLoop {
         }
         for (room_id, update) in &updates.joined {
             for event in &update.timeline.events {
-                let redacted = redaction(event.raw().json().get());
+                let redacted = redaction(event.raw().json());
                 news.redactions.extend(redacted.map(|event_id| (room_id.clone(), event_id)));
             }
             if self.joined.insert(room_id.clone()) {
@@ -76,12 +77,12 @@ impl MainLoop {
 }
 
 /// The event that an event of the main loop's timeline says is redacted: another one, or itself.
-fn redaction(text: &str) -> Option<OwnedEventId> {
+fn redaction(event: &RawValue) -> Option<OwnedEventId> {
     // Nearly every event of every timeline comes by here, and nearly none is read.
-    if !text.contains("redact") {
+    if !event.get().contains("redact") {
         return None;
     }
-    match wire::read(text).ok()? {
+    match wire::read(event).ok()? {
         Wire::Redacted { event_id } => Some(event_id.into_owned()),
         Wire::NotSticky { redacts } => redacts.map(Cow::into_owned),
         Wire::Sticky(event) => event.redacts.map(Cow::into_owned),

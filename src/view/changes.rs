@@ -2,7 +2,7 @@
 
 use std::{
     any::Any,
-    collections::BTreeMap,
+    cmp::Ordering,
     fmt,
     pin::Pin,
     sync::Arc,
@@ -10,6 +10,7 @@ use std::{
 };
 
 use futures_core::Stream;
+use smallvec::SmallVec;
 
 use super::{
     filter::Filter,
@@ -130,44 +131,25 @@ impl fmt::Debug for Changes {
     }
 }
 
-/// A subscriber, and what it has not been told yet. That is no more than the entries it was told
-/// of plus those that are there: one that came and went meanwhile leaves nothing here.
+/// A subscriber, and what it has not been told yet.
 #[derive(Debug, Default)]
 pub(super) struct Subscriber {
     filter: Filter,
-    untold: BTreeMap<ByPlace, Untold>,
+    /// As it came; merged when it is told, and before it grows beyond bounds: then it is no more
+    /// than the entries that the subscriber was told of plus those that are there.
+    untold: SmallVec<[Untold; 1]>,
+    /// How much was left when it was last merged.
+    merged: usize,
     waker: Option<Waker>,
 }
 
+/// One change of one entry, or several of them in one.
 #[derive(Debug)]
 struct Untold {
+    room_id: SharedRoom,
     told: Option<Arc<StickyEvent>>,
     now: Result<Arc<StickyEvent>, RemovalReason>,
 }
-
-/// An entry in the order of its place, whichever event shows it.
-#[derive(Debug)]
-struct ByPlace(Entry);
-
-impl Ord for ByPlace {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.0.cmp_place(&other.0)
-    }
-}
-
-impl PartialOrd for ByPlace {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for ByPlace {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other).is_eq()
-    }
-}
-
-impl Eq for ByPlace {}
 
 impl Subscriber {
     pub(super) fn new(filter: Filter) -> Self {
@@ -186,46 +168,64 @@ impl Subscriber {
             return None;
         }
         for Delta { before, after } in deltas {
-            let Some(event) = after.as_ref().ok().or(before.as_ref()) else {
-                continue;
-            };
-            if !self.filter.lets_event_through(event) {
-                continue;
+            let untold =
+                Untold { room_id: room_id.clone(), told: before.clone(), now: after.clone() };
+            if untold.event().is_some_and(|event| self.filter.lets_event_through(event)) {
+                self.untold.push(untold);
             }
-            let entry = Entry { room_id: room_id.clone(), event: event.clone() };
-            let key = ByPlace(entry);
-            match self.untold.get_mut(&key) {
-                None => {
-                    self.untold.insert(key, Untold { told: before.clone(), now: after.clone() });
-                }
-                Some(untold) => {
-                    untold.now = after.clone();
-                    if untold.is_nothing() {
-                        self.untold.remove(&key);
-                    }
-                }
-            }
+        }
+        if self.untold.len() > 2 * self.merged + 64 {
+            self.merge();
         }
         if self.untold.is_empty() { None } else { self.waker.take() }
     }
 
     /// What has not been told; with a waker, it is woken when there is something.
     pub(super) fn poll_change(&mut self, now: Moment, waker: Option<&Waker>) -> Option<Change> {
+        self.merge();
         if self.untold.is_empty() {
             if let Some(waker) = waker {
                 self.waker = Some(waker.clone());
             }
             return None;
         }
-        let entries = std::mem::take(&mut self.untold)
-            .into_iter()
-            .filter_map(|(ByPlace(Entry { room_id, .. }), untold)| untold.into_change(room_id))
-            .collect();
+        self.merged = 0;
+        let untold = std::mem::take(&mut self.untold);
+        let entries = untold.into_iter().filter_map(Untold::into_change).collect();
         Some(Change { entries, told_at: now })
+    }
+
+    /// Makes one of all that happened to an entry, in the order of the entries.
+    fn merge(&mut self) {
+        if self.untold.len() > 1 {
+            // Stable: what happened to one entry stays in its order.
+            self.untold.sort_by(Untold::cmp_place);
+            self.untold.dedup_by(|later, earlier| {
+                let is_same = later.cmp_place(earlier).is_eq();
+                if is_same {
+                    std::mem::swap(&mut earlier.now, &mut later.now);
+                }
+                is_same
+            });
+            self.untold.retain(|untold| !untold.is_nothing());
+        }
+        self.merged = self.untold.len();
     }
 }
 
 impl Untold {
+    /// An event of the entry.
+    fn event(&self) -> Option<&Arc<StickyEvent>> {
+        self.now.as_ref().ok().or(self.told.as_ref())
+    }
+
+    fn cmp_place(&self, other: &Self) -> Ordering {
+        self.room_id.cmp(&other.room_id).then_with(|| match (self.event(), other.event()) {
+            (Some(event), Some(other)) => event.cmp_place(other),
+            (event, other) => event.is_some().cmp(&other.is_some()),
+        })
+    }
+
     /// Whether the subscriber knows this already.
     fn is_nothing(&self) -> bool {
         match (&self.told, &self.now) {
@@ -236,8 +236,9 @@ impl Untold {
         }
     }
 
-    fn into_change(self, room_id: SharedRoom) -> Option<EntryChange> {
-        Some(match (self.told, self.now) {
+    fn into_change(self) -> Option<EntryChange> {
+        let Self { room_id, told, now } = self;
+        Some(match (told, now) {
             (None, Ok(event)) => EntryChange::Added(Entry { room_id, event }),
             (Some(previous), Ok(event)) => {
                 EntryChange::Updated { entry: Entry { room_id, event }, previous }

@@ -11,6 +11,7 @@ use std::{
 use hashbrown::HashMap;
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId};
 use serde_json::value::RawValue;
+use smallvec::SmallVec;
 use tracing::warn;
 
 use super::{
@@ -145,22 +146,23 @@ impl EphemeralMaps {
         let now = self.now();
         // What has ended takes no place from what comes.
         state.advance(now);
-        let mut rooms = Vec::new();
+        let mut rooms = SmallVec::<[_; 1]>::new();
         for delivery in deliveries {
             let Delivery { room_id, received, path, arrivals } = delivery;
             if arrivals.is_empty() {
                 continue;
             }
             let State { rooms: known, ignored, .. } = &mut *state;
-            let room_id = match known.get_key_value::<RoomId>(&room_id) {
-                Some((room_id, _)) => room_id.clone(),
-                None => room_id.into(),
+            let (room_id, room) = match known.get_key_value_mut::<RoomId>(&room_id) {
+                Some((room_id, room)) => (room_id.clone(), room),
+                None => {
+                    let mut map = EphemeralMap::new(self.shared.limits);
+                    map.handle_ignored(ignored.clone());
+                    let room_id = SharedRoom::from(room_id);
+                    let room = known.entry(room_id.clone()).insert(Room { map, noted: None });
+                    (room_id, room.into_mut())
+                }
             };
-            let room = known.entry(room_id.clone()).or_insert_with(|| {
-                let mut map = EphemeralMap::new(self.shared.limits);
-                map.handle_ignored(ignored.clone());
-                Room { map, noted: None }
-            });
             for arrival in arrivals {
                 let handled = arrive(&mut room.map, received, path, arrival);
                 log(&room_id, &self.shared.limits, &handled);
@@ -345,7 +347,9 @@ impl DerefMut for Locked<'_> {
 
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
-        self.woken = std::mem::take(&mut self.state.woken);
+        if !self.state.woken.0.is_empty() {
+            self.woken = std::mem::take(&mut self.state.woken);
+        }
     }
 }
 

@@ -159,15 +159,16 @@ async fn no_debug_of_anything_public_has_a_token_or_a_text() {
     let mut map = EphemeralMap::new(Limits::default());
     map.handle_event(now, Path::Section, raw()).unwrap();
     show("EphemeralMap", &map);
-    show("Wire", &wire::read(&text).unwrap());
+    show("Wire", &wire::read(&raw()).unwrap());
     let user_id = matrix_sdk::ruma::UserId::parse(ALICE).unwrap();
     show("StickyKey", &StickyKey::new(user_id.clone(), "t", "k"));
     show(
         "EncryptionDetails",
         &EncryptionDetails::new(user_id, None, matrix_sdk_sticky::event::Verification::Verified),
     );
-    for broken in [&text[..text.len() - 1], &format!("\"{TEXT}\""), &format!("{{\"{TEXT}")] {
-        let malformed = wire::read(broken).unwrap_err();
+    for broken in [format!("\"{TEXT}\""), format!("{{\"type\":\"{TEXT}\\ud800\"}}")] {
+        let broken = RawValue::from_string(broken).unwrap();
+        let malformed = wire::read(&broken).unwrap_err();
         show("Malformed", &malformed);
         assert_no_secret("Malformed's Display", &malformed.to_string());
     }
