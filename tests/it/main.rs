@@ -19,3 +19,4 @@ mod outage;
 mod rooms;
 mod secrets;
 mod support;
+mod tasks;

@@ -8,6 +8,7 @@
     reason = "the walls of clippy.toml are the main crate's; here the clock and the threads are real"
 )]
 
+mod bench;
 mod cargo;
 mod ci;
 mod demo;
@@ -39,6 +40,8 @@ enum Chore {
     Test(TestArgs),
     /// Runs all that must pass before a commit: formatting, lints, docs, feature sets, tests
     Ci(CiArgs),
+    /// Prints the speed table: counted instructions, bytes and tasks, with their goals
+    Bench(BenchArgs),
     /// Compares speed with matrix-js-sdk: both fed with the same responses, and both on one server
     SideBySide(SideBySideArgs),
 }
@@ -87,6 +90,16 @@ struct CiArgs {
 }
 
 #[derive(Args)]
+struct BenchArgs {
+    /// One JSON object a row
+    #[arg(long)]
+    json: bool,
+    /// Measures time too, with criterion (some minutes; its report goes to target/criterion)
+    #[arg(long)]
+    time: bool,
+}
+
+#[derive(Args)]
 struct SideBySideArgs {
     /// One JSON object a row
     #[arg(long)]
@@ -121,6 +134,7 @@ fn run(chore: Chore) -> anyhow::Result<ExitCode> {
         Chore::Homeserver(args) => serve::run(&args, &interrupt),
         Chore::Test(args) => ci::test(&args.args, &Cargo::find()?, &interrupt),
         Chore::Ci(args) => ci::run(args.no_test, &Cargo::find()?, &interrupt),
+        Chore::Bench(args) => bench::run(&args, &Cargo::find()?, &interrupt),
         Chore::SideBySide(args) => side_by_side::run(&args, &Cargo::find()?, &interrupt),
     }
 }
