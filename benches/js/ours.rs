@@ -12,28 +12,29 @@
 )]
 
 use std::{
-    alloc::{GlobalAlloc, Layout, System},
     env,
     error::Error,
     fs::{self, File},
     hint::black_box,
     io::{BufWriter, Write as _},
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicI64, AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use matrix_sdk_sticky::{
-    map::{Limits, Path as Way},
+    map::Path as Way,
     time::{Clock, Moment},
-    view::{Arrival, Changes, Delivery, EphemeralMaps, Subscription},
+    view::{Arrival, Delivery},
     wire,
 };
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
+use sticky_benches::{
+    SetClock, Watched,
+    corpus::{HOUR_MS, Ids, ROOM, event, key_of},
+    memory::{Counted, live_bytes},
+};
 
 type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
 
@@ -61,8 +62,6 @@ const FIRST_END_MS: u64 = 1_800_000;
 const OUR_EXPIRIES: usize = 10_000;
 const THEIR_EXPIRIES: usize = 30;
 
-const ROOM: &str = "!room:example.org";
-
 fn main() -> Result {
     let args: Vec<String> = env::args().skip(1).collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
@@ -78,9 +77,9 @@ fn main() -> Result {
 fn write_corpus(dir: &Path) -> Result {
     fs::create_dir_all(dir)?;
     let now = unix_ms()?;
-    let mut ids = Ids(0);
+    let mut ids = Ids::new(0);
     let file = |name: &str| File::create(dir.join(format!("{name}.jsonl"))).map(BufWriter::new);
-    let hour = 3_600_000;
+    let hour = HOUR_MS;
 
     let mut join = file("join")?;
     for key in 0..KEYS {
@@ -145,78 +144,6 @@ fn write_corpus(dir: &Path) -> Result {
     Ok(())
 }
 
-/// A membership of MatrixRTC as Element Call sends it and Synapse delivers it.
-fn event(ids: &mut Ids, key: usize, origin_server_ts: u64, left: u64) -> Value {
-    let (sticky_key, user) = key_of(key);
-    let user = format!("@user-{user:05}:example.org");
-    json!({
-        "type": "org.matrix.msc4143.rtc.member",
-        "sender": user,
-        "content": {
-            "slot_id": "m.call#ROOM",
-            "application": { "type": "m.call", "m.call.intent": "video" },
-            "member": {
-                "id": sticky_key,
-                "membership": "join",
-                "user_id": user,
-                "device_id": format!("DEVICE{key:05}"),
-            },
-            "transports": {
-                "published": [{
-                    "type": "livekit",
-                    "livekit_service_url": "https://matrix-rtc.example.org/livekit/jwt",
-                }],
-                "can_subscribe": ["livekit"],
-            },
-            "versions": [],
-            "msc4354_sticky_key": sticky_key,
-            "sticky_key": sticky_key,
-        },
-        "origin_server_ts": origin_server_ts,
-        "msc4354_sticky": { "duration_ms": 3_600_000 },
-        "unsigned": { "age": 3_600_000 - left, "msc4354_sticky_duration_ttl_ms": left },
-        "event_id": ids.event_id(),
-    })
-}
-
-/// The sticky key, a random UUID's look-alike, and the number of the user: two devices each.
-fn key_of(key: usize) -> (String, usize) {
-    let mut ids = Ids(key as u64 ^ 0xdead_beef);
-    let (a, b) = (ids.next(), ids.next());
-    let uuid = format!(
-        "{:08x}-{:04x}-4{:03x}-a{:03x}-{:012x}",
-        a >> 32,
-        a >> 16 & 0xffff,
-        a & 0xfff,
-        b >> 52,
-        b & 0xffff_ffff_ffff
-    );
-    (uuid, key / 2)
-}
-
-/// Numbers that look random, the same in each run: SplitMix64.
-struct Ids(u64);
-
-impl Ids {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn event_id(&mut self) -> String {
-        const ALPHABET: &[u8; 64] =
-            b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-        let mut id = String::from("$");
-        for _ in 0..43 {
-            id.push(char::from(ALPHABET[(self.next() % 64) as usize]));
-        }
-        id
-    }
-}
-
 /// Responses of so many events each.
 fn bodies(dir: &Path, phase: &str, page: usize) -> Result<Vec<String>> {
     let events = fs::read_to_string(dir.join(format!("{phase}.jsonl")))?;
@@ -233,48 +160,26 @@ fn body(events: &[&str]) -> String {
     body
 }
 
-/// The maps, with one subscriber who looks at each entry.
-struct Watched {
-    maps: EphemeralMaps,
-    changes: Changes,
-    told: usize,
+/// What our v3 sync does with a response, and a subscriber who looks at each entry.
+fn feed(watched: &mut Watched, told: &mut usize, body: &str) -> Result {
+    let received = watched.maps.now();
+    let response = wire::read_v3(body.as_bytes())?;
+    watched.maps.handle(response.sections.into_iter().map(|(room_id, events)| Delivery {
+        room_id,
+        received,
+        path: Way::Section,
+        arrivals: events.into_iter().map(|event| Arrival::Event(event.to_owned())).collect(),
+    }));
+    *told += watched.look().map_or(0, |change| change.entries.len());
+    Ok(())
 }
 
-impl Watched {
-    fn new(clock: impl Clock + 'static) -> Self {
-        let maps = EphemeralMaps::new(clock, Limits::default());
-        let Subscription { changes, .. } = maps.view().subscribe();
-        Self { maps, changes, told: 0 }
-    }
-
-    /// What our v3 sync does with a response.
-    fn feed(&mut self, body: &str) -> Result {
-        let received = self.maps.now();
-        let response = wire::read_v3(body.as_bytes())?;
-        self.maps.handle(response.sections.into_iter().map(|(room_id, events)| Delivery {
-            room_id,
-            received,
-            path: Way::Section,
-            arrivals: events.into_iter().map(|event| Arrival::Event(event.to_owned())).collect(),
-        }));
-        self.look();
-        Ok(())
-    }
-
-    fn look(&mut self) {
-        if let Some(change) = self.changes.next_now() {
-            self.told += change.entries.len();
-        }
-    }
-
-    /// How many entries there are, and a sum of their event ids: both sides have to agree.
-    fn seen(&self) -> (usize, u32) {
-        let snapshot = self.maps.view().snapshot();
-        snapshot.iter().fold((0, 0), |(count, sum), entry| {
-            let sum = sum.wrapping_add(fnv(entry.event_id().as_str()));
-            (count + 1, sum)
-        })
-    }
+/// How many entries there are, and a sum of their event ids: both sides have to agree.
+fn seen(watched: &Watched) -> (usize, u32) {
+    let snapshot = watched.maps.view().snapshot();
+    snapshot.iter().fold((0, 0), |(count, sum), entry| {
+        (count + 1, sum.wrapping_add(fnv(entry.event_id().as_str())))
+    })
 }
 
 /// FNV-1a.
@@ -296,10 +201,10 @@ fn feeding(dir: &Path) -> Result {
                     black_box(serde_json::from_str::<IgnoredAny>(body)?);
                 }
                 let scan = began.elapsed_ns();
-                let told = watched.told;
+                let mut told = 0;
                 let began = CpuTime::now();
                 for body in bodies {
-                    watched.feed(body)?;
+                    feed(&mut watched, &mut told, body)?;
                 }
                 let fed = began.elapsed_ns();
                 if round > 0 {
@@ -309,8 +214,8 @@ fn feeding(dir: &Path) -> Result {
                         "phase": phase,
                         "ns": fed,
                         "scan_ns": scan,
-                        "told": watched.told - told,
-                        "seen": watched.seen(),
+                        "told": told,
+                        "seen": seen(&watched),
                     }));
                 }
             }
@@ -322,26 +227,24 @@ fn feeding(dir: &Path) -> Result {
 /// 100,000 entries: what each takes, and one after the other ends.
 fn living(dir: &Path) -> Result {
     let events = fs::read_to_string(dir.join("crowd.jsonl"))?;
-    let clock = Arc::new(SetClock(AtomicU64::new(unix_ms()?)));
-    let before = LIVE.load(Ordering::Relaxed);
+    let clock = Arc::new(SetClock::new(unix_ms()?));
+    let before = live_bytes();
     let mut watched = Watched::new(clock.clone());
     for event in events.lines() {
-        watched.feed(&body(&[event]))?;
+        feed(&mut watched, &mut 0, &body(&[event]))?;
     }
-    let after = LIVE.load(Ordering::Relaxed);
-    say(&json!({ "row": "memory", "bytes": after - before, "seen": watched.seen() }));
+    let after = live_bytes();
+    say(&json!({ "row": "memory", "bytes": after - before, "seen": seen(&watched) }));
 
     clock.forward(FIRST_END_MS - 1);
     for _ in 0..OUR_EXPIRIES {
         clock.forward(1);
-        let told = watched.told;
         let began = CpuTime::now();
-        // What its timer calls.
-        watched.maps.advance();
-        watched.look();
+        let change = watched.advance();
         let took = began.elapsed_ns();
-        if watched.told != told + 1 {
-            return Err(format!("{} entries ended at once", watched.told - told).into());
+        let told = change.map_or(0, |change| change.entries.len());
+        if told != 1 {
+            return Err(format!("{told} entries ended at once").into());
         }
         say(&json!({ "row": "expiry", "ns": took }));
     }
@@ -398,57 +301,5 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that stands still until it is told.
-#[derive(Debug)]
-struct SetClock(AtomicU64);
-
-impl SetClock {
-    fn forward(&self, milliseconds: u64) {
-        self.0.fetch_add(milliseconds, Ordering::Relaxed);
-    }
-}
-
-impl Clock for SetClock {
-    fn now(&self) -> Moment {
-        let now = Duration::from_millis(self.0.load(Ordering::Relaxed));
-        Moment::new(now, now)
-    }
-}
-
-/// Bytes that are allocated and not freed.
-static LIVE: AtomicI64 = AtomicI64::new(0);
-
 #[global_allocator]
 static COUNTED: Counted = Counted;
-
-struct Counted;
-
-impl Counted {
-    fn count(size: usize, sign: i64) {
-        let size = i64::try_from(size).unwrap_or(i64::MAX);
-        LIVE.fetch_add(sign * size, Ordering::Relaxed);
-    }
-}
-
-#[allow(unsafe_code, reason = "an allocator is, and this one hands on what it is given")]
-// SAFETY: each call goes to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counted {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        Self::count(layout.size(), 1);
-        // SAFETY: as above.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        Self::count(layout.size(), -1);
-        // SAFETY: as above.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        Self::count(layout.size(), -1);
-        Self::count(size, 1);
-        // SAFETY: as above.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-}
