@@ -9,8 +9,8 @@ use crate::support::{Homeserver, ROOM, World, body, client, event_lasting, withi
 const ROOMS: usize = 10_000;
 const ENTRIES: usize = 10;
 
-/// `cargo xtask bench` reads what this prints.
 #[tokio::test]
+#[allow(clippy::print_stdout, reason = "what `cargo xtask bench` reads")]
 async fn one_task_and_one_timer_serve_10_000_rooms() {
     let tasks = || Handle::current().metrics().num_alive_tasks();
     let server = Homeserver::start().await;
