@@ -1,5 +1,5 @@
 //! Our side of `cargo xtask side-by-side`, and the corpus for both: what `store.mjs` does with
-//! matrix-js-sdk's `RoomStickyEventsStore`, with [`EphemeralMaps`].
+//! matrix-js-sdk's `RoomStickyEventsStore`, with `EphemeralMaps`.
 //!
 //! `side-by-side corpus DIR` writes the corpus, `side-by-side run DIR` prints one JSON object a
 //! line. Both sides read the same bytes: bodies of /sync responses whose sticky section has a page
