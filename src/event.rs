@@ -12,7 +12,7 @@ use std::{
     ops::Deref,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -60,10 +60,14 @@ pub struct StickyEvent {
     sender: SharedSender,
     event_type: SharedType,
     event_id: Part,
-    sticky_key: Option<Part>,
+    sticky_key: Part,
     beside: Option<Box<Beside>>,
     origin_server_ts_ms: u64,
     duration_ms: u64,
+    /// The map's hash of its id.
+    id_hash: u64,
+    /// The number of its slot in the map.
+    slot: u32,
     /// The earliest end that any delivery of the event gave. An atomic, so that a delivery that
     /// moves it by a few milliseconds, as most repeats do, neither copies the event nor is a
     /// change to anybody.
@@ -71,12 +75,21 @@ pub struct StickyEvent {
     /// Redacted: it is not sticky, and is only kept so that a late copy of it does not count.
     redacted: AtomicBool,
     kind: Kind,
-    encryption: Encryption,
+    /// Whether the session was not the sender's own.
+    foreign_session: bool,
+    encryption: Option<Arc<EncryptionDetails>>,
 }
 
 /// An identifier, whose text all share who know of it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Shared<T>(Arc<T>);
+#[derive(Clone, Debug)]
+pub(crate) struct Shared<T>(Arc<Counted<T>>);
+
+#[derive(Debug)]
+struct Counted<T> {
+    id: T,
+    /// An atomic, so that it can be counted where the identifier is and need not be looked up.
+    uses: AtomicU32,
+}
 
 /// A sender, shared by all their events in a room.
 pub(crate) type SharedSender = Shared<OwnedUserId>;
@@ -89,7 +102,7 @@ pub(crate) type SharedRoom = Shared<OwnedRoomId>;
 
 impl<T> From<T> for Shared<T> {
     fn from(id: T) -> Self {
-        Self(Arc::new(id))
+        Self(Arc::new(Counted { id, uses: AtomicU32::new(0) }))
     }
 }
 
@@ -98,15 +111,50 @@ impl<T> Shared<T> {
     fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
+
+    /// How often the map uses it, as it counts. Only the map counts, under its owner's lock.
+    pub(crate) fn uses(&self) -> u32 {
+        self.0.uses.load(Relaxed)
+    }
+
+    /// The map uses it once more.
+    pub(crate) fn add_use(&self) {
+        self.0.uses.fetch_add(1, Relaxed);
+    }
+
+    /// The map uses it once less. Whether that was the last use.
+    pub(crate) fn end_use(&self) -> bool {
+        self.0.uses.fetch_sub(1, Relaxed) == 1
+    }
 }
 
 impl<T: Deref> Deref for Shared<T> {
     type Target = T::Target;
 
     fn deref(&self) -> &T::Target {
-        &self.0
+        &self.0.id
     }
 }
+
+impl<T: Ord> Ord for Shared<T> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        if self.is_same(other) { Ordering::Equal } else { self.0.id.cmp(&other.0.id) }
+    }
+}
+
+impl<T: Ord> PartialOrd for Shared<T> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<T: PartialEq> PartialEq for Shared<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.is_same(other) || self.0.id == other.0.id
+    }
+}
+
+impl<T: Eq> Eq for Shared<T> {}
 
 impl Borrow<UserId> for SharedSender {
     fn borrow(&self) -> &UserId {
@@ -161,6 +209,17 @@ struct Beside {
 impl Part {
     const BESIDE: Self = Self { start: 0, len: 0 };
 
+    /// There is none: no text has a place so far out and nothing in it.
+    const NONE: Self = Self { start: u32::MAX, len: 0 };
+
+    fn is_none(self) -> bool {
+        self.start == Self::NONE.start && self.len == Self::NONE.len
+    }
+
+    fn is_beside(self) -> bool {
+        self.len == 0 && !self.is_none()
+    }
+
     fn of(part: &str, text: &str) -> Self {
         // Where the part is a slice of the text, the difference of their addresses is its place.
         let start = (part.as_ptr() as usize).wrapping_sub(text.as_ptr() as usize);
@@ -203,6 +262,13 @@ impl Encryption {
     /// Whether the event was encrypted by its sender.
     pub fn is_encrypted(&self) -> bool {
         matches!(self, Self::Encrypted(_))
+    }
+
+    fn into_details(self) -> Option<Arc<EncryptionDetails>> {
+        match self {
+            Self::Plaintext => None,
+            Self::Encrypted(details) | Self::ForeignSession(details) => Some(details),
+        }
     }
 }
 
@@ -333,8 +399,11 @@ impl StickyEvent {
     /// The sticky key of its content, if it has one. An event without one is an entry of its own,
     /// under its event id.
     pub fn sticky_key(&self) -> Option<&str> {
+        if self.sticky_key.is_none() {
+            return None;
+        }
         let beside = self.beside.as_deref().map(|beside| &*beside.sticky_key);
-        Some(self.sticky_key?.get(self.text.get(), beside))
+        Some(self.sticky_key.get(self.text.get(), beside))
     }
 
     /// Its key in the room's map; `None` without a sticky key.
@@ -361,13 +430,17 @@ impl StickyEvent {
     }
 
     /// How it was protected on its way.
-    pub fn encryption(&self) -> &Encryption {
-        &self.encryption
+    pub fn encryption(&self) -> Encryption {
+        match &self.encryption {
+            None => Encryption::Plaintext,
+            Some(details) if self.foreign_session => Encryption::ForeignSession(details.clone()),
+            Some(details) => Encryption::Encrypted(details.clone()),
+        }
     }
 
     /// Whether its sender encrypted it. See [`Encryption`].
     pub fn is_encrypted(&self) -> bool {
-        self.encryption.is_encrypted()
+        self.encryption.is_some() && !self.foreign_session
     }
 
     /// Its whole JSON as received, decrypted if it was encrypted. It may carry secrets of ours in
@@ -421,6 +494,20 @@ impl StickyEvent {
         &self.sender
     }
 
+    pub(crate) fn shared_type(&self) -> &SharedType {
+        &self.event_type
+    }
+
+    /// The map's hash of its id.
+    pub(crate) fn id_hash(&self) -> u64 {
+        self.id_hash
+    }
+
+    /// The number of its slot in the map, for as long as it is known there.
+    pub(crate) fn slot(&self) -> u32 {
+        self.slot
+    }
+
     /// Its rank among the events of its key.
     pub fn rank(&self) -> Rank<'_> {
         Rank {
@@ -469,9 +556,17 @@ impl fmt::Debug for StickyEvent {
             .field("duration_ms", &self.duration_ms)
             .field("ends", &self.ends())
             .field("kind", &self.kind)
-            .field("encryption", &self.encryption)
+            .field("encryption", &self.encryption())
             .finish_non_exhaustive()
     }
+}
+
+/// What the map gives an event.
+pub(crate) struct Given {
+    pub(crate) sender: SharedSender,
+    pub(crate) event_type: SharedType,
+    pub(crate) id_hash: u64,
+    pub(crate) slot: u32,
 }
 
 /// An event that still misses its text. The metadata borrows from the text until this is made, so
@@ -480,23 +575,23 @@ pub(crate) struct Unkept {
     sender: SharedSender,
     event_type: SharedType,
     event_id: Part,
-    sticky_key: Option<Part>,
+    sticky_key: Part,
     beside: Option<Box<Beside>>,
     origin_server_ts_ms: u64,
     duration_ms: u64,
+    id_hash: u64,
+    slot: u32,
     ends: Deadline,
     kind: Kind,
     encryption: Encryption,
 }
 
 impl Unkept {
-    /// An event from its metadata and the text that the metadata points into. `sender` and
-    /// `event_type` are the map's shared copies.
+    /// An event from its metadata and the text that the metadata points into.
     pub(crate) fn read(
         raw: &RawSticky<'_>,
         text: &str,
-        sender: SharedSender,
-        event_type: SharedType,
+        given: Given,
         ends: Deadline,
         encryption: Encryption,
     ) -> Self {
@@ -508,15 +603,18 @@ impl Unkept {
             RawContent::Encrypted { .. } => (Kind::Waiting, None),
         };
         let event_id = Part::of(raw.event_id.as_str(), text);
-        let sticky_key = key.map(|key| Part::of(key, text));
-        let is_beside = event_id.len == 0 || sticky_key.is_some_and(|key| key.len == 0);
+        let sticky_key = key.map_or(Part::NONE, |key| Part::of(key, text));
+        let is_beside = event_id.is_beside() || sticky_key.is_beside();
         let beside = is_beside.then(|| {
             let event_id = raw.event_id.as_str().into();
             Box::new(Beside { event_id, sticky_key: key.unwrap_or_default().into() })
         });
+        let Given { sender, event_type, id_hash, slot } = given;
         Self {
             sender,
             event_type,
+            id_hash,
+            slot,
             event_id,
             sticky_key,
             beside,
@@ -539,10 +637,13 @@ impl Unkept {
             beside: self.beside,
             origin_server_ts_ms: self.origin_server_ts_ms,
             duration_ms: self.duration_ms,
+            id_hash: self.id_hash,
+            slot: self.slot,
             ends: AtomicU64::new(self.ends.to_bits()),
             redacted: AtomicBool::new(false),
             kind: self.kind,
-            encryption: self.encryption,
+            foreign_session: matches!(self.encryption, Encryption::ForeignSession(_)),
+            encryption: self.encryption.into_details(),
         })
     }
 }

@@ -16,25 +16,21 @@
 mod recent;
 mod slot;
 
-use std::{
-    cmp::Ordering,
-    collections::{BTreeSet, HashSet},
-    fmt,
-    hash::BuildHasher,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, fmt, hash::BuildHasher, sync::Arc, time::Duration};
 
-use hashbrown::{DefaultHashBuilder, HashMap, HashTable, hash_table};
+use hashbrown::{DefaultHashBuilder, HashMap, HashSet, HashTable};
 use ruma::{EventId, OwnedUserId};
 use serde_json::value::RawValue;
 use smallvec::SmallVec;
 
-use self::{recent::Recent, slot::Slot};
+use self::{
+    recent::Recent,
+    slot::{Slot, Slots},
+};
 use crate::{
     event::{
-        Encryption, Kind, Place, RemovalReason, SharedSender, SharedType, SlotName, StickyEvent,
-        StickyKey, Unkept,
+        Encryption, Given, Kind, Place, RemovalReason, SharedSender, SharedType, SlotName,
+        StickyEvent, StickyKey, Unkept,
     },
     time::{Deadline, MAX_STICKY_MS, Moment, end_by_origin},
     wire::{self, Malformed, RawContent, RawSticky, Wire},
@@ -62,6 +58,9 @@ impl Default for Limits {
 
 /// Besides the value, the highest-ranked events of a key that are kept.
 pub const OTHERS_PER_KEY: usize = 32;
+
+/// How many places a room can have: 16,000 senders with all that [`Limits::per_sender`] gives them.
+const MOST_SLOTS: u32 = 1 << 24;
 
 /// How many redactions of events that are not known are remembered, the newest of them.
 pub const REDACTIONS: usize = 1_000;
@@ -101,6 +100,9 @@ pub enum Handled {
 /// A change of what is live under one key.
 #[derive(Clone, Debug)]
 pub(crate) struct Delta {
+    /// The number of the key's slot: the same while there is a value, and afterwards free for
+    /// another's. The numbers are dense.
+    pub(crate) slot: u32,
     /// The value until now.
     pub(crate) before: Option<Arc<StickyEvent>>,
     /// The value from now on, or why there is none.
@@ -114,43 +116,43 @@ pub struct EphemeralMap {
     limits: Limits,
     hasher: DefaultHashBuilder,
     /// What is known of each place: a key, or an event without one.
-    slots: HashTable<Slot>,
+    slots: Slots,
     /// Every known event, by its id.
     events: HashTable<Arc<StickyEvent>>,
-    /// When to drop each known event: at its end. Exactly one for each.
-    ends: BTreeSet<ByEnd>,
+    /// When to drop each known event: at its end. Exactly one for each end that a slot has.
+    ends: BTreeSet<EndOf>,
+    /// What the ends are counted from: a moment before all of them.
+    epoch: Deadline,
     /// The events that wait for their room key, by event id.
     waiting: HashMap<Box<str>, Waiting>,
-    senders: HashMap<SharedSender, Sender>,
-    /// How many known events share each type's text.
-    types: HashMap<SharedType, u32>,
-    ignored: Arc<HashSet<OwnedUserId>>,
+    /// Whose slots there are. A sender's uses are slots with something known.
+    senders: HashSet<SharedSender>,
+    /// The senders of whom something was dropped.
+    full: HashSet<SharedSender>,
+    /// The types of known events. A type's uses are known events.
+    types: HashSet<SharedType>,
+    ignored: Arc<std::collections::HashSet<OwnedUserId>>,
     /// Redacted events that are not known, should they still come.
     redacted: Recent,
     /// Events whose end has come. A cached response can deliver one again with more time left; the
     /// earliest end counts.
     ended: Recent,
-    /// Places whose value may have changed since `poll_changes`, each by its hash and one of its
-    /// events.
-    touched: SmallVec<[(u64, Arc<StickyEvent>); 1]>,
+    /// The numbers of the slots whose value may have changed since `poll_changes`.
+    touched: SmallVec<[u32; 4]>,
     dropped: u64,
 }
 
-/// Of an event that comes in: of its id, and of its place.
-struct Hashes {
-    id: u64,
-    place: u64,
+/// An event that may come in.
+struct Admitted {
+    id_hash: u64,
+    place_hash: u64,
+    /// The number of its place's slot, if there is one.
+    slot: Option<u32>,
 }
 
 struct Waiting {
     session_id: Option<Box<str>>,
     event: Arc<StickyEvent>,
-}
-
-#[derive(Default)]
-struct Sender {
-    slots: u32,
-    dropped: bool,
 }
 
 impl EphemeralMap {
@@ -159,12 +161,14 @@ impl EphemeralMap {
         Self {
             limits,
             hasher: DefaultHashBuilder::default(),
-            slots: HashTable::new(),
+            slots: Slots::default(),
             events: HashTable::new(),
             ends: BTreeSet::new(),
+            epoch: Deadline::from_bits(0),
             waiting: HashMap::new(),
-            senders: HashMap::new(),
-            types: HashMap::new(),
+            senders: HashSet::new(),
+            full: HashSet::new(),
+            types: HashSet::new(),
             ignored: Arc::default(),
             redacted: Recent::new(REDACTIONS),
             ended: Recent::new(REDACTIONS),
@@ -191,21 +195,21 @@ impl EphemeralMap {
             return Ok(Handled::NotSticky);
         };
         let end = end_of(received, path, &raw);
-        let hashes = match self.admit(received, &raw, end) {
-            Ok(hashes) => hashes,
+        let admitted = match self.admit(received, &raw, end) {
+            Ok(admitted) => admitted,
             Err(handled) => return Ok(handled),
         };
         let session_id = match &raw.content {
             RawContent::Encrypted { session_id } => Some(session_id.as_deref().map(Box::from)),
             RawContent::Clear { .. } => None,
         };
-        let unkept = self.share(&raw, text.get(), end, Encryption::Plaintext);
+        let unkept = self.share(&admitted, &raw, text.get(), end, Encryption::Plaintext);
         let event = unkept.keep(text);
         if let Some(session_id) = session_id {
             let waiting = Waiting { session_id, event: event.clone() };
             self.waiting.insert(event.event_id_str().into(), waiting);
         }
-        Ok(self.insert(received, hashes, event))
+        Ok(self.insert(received, &admitted, event))
     }
 
     /// Takes an encrypted event together with what decryption made of it: the decrypted event's
@@ -244,12 +248,12 @@ impl EphemeralMap {
             }
             self.forget(&known);
         }
-        let hashes = match self.admit(received, &raw, end) {
-            Ok(hashes) => hashes,
+        let admitted = match self.admit(received, &raw, end) {
+            Ok(admitted) => admitted,
             Err(handled) => return Ok(handled),
         };
-        let event = self.share(&raw, clear.get(), end, encryption).keep(clear);
-        Ok(self.insert(received, hashes, event))
+        let event = self.share(&admitted, &raw, clear.get(), end, encryption).keep(clear);
+        Ok(self.insert(received, &admitted, event))
     }
 
     /// Takes the news that an event has been redacted: it is not sticky any more.
@@ -261,18 +265,18 @@ impl EphemeralMap {
         };
         // It stays known until its end, so that a late copy of it does not count.
         event.redact();
-        let hash = self.hasher.hash_one(event.place());
         self.waiting.remove(event.event_id_str());
-        self.touched.push((hash, event));
+        self.touched.push(event.slot());
     }
 
     /// Takes the whole list of ignored users. Their entries are hidden, not forgotten: who is not
     /// ignored any more is back with what is still live.
-    pub fn handle_ignored(&mut self, ignored: Arc<HashSet<OwnedUserId>>) {
+    pub fn handle_ignored(&mut self, ignored: Arc<std::collections::HashSet<OwnedUserId>>) {
         let before = std::mem::replace(&mut self.ignored, ignored);
-        for sample in self.slots.iter().filter_map(Slot::sample) {
-            if before.contains(sample.sender()) != self.ignored.contains(sample.sender()) {
-                self.touched.push((self.hasher.hash_one(sample.place()), sample.clone()));
+        for (number, slot) in self.slots.iter() {
+            let Some(sender) = slot.sample().map(|event| event.sender()) else { continue };
+            if before.contains(sender) != self.ignored.contains(sender) {
+                self.touched.push(number);
             }
         }
     }
@@ -281,38 +285,54 @@ impl EphemeralMap {
     pub(crate) fn handle_left(&mut self) -> Vec<Delta> {
         let left = std::mem::replace(self, Self::new(self.limits));
         self.ignored = left.ignored;
-        let mut gone: Vec<_> = left.slots.into_iter().filter_map(|slot| slot.shown).collect();
-        gone.sort_unstable_by(|a, b| a.cmp_place(b));
-        gone.into_iter()
-            .map(|shown| Delta { before: Some(shown), after: Err(RemovalReason::RoomLeft) })
-            .collect()
+        let mut gone: Vec<_> = left
+            .slots
+            .iter()
+            .filter_map(|(slot, Slot { shown, .. })| {
+                let before = Some(shown.clone()?);
+                Some(Delta { slot, before, after: Err(RemovalReason::RoomLeft) })
+            })
+            .collect();
+        gone.sort_unstable_by(|a, b| match (&a.before, &b.before) {
+            (Some(a), Some(b)) => a.cmp_place(b),
+            (a, b) => a.is_some().cmp(&b.is_some()),
+        });
+        gone
     }
 
     /// What changed among the live entries since it was last asked, at most one change a key. Drops
     /// what has ended by now.
     pub(crate) fn poll_changes(&mut self, now: Moment) -> SmallVec<[Delta; 1]> {
         self.expire(now);
-        let touched = std::mem::take(&mut self.touched);
-        touched.iter().filter_map(|(hash, event)| self.settle(now, *hash, event)).collect()
+        let mut changes = SmallVec::new();
+        for number in std::mem::take(&mut self.touched) {
+            if let Some(delta) = self.settle(now, number) {
+                changes.push(delta);
+            }
+        }
+        changes
     }
 
     /// When [`poll_changes`](Self::poll_changes) has something to do next.
     pub(crate) fn next_deadline(&self) -> Option<Deadline> {
-        let next_end = self.ends.first().map(|ByEnd(event)| event.ends());
-        [next_end, self.redacted.last_deadline(), self.ended.last_deadline()]
-            .into_iter()
-            .flatten()
-            .min()
+        let mut next = self.ends.first().map(|end| end.deadline(self.epoch));
+        for last in [self.redacted.last_deadline(), self.ended.last_deadline()] {
+            next = match (next, last) {
+                (Some(next), Some(last)) => Some(next.min(last)),
+                (next, last) => next.or(last),
+            };
+        }
+        next
     }
 
     /// The live entries, in their order: by type, sender, keyed before unkeyed, and sticky key or
     /// event id. Those of ignored senders are not among them.
     ///
-    /// This collects and sorts; the views of `view` keep an ordered set instead.
+    /// This collects and sorts.
     pub fn entries(&mut self, now: Moment) -> Vec<Arc<StickyEvent>> {
         self.expire(now);
         let mut entries: Vec<_> =
-            self.slots.iter().filter_map(|slot| slot.value(&self.ignored)).cloned().collect();
+            self.slots.iter().filter_map(|(_, slot)| slot.value(&self.ignored)).cloned().collect();
         entries.sort_unstable_by(|a, b| a.cmp_place(b));
         entries
     }
@@ -325,8 +345,8 @@ impl EphemeralMap {
             sender: key.sender.as_str(),
             slot: SlotName::Keyed(&key.sticky_key),
         };
-        let hash = self.hasher.hash_one(place);
-        self.slots.find(hash, |slot| slot.place() == place)?.value(&self.ignored)
+        let number = self.slots.find(self.hasher.hash_one(place), &place)?;
+        self.slots.get(number)?.value(&self.ignored)
     }
 
     /// The encrypted events that wait for the key of this session; all that wait, for `None`.
@@ -388,61 +408,62 @@ impl EphemeralMap {
         now: Moment,
         raw: &RawSticky<'_>,
         end: Deadline,
-    ) -> Result<Hashes, Handled> {
+    ) -> Result<Admitted, Handled> {
         // What has ended takes no place from what comes, even before a timer has run.
         self.expire(now);
         let event_id = raw.event_id.as_str();
-        let id = self.hash_id(event_id);
-        if let Some(known) = self.events.find(id, |event| event.event_id_str() == event_id) {
+        let id_hash = self.hash_id(event_id);
+        if let Some(known) = self.events.find(id_hash, |event| event.event_id_str() == event_id) {
             let known = known.clone();
             self.bring_forward(&known, end);
             return Err(Handled::Repeated);
         }
-        if self.redacted.contains(id) {
+        if self.redacted.contains(id_hash) {
             return Err(Handled::NotSticky);
         }
-        if end.is_over(now) || self.ended.contains(id) {
-            self.ended.remember(id, now.deadline(REMEMBERED));
+        if end.is_over(now) || self.ended.contains(id_hash) {
+            self.ended.remember(id_hash, now.deadline(REMEMBERED));
             return Err(Handled::NotSticky);
         }
 
         let place = place_of(raw);
-        let hashes = Hashes { id, place: self.hasher.hash_one(place) };
-        if self
-            .slots
-            .find(hashes.place, |slot| slot.place() == place && !slot.is_vacant())
-            .is_none()
-            && let Some(sender) = self.senders.get_mut(raw.sender.as_ref())
-            && sender.slots as usize >= self.limits.per_sender
+        let place_hash = self.hasher.hash_one(place);
+        let slot = self.slots.find(place_hash, &place);
+        if slot.is_none() && self.slots.next() >= MOST_SLOTS {
+            self.dropped += 1;
+            return Err(Handled::Full { first: false });
+        }
+        if slot.is_none_or(|number| self.slots.is_vacant(number))
+            && let Some(sender) = self.senders.get(raw.sender.as_ref())
+            && sender.uses() as usize >= self.limits.per_sender
         {
             self.dropped += 1;
-            let first = !std::mem::replace(&mut sender.dropped, true);
+            let first = self.full.insert(sender.clone());
             return Err(Handled::Full { first });
         }
-        Ok(hashes)
+        Ok(Admitted { id_hash, place_hash, slot })
     }
 
-    /// The event, which is then inserted, sharing the texts of its sender and type with the others of the room.
+    /// The event, which is then inserted, sharing the texts of its sender and type with the others
+    /// of the room.
     fn share(
         &mut self,
+        admitted: &Admitted,
         raw: &RawSticky<'_>,
         text: &str,
         end: Deadline,
         encryption: Encryption,
     ) -> Unkept {
-        let sender = match self.senders.get_key_value(raw.sender.as_ref()) {
-            Some((sender, _)) => sender.clone(),
-            None => raw.sender.as_ref().to_owned().into(),
-        };
-        let event_type = match self.types.get_key_value_mut(raw.event_type.as_ref()) {
-            Some((event_type, count)) => {
-                *count += 1;
-                event_type.clone()
-            }
+        let known = admitted.slot.and_then(|number| self.slots.get(number)?.sample());
+        let (sender, event_type) = match known {
+            Some(event) => (event.shared_sender().clone(), event.shared_type().clone()),
             None => {
-                let event_type = SharedType::from(Box::from(raw.event_type.as_ref()));
-                self.types.insert(event_type.clone(), 1);
-                event_type
+                let sender = self.senders.get(raw.sender.as_ref()).cloned();
+                let event_type = self.types.get(raw.event_type.as_ref()).cloned();
+                (
+                    sender.unwrap_or_else(|| raw.sender.as_ref().to_owned().into()),
+                    event_type.unwrap_or_else(|| Box::<str>::from(raw.event_type.as_ref()).into()),
+                )
             }
         };
         let encryption = match encryption {
@@ -451,39 +472,42 @@ impl EphemeralMap {
             }
             other => other,
         };
-        Unkept::read(raw, text, sender, event_type, end, encryption)
+        let slot = admitted.slot.unwrap_or_else(|| self.slots.next());
+        let given = Given { sender, event_type, id_hash: admitted.id_hash, slot };
+        Unkept::read(raw, text, given, end, encryption)
     }
 
-    fn insert(&mut self, now: Moment, hashes: Hashes, event: Arc<StickyEvent>) -> Handled {
-        self.ends.insert(ByEnd(event.clone()));
-        let hasher = &self.hasher;
-        self.events
-            .insert_unique(hashes.id, event.clone(), |event| hasher.hash_one(event.event_id_str()));
+    fn insert(&mut self, now: Moment, admitted: &Admitted, event: Arc<StickyEvent>) -> Handled {
+        if self.ends.is_empty() {
+            self.epoch = now.deadline_ms(0);
+        }
+        self.ends.insert(EndOf::new(self.epoch, event.ends(), event.slot()));
+        self.events.insert_unique(event.id_hash(), event.clone(), |event| event.id_hash());
+        if event.shared_type().uses() == 0 {
+            self.types.insert(event.shared_type().clone());
+        }
+        event.shared_type().add_use();
 
-        let place = event.place();
-        let entry = self.slots.entry(
-            hashes.place,
-            |slot| slot.place() == place,
-            |slot| hasher.hash_one(slot.place()),
-        );
-        let mut vacant = true;
-        let (is_value, excess) = match entry {
-            hash_table::Entry::Occupied(entry) => {
-                let slot = entry.into_mut();
-                vacant = slot.is_vacant();
+        let slot = admitted.slot.and_then(|number| self.slots.get_mut(number));
+        let was_vacant = slot.as_ref().is_none_or(|slot| slot.is_vacant());
+        let (is_value, excess) = match slot {
+            Some(slot) => {
                 let is_value = slot.insert(event.clone());
                 (is_value, slot.excess(OTHERS_PER_KEY + 1))
             }
-            hash_table::Entry::Vacant(entry) => {
-                entry.insert(Slot::new(event.clone()));
+            None => {
+                self.slots.add(admitted.place_hash, event.clone());
                 (true, None)
             }
         };
-        if vacant {
-            self.senders.entry(event.shared_sender().clone()).or_default().slots += 1;
+        if was_vacant {
+            if event.shared_sender().uses() == 0 {
+                self.senders.insert(event.shared_sender().clone());
+            }
+            event.shared_sender().add_use();
         }
         if is_value {
-            self.touched.push((hashes.place, event.clone()));
+            self.touched.push(event.slot());
         }
         let Some(excess) = excess else {
             return Handled::Kept;
@@ -491,31 +515,32 @@ impl EphemeralMap {
         let outranked = Arc::ptr_eq(&excess, &event);
         if excess.is_redacted() {
             // Not known any more, but its redaction still holds.
-            let id = self.hash_id(excess.event_id_str());
-            self.redacted.remember(id, now.deadline(REMEMBERED));
+            self.redacted.remember(excess.id_hash(), now.deadline(REMEMBERED));
         }
         self.forget(&excess);
         if outranked { Handled::Outranked } else { Handled::Kept }
     }
 
     /// A delivery gave an earlier end: that one counts.
-    fn bring_forward(&mut self, event: &Arc<StickyEvent>, end: Deadline) {
+    fn bring_forward(&mut self, event: &StickyEvent, end: Deadline) {
         if end < event.ends() {
-            // Out while it changes: it is sorted by it.
-            self.ends.remove(&ByEnd(event.clone()));
+            self.forget_end(event);
             event.set_ends(end);
-            self.ends.insert(ByEnd(event.clone()));
+            self.ends.insert(EndOf::new(self.epoch, end, event.slot()));
         }
     }
 
     /// Drops what has ended.
     fn expire(&mut self, now: Moment) {
-        while self.ends.first().is_some_and(|ByEnd(event)| event.ends().is_over(now))
-            && let Some(ByEnd(event)) = self.ends.pop_first()
+        while let Some(end) = self.ends.first().copied()
+            && end.deadline(self.epoch).is_over(now)
         {
-            let id = self.hash_id(event.event_id_str());
-            self.ended.remember(id, now.deadline(REMEMBERED));
-            self.forget_ended(id, &event);
+            self.ends.pop_first();
+            let (number, end) = (end.slot(), end.deadline(self.epoch));
+            while let Some((event, changes)) = self.slots.take_ended(number, end) {
+                self.ended.remember(event.id_hash(), now.deadline(REMEMBERED));
+                self.forget_taken(&event, changes);
+            }
         }
         for recent in [&mut self.redacted, &mut self.ended] {
             if !recent.is_empty() {
@@ -531,85 +556,82 @@ impl EphemeralMap {
     /// polled does not grow.
     fn tidy_touched(&mut self) {
         let mut touched = std::mem::take(&mut self.touched);
-        touched.sort_unstable_by(|(_, a), (_, b)| a.cmp_place(b));
-        touched.dedup_by(|(_, a), (_, b)| a.cmp_place(b).is_eq());
-        touched.retain(|(hash, event)| {
-            let place = event.place();
-            self.slots.find(*hash, |slot| slot.place() == place).is_some()
-        });
+        touched.sort_unstable();
+        touched.dedup();
+        touched.retain(|number| self.slots.get(*number).is_some());
         self.touched = touched;
     }
 
     /// Removes an event from all that is known.
     fn forget(&mut self, event: &Arc<StickyEvent>) {
-        self.ends.remove(&ByEnd(event.clone()));
-        self.forget_ended(self.hash_id(event.event_id_str()), event);
+        self.forget_end(event);
+        let changes = self.slots.take(event);
+        self.forget_taken(event, changes);
     }
 
-    /// Removes an event from all else that is known, by the hash of its id.
-    fn forget_ended(&mut self, id: u64, event: &Arc<StickyEvent>) {
-        if let Ok(entry) = self.events.find_entry(id, |known| Arc::ptr_eq(known, event)) {
+    /// Removes the end of an event that is still in its slot.
+    fn forget_end(&mut self, event: &StickyEvent) {
+        let end_of = |event: &StickyEvent| EndOf::new(self.epoch, event.ends(), event.slot());
+        let end = end_of(event);
+        let mut known = self.slots.get(event.slot()).into_iter().flat_map(Slot::known);
+        // Another event of the slot may have the same end.
+        if !known.any(|other| !std::ptr::eq(&**other, event) && end_of(other) == end) {
+            self.ends.remove(&end);
+        }
+    }
+
+    /// Removes an event that was taken out of its slot, which may have changed the value there, from
+    /// all else that is known.
+    fn forget_taken(&mut self, event: &Arc<StickyEvent>, changes: bool) {
+        let known = self.events.find_entry(event.id_hash(), |known| Arc::ptr_eq(known, event));
+        if let Ok(entry) = known {
             entry.remove();
         }
         if event.kind() == Kind::Waiting {
             self.waiting.remove(event.event_id_str());
         }
-        if let Some(count) = self.types.get_mut(event.event_type()) {
-            *count -= 1;
-            if *count == 0 {
-                self.types.remove(event.event_type());
-            }
+        if event.shared_type().end_use() {
+            self.types.remove(event.event_type());
         }
-
-        let place = event.place();
-        let hash = self.hasher.hash_one(place);
-        let Ok(mut entry) = self.slots.find_entry(hash, |slot| slot.place() == place) else {
-            return;
-        };
-        let slot = entry.get_mut();
-        if slot.remove(event) {
-            self.touched.push((hash, event.clone()));
+        if changes {
+            self.touched.push(event.slot());
         }
-        if slot.is_vacant() {
-            if slot.shown.is_none() {
-                entry.remove();
-            }
-            if let Some(sender) = self.senders.get_mut(event.sender()) {
-                sender.slots -= 1;
-                if sender.slots == 0 {
-                    self.senders.remove(event.sender());
+        if self.slots.is_vacant(event.slot()) {
+            self.slots.remove_unless_shown(event.slot());
+            if event.shared_sender().end_use() {
+                self.senders.remove(event.sender());
+                if !self.full.is_empty() {
+                    self.full.remove(event.sender());
                 }
             }
         }
     }
 
-    /// Compares what was shown of a place with its value, and shows that.
-    fn settle(&mut self, now: Moment, hash: u64, sample: &StickyEvent) -> Option<Delta> {
-        let place = sample.place();
-        let mut entry = self.slots.find_entry(hash, |slot| slot.place() == place).ok()?;
-        let slot = entry.get_mut();
+    /// Compares what was shown of a slot with its value, and shows that.
+    fn settle(&mut self, now: Moment, number: u32) -> Option<Delta> {
+        let slot = self.slots.get_mut(number)?;
         let after = slot.value(&self.ignored).cloned();
         let before = std::mem::replace(&mut slot.shown, after.clone());
         let delta = match (&before, after) {
             (None, None) => None,
             (Some(before), Some(after)) if Arc::ptr_eq(before, &after) => None,
-            (_, Some(after)) => Some(Delta { before, after: Ok(after) }),
+            (_, Some(after)) => Some(Delta { slot: number, before, after: Ok(after) }),
             (Some(gone), None) => {
                 let fell_out = || {
                     if gone.ends().is_over(now) {
                         RemovalReason::Expired
-                    } else if self.redacted.contains(self.hasher.hash_one(gone.event_id_str())) {
+                    } else if self.redacted.contains(gone.id_hash()) {
                         RemovalReason::Redacted
                     } else {
                         RemovalReason::Removed
                     }
                 };
                 let reason = slot.reason(gone, &self.ignored).unwrap_or_else(fell_out);
-                Some(Delta { before, after: Err(reason) })
+                Some(Delta { slot: number, before, after: Err(reason) })
             }
         };
         if slot.is_vacant() {
-            entry.remove();
+            self.slots.remove_unless_shown(number);
         }
         delta
     }
@@ -652,30 +674,27 @@ fn place_of<'a>(raw: &'a RawSticky<'_>) -> Place<'a> {
     }
 }
 
-/// A known event, ordered by when it ends.
-struct ByEnd(Arc<StickyEvent>);
+/// An end, and the number of the slot whose event has it: 8 bytes that are compared without looking
+/// anything up, as each event that comes is sorted in among them.
+///
+/// 40 bits of milliseconds are 34 years, counted from when nothing was known.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct EndOf(u64);
 
-impl Ord for ByEnd {
-    fn cmp(&self, other: &Self) -> Ordering {
-        let Self(event) = self;
-        let Self(other) = other;
-        event.ends().cmp(&other.ends()).then_with(|| event.event_id_str().cmp(other.event_id_str()))
+impl EndOf {
+    fn new(epoch: Deadline, end: Deadline, slot: u32) -> Self {
+        let most = u64::MAX >> MOST_SLOTS.ilog2();
+        Self(end.millis_after(epoch).min(most) << MOST_SLOTS.ilog2() | u64::from(slot))
+    }
+
+    fn deadline(self, epoch: Deadline) -> Deadline {
+        epoch.later(self.0 >> MOST_SLOTS.ilog2())
+    }
+
+    fn slot(self) -> u32 {
+        (self.0 % u64::from(MOST_SLOTS)) as u32
     }
 }
-
-impl PartialOrd for ByEnd {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for ByEnd {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other).is_eq()
-    }
-}
-
-impl Eq for ByEnd {}
 
 #[cfg(test)]
 mod tests;

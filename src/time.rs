@@ -78,6 +78,16 @@ impl Deadline {
         Duration::from_millis(self.0.saturating_sub(now.boot_ms))
     }
 
+    /// How many milliseconds this lies after an earlier one.
+    pub(crate) fn millis_after(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+
+    /// The one that lies so many milliseconds after this.
+    pub(crate) fn later(self, ms: u64) -> Self {
+        Self(self.0.saturating_add(ms))
+    }
+
     pub(crate) fn to_bits(self) -> u64 {
         self.0
     }

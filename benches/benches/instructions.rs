@@ -3,19 +3,16 @@
 
 #![allow(missing_docs, reason = "what the macros make")]
 
-use std::{hint::black_box, sync::Arc};
+use std::hint::black_box;
 
 use gungraun::{
     Callgrind, LibraryBenchmarkConfig, library_benchmark, library_benchmark_group, main,
 };
-use matrix_sdk_sticky::{
-    view::{Change, Snapshot},
-    wire,
-};
+use matrix_sdk_sticky::{view::Snapshot, wire};
 use serde::de::IgnoredAny;
 use sticky_benches::{
-    SetClock, Watched,
-    cases::{Due, Event, crowd, joins, raw_to_map, redelivered, refreshed, superseded},
+    Watched,
+    cases::{Crowd, Due, Event, crowd, joins, raw_to_map, redelivered, refreshed, superseded},
 };
 
 #[library_benchmark]
@@ -47,13 +44,10 @@ fn arrive(due: Due) -> Due {
 }
 
 #[library_benchmark]
-#[bench::expiry_of_100k(crowd(100_000, 1))]
-#[bench::nothing_of_100k(crowd(100_000, 0))]
-fn advance(
-    (mut watched, clock): (Watched, Arc<SetClock>),
-) -> (Watched, Arc<SetClock>, Option<Change>) {
-    let change = watched.advance();
-    (watched, clock, change)
+#[bench::expiry_of_100k(crowd(100_000), 1)]
+#[bench::nothing_of_100k(crowd(100_000), 0)]
+fn advance(crowd: Crowd, step_ms: u64) -> Crowd {
+    crowd.advance(step_ms)
 }
 
 #[library_benchmark]

@@ -79,11 +79,30 @@ pub fn redelivered() -> Due {
     Due::new(refreshed(10).arrive().watched, refreshes(10, 1_000))
 }
 
-/// A crowd of which one ends each millisecond, after so many of them.
-pub fn crowd(entries: usize, forward_ms: u64) -> (Watched, Arc<SetClock>) {
+/// A crowd of which one ends each millisecond from the next one on.
+pub fn crowd(entries: usize) -> Crowd {
     let (mut watched, clock) = Watched::room(entries);
     clock.forward(HOUR_MS / 2 - 1);
     watched.advance();
-    clock.forward(forward_ms);
-    (watched, clock)
+    Crowd { watched, clock, changes: Vec::with_capacity(EVENTS) }
+}
+
+/// A room of many entries, and its clock.
+#[derive(Debug)]
+pub struct Crowd {
+    watched: Watched,
+    clock: Arc<SetClock>,
+    changes: Vec<Option<Change>>,
+}
+
+impl Crowd {
+    /// So often the timer runs, each time so much later, and the subscriber looks.
+    #[must_use]
+    pub fn advance(mut self, step_ms: u64) -> Self {
+        for _ in 0..EVENTS {
+            self.clock.forward(step_ms);
+            self.changes.push(self.watched.advance());
+        }
+        self
+    }
 }

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use hashbrown::HashSet;
+use hashbrown::{HashTable, hash_table::Entry};
 
 use crate::time::{Deadline, Moment};
 
@@ -15,18 +15,20 @@ pub(super) struct Recent {
     most: usize,
     /// When to forget each, the next first.
     order: VecDeque<(Deadline, u64)>,
-    ids: HashSet<u64>,
+    /// Each is its own hash.
+    ids: HashTable<u64>,
 }
 
 impl Recent {
     /// Remembers at most the newest `most`.
     pub(super) fn new(most: usize) -> Self {
-        Self { most, order: VecDeque::new(), ids: HashSet::new() }
+        Self { most, order: VecDeque::new(), ids: HashTable::new() }
     }
 
     pub(super) fn remember(&mut self, id: u64, until: Deadline) {
-        if !self.ids.insert(id) {
-            return;
+        match self.ids.entry(id, |known| *known == id, |known| *known) {
+            Entry::Occupied(_) => return,
+            Entry::Vacant(vacant) => drop(vacant.insert(id)),
         }
         // What was received first can come second. In order all the same: else what is over could
         // stand behind what is not, and would be waited for again and again.
@@ -35,12 +37,12 @@ impl Recent {
         if self.order.len() > self.most
             && let Some((_, oldest)) = self.order.pop_front()
         {
-            self.ids.remove(&oldest);
+            self.forget(oldest);
         }
     }
 
     pub(super) fn contains(&self, id: u64) -> bool {
-        self.ids.contains(&id)
+        self.ids.find(id, |known| *known == id).is_some()
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -53,14 +55,20 @@ impl Recent {
     }
 
     pub(super) fn purge(&mut self, now: Moment) {
-        while let Some((until, id)) = self.order.front()
+        while let Some((until, id)) = self.order.front().copied()
             && until.is_over(now)
         {
-            self.ids.remove(id);
+            self.forget(id);
             self.order.pop_front();
         }
         if self.ids.is_empty() && self.ids.capacity() > 0 {
             *self = Self::new(self.most);
+        }
+    }
+
+    fn forget(&mut self, id: u64) {
+        if let Ok(entry) = self.ids.find_entry(id, |known| *known == id) {
+            entry.remove();
         }
     }
 }

@@ -1,35 +1,169 @@
-//! One place of the map: the known events of a key, highest rank first.
+//! The places of the map, and in each the known events of a key, highest rank first.
 //!
 //! In: events of that key, and which of them are redacted. Out: which one is the value, and why
-//! one that was shown is not any more. No deadlines: whoever owns the slot removes what has ended.
+//! one that was shown is not any more. No deadlines: whoever owns the slots removes what has ended.
 
 use std::{collections::HashSet, sync::Arc};
 
+use hashbrown::HashTable;
 use ruma::OwnedUserId;
-use smallvec::{SmallVec, smallvec};
+use smallvec::SmallVec;
 
-use crate::event::{Kind, Place, RemovalReason, StickyEvent};
+use crate::{
+    event::{Kind, Place, RemovalReason, StickyEvent},
+    time::Deadline,
+};
 
+/// All slots. Each has a number, by which its events know it and by which it is shown, so that it
+/// is looked for once, when an event of its place comes. The numbers are dense: a new one is at most
+/// as many as there were at once since there was none.
+#[derive(Default)]
+pub(super) struct Slots {
+    /// In pieces: one list would move them all when it grows, and have up to half of it empty.
+    #[expect(clippy::vec_box, reason = "that is what the pieces are for")]
+    pieces: Vec<Box<[Slot; PIECE]>>,
+    /// How many numbers were given out.
+    given: u32,
+    /// Those of them that are not in use any more.
+    free: Vec<u32>,
+    /// Those that are, by the hash of their place.
+    by_place: HashTable<u32>,
+}
+
+const PIECE: usize = 8;
+
+#[derive(Default)]
 pub(super) struct Slot {
     /// What is known, redacted events too, highest rank first. Nearly always one, or that and what
     /// it refreshed; so many take no more room here than the place of a list elsewhere does.
     known: SmallVec<[Arc<StickyEvent>; 2]>,
     /// The value as the last change told it.
     pub(super) shown: Option<Arc<StickyEvent>>,
+    /// The hash of its place, half of it: so much of a keyed hash is enough to find it by.
+    place_hash: u32,
+}
+
+fn at(pieces: &[Box<[Slot; PIECE]>], number: u32) -> Option<&Slot> {
+    pieces.get(number as usize / PIECE)?.get(number as usize % PIECE)
+}
+
+fn half(hash: u64) -> u32 {
+    (hash >> 32) as u32
+}
+
+/// What the table makes of half a hash: it looks at the lowest and at the highest bits.
+fn whole(half: u32) -> u64 {
+    u64::from(half) << 32 | u64::from(half)
+}
+
+impl Slots {
+    /// How many are in use.
+    pub(super) fn len(&self) -> usize {
+        self.by_place.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_place.is_empty()
+    }
+
+    /// The slot of this number, if it is in use.
+    pub(super) fn get(&self, number: u32) -> Option<&Slot> {
+        at(&self.pieces, number).filter(|slot| slot.sample().is_some())
+    }
+
+    /// The slot of this number, if it is in use.
+    pub(super) fn get_mut(&mut self, number: u32) -> Option<&mut Slot> {
+        self.at_mut(number).filter(|slot| slot.sample().is_some())
+    }
+
+    fn at_mut(&mut self, number: u32) -> Option<&mut Slot> {
+        self.pieces.get_mut(number as usize / PIECE)?.get_mut(number as usize % PIECE)
+    }
+
+    /// The number of the slot of a place, given the place's hash.
+    pub(super) fn find(&self, place_hash: u64, place: &Place<'_>) -> Option<u32> {
+        let is_it = |number: &u32| self.get(*number).is_some_and(|slot| slot.place() == *place);
+        self.by_place.find(whole(half(place_hash)), is_it).copied()
+    }
+
+    /// The number that the slot of a new place will have.
+    pub(super) fn next(&self) -> u32 {
+        self.free.last().copied().unwrap_or(self.given)
+    }
+
+    /// Makes the slot of a new place, which has the number that was [`next`](Self::next).
+    pub(super) fn add(&mut self, place_hash: u64, event: Arc<StickyEvent>) {
+        let place_hash = half(place_hash);
+        let number = self.next();
+        if self.free.pop().is_none() {
+            self.given += 1;
+            if self.pieces.len() * PIECE < self.given as usize {
+                self.pieces.push(Box::default());
+            }
+        }
+        if let Some(slot) = self.at_mut(number) {
+            slot.place_hash = place_hash;
+            slot.known.push(event);
+        }
+        let pieces = &self.pieces;
+        let hash = |number: &u32| at(pieces, *number).map_or(0, |slot| whole(slot.place_hash));
+        self.by_place.insert_unique(whole(place_hash), number, hash);
+    }
+
+    /// Takes an event out of its slot. Whether the value there may be another now.
+    pub(super) fn take(&mut self, event: &Arc<StickyEvent>) -> bool {
+        let Some(slot) = self.at_mut(event.slot()) else { return false };
+        let at = slot.known.iter().position(|known| Arc::ptr_eq(known, event));
+        at.is_some_and(|at| slot.take(at).1)
+    }
+
+    /// Takes an event out of a slot that has ended by `deadline`, if there is one, and says whether
+    /// the value there may be another now.
+    pub(super) fn take_ended(
+        &mut self,
+        number: u32,
+        deadline: Deadline,
+    ) -> Option<(Arc<StickyEvent>, bool)> {
+        let slot = self.at_mut(number)?;
+        let at = slot.known.iter().position(|known| known.ends() <= deadline)?;
+        Some(slot.take(at))
+    }
+
+    /// Whether no event of a slot is known any more.
+    pub(super) fn is_vacant(&self, number: u32) -> bool {
+        at(&self.pieces, number).is_none_or(Slot::is_vacant)
+    }
+
+    /// Gives up a slot that has no events, unless it has something shown, whose end must be told.
+    pub(super) fn remove_unless_shown(&mut self, number: u32) {
+        let Some(slot) = at(&self.pieces, number).filter(|slot| slot.shown.is_none()) else {
+            return;
+        };
+        let Ok(entry) = self.by_place.find_entry(whole(slot.place_hash), |used| *used == number)
+        else {
+            return;
+        };
+        entry.remove();
+        self.free.push(number);
+        if self.by_place.is_empty() {
+            *self = Self::default();
+        }
+    }
+
+    /// Those in use, with their numbers.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &Slot)> {
+        let slots = self.pieces.iter().flat_map(|piece| piece.iter());
+        (0..).zip(slots).filter(|(_, slot)| slot.sample().is_some())
+    }
 }
 
 impl Slot {
-    pub(super) fn new(event: Arc<StickyEvent>) -> Self {
-        Self { known: smallvec![event], shown: None }
-    }
-
-    /// The place of this slot. A slot has a record, or something shown whose end must still be
-    /// told; without either it is removed.
-    pub(super) fn place(&self) -> Place<'_> {
+    fn place(&self) -> Place<'_> {
         self.sample().map_or(Place::NOWHERE, |event| event.place())
     }
 
-    /// Any event of this slot.
+    /// Any event of this slot. A slot has a record, or something shown whose end must still be told;
+    /// without either it is not in use.
     pub(super) fn sample(&self) -> Option<&Arc<StickyEvent>> {
         self.known.first().or(self.shown.as_ref())
     }
@@ -48,13 +182,17 @@ impl Slot {
         counts
     }
 
-    /// Removes an event. Whether the value may be another now.
-    pub(super) fn remove(&mut self, event: &Arc<StickyEvent>) -> bool {
-        let Some(at) = self.known.iter().position(|known| Arc::ptr_eq(known, event)) else {
-            return false;
-        };
-        self.known.remove(at);
-        !event.is_redacted() && self.known.iter().take(at).all(|known| known.is_redacted())
+    /// Takes an event out. Whether the value may be another now.
+    fn take(&mut self, at: usize) -> (Arc<StickyEvent>, bool) {
+        let event = self.known.remove(at);
+        let changes =
+            !event.is_redacted() && self.known.iter().take(at).all(|known| known.is_redacted());
+        (event, changes)
+    }
+
+    /// What is known, highest rank first.
+    pub(super) fn known(&self) -> impl Iterator<Item = &Arc<StickyEvent>> {
+        self.known.iter()
     }
 
     /// The event to give up where there are more than `most`: the lowest redacted one, as it only

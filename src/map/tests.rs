@@ -790,14 +790,45 @@ fn a_map_is_empty_when_it_remembers_nothing() {
 }
 
 #[test]
-fn ends_are_equal_where_their_order_says_so() {
+fn events_of_one_key_that_end_together_leave_together() {
     let mut room = Room::new();
-    room.section(&event("$a").key("1"));
-    room.section(&event("$b").key("2"));
-    let ends: Vec<_> = room.map.ends.iter().collect();
-    assert!(ends[0] == ends[0] && ends[0] != ends[1]);
-    assert_eq!(ends[0].partial_cmp(ends[1]), Some(Ordering::Less));
-    assert_eq!(ends[1].partial_cmp(ends[0]), Some(Ordering::Greater));
+    room.section(&event("$a").ttl(5_000));
+    room.section(&event("$b").sent(1).ttl(5_000));
+    assert_eq!(room.map.ends.len(), 1);
+    assert_eq!(room.changes(), ["+$b"]);
+    room.pass(secs(5));
+    assert_eq!(room.changes(), ["-$b expired"]);
+    assert_eq!((room.map.known(), room.map.ends.len()), (0, 0));
+}
+
+#[test]
+fn an_event_ends_in_time_when_another_that_ended_with_it_is_brought_forward() {
+    let mut room = Room::new();
+    let (value, other) = (event("$b").sent(1), event("$a"));
+    room.section(&value.clone().ttl(5_000));
+    room.section(&other.ttl(5_000));
+    room.section(&value.ttl(2_000));
+    assert_eq!(room.changes(), ["+$b"]);
+    room.pass(secs(2));
+    assert_eq!(room.changes(), ["$b>$a"]);
+    room.pass(secs(3));
+    assert_eq!(room.changes(), ["-$a expired"]);
+    assert_eq!(room.map.ends.len(), 0);
+}
+
+#[test]
+fn what_was_received_before_all_that_is_known_ends_in_time() {
+    let mut room = Room::new();
+    let earlier = room.now;
+    room.pass(secs(30));
+    room.section(&event("$a").key("1").ttl(60_000));
+    // Handed over late: all three are over.
+    for (id, ttl) in [("$c", 1_000), ("$d", 2_000), ("$d", 1_500)] {
+        let text = event(id).key("2").ttl(ttl).raw();
+        room.map.handle_event(earlier, Path::Section, text).unwrap();
+    }
+    assert_eq!(room.changes(), ["+$a"]);
+    assert_eq!((room.map.known(), room.map.ends.len()), (1, 1));
 }
 
 // Law 7: malformed events.
@@ -977,7 +1008,7 @@ fn only_the_senders_own_session_counts_as_encrypted() {
     room.decrypted_with(&outer, &event("$e"), Encryption::Encrypted(details(BOB)));
     let entry = room.map.entries(room.now)[0].clone();
     assert!(!entry.is_encrypted());
-    assert_eq!(entry.encryption(), &Encryption::ForeignSession(details(BOB)));
+    assert_eq!(entry.encryption(), Encryption::ForeignSession(details(BOB)));
 
     let mut room = Room::new();
     room.decrypted_with(&outer, &event("$e"), Encryption::Encrypted(details(ALICE)));
@@ -990,7 +1021,7 @@ fn a_plaintext_event_competes_with_encrypted_ones_and_is_marked() {
     room.decrypted(&event("$e").encrypted("s"), &event("$e"));
     room.section(&event("$plain").sent(1));
     assert_eq!(room.live(), ["$plain"]);
-    assert_eq!(room.map.entries(room.now)[0].encryption(), &Encryption::Plaintext);
+    assert_eq!(room.map.entries(room.now)[0].encryption(), Encryption::Plaintext);
 }
 
 // Ignored senders, and rooms that were left.

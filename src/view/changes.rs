@@ -167,7 +167,7 @@ impl Subscriber {
         if !self.filter.lets_room_through(room_id) {
             return None;
         }
-        for Delta { before, after } in deltas {
+        for Delta { before, after, .. } in deltas {
             let untold =
                 Untold { room_id: room_id.clone(), told: before.clone(), now: after.clone() };
             if untold.event().is_some_and(|event| self.filter.lets_event_through(event)) {
@@ -190,8 +190,10 @@ impl Subscriber {
             return None;
         }
         self.merged = 0;
-        let untold = std::mem::take(&mut self.untold);
-        let entries = untold.into_iter().filter_map(Untold::into_change).collect();
+        let mut entries = Vec::with_capacity(self.untold.len());
+        for untold in std::mem::take(&mut self.untold) {
+            entries.extend(untold.into_change());
+        }
         Some(Change { entries, told_at: now })
     }
 

@@ -17,7 +17,7 @@ use tracing::warn;
 use super::{
     changes::{Change, Subscriber},
     filter::{Filter, View},
-    snapshot::{Entry, InOrder, Rooms, Snapshot},
+    snapshot::{Entry, Rooms, Shown, Snapshot},
 };
 use crate::{
     event::{Encryption, SharedRoom, StickyEvent, StickyKey},
@@ -355,9 +355,7 @@ impl Drop for Locked<'_> {
 
 impl Drop for Woken {
     fn drop(&mut self) {
-        for waker in std::mem::take(&mut self.0) {
-            waker.wake();
-        }
+        self.0.drain(..).for_each(Waker::wake);
     }
 }
 
@@ -406,16 +404,14 @@ impl State {
         if deltas.is_empty() {
             return;
         }
-        let entries = self.visible.entry(room_id.clone()).or_default();
-        for Delta { before, after } in deltas {
-            match (before, after) {
-                (_, Ok(event)) => drop(entries.insert(InOrder(event.clone()))),
-                (Some(event), Err(_)) => drop(entries.remove(&InOrder(event.clone()))),
-                (None, Err(_)) => {}
-            }
+        if !self.visible.contains_key(room_id) {
+            self.visible.insert(room_id.clone(), Shown::default());
         }
-        if entries.is_empty() {
-            self.visible.remove(room_id);
+        if let Some(shown) = self.visible.get_mut(room_id) {
+            deltas.iter().for_each(|delta| shown.handle_delta(delta));
+            if shown.is_empty() {
+                self.visible.remove(room_id);
+            }
         }
         for subscriber in self.subscribers.values_mut() {
             self.woken.0.extend(subscriber.handle_deltas(room_id, deltas));
@@ -423,7 +419,7 @@ impl State {
     }
 
     fn snapshot(&self, filter: &Filter, now: Moment) -> Snapshot {
-        Snapshot { rooms: self.visible.clone(), filter: filter.clone(), taken_at: now }
+        Snapshot::new(self.visible.clone(), filter.clone(), now)
     }
 
     fn next_deadline(&self) -> Option<Deadline> {

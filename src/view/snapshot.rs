@@ -1,42 +1,50 @@
 //! Snapshots: the live entries at one moment, shared with the map and never copied.
 
-use std::{cmp::Ordering, fmt, ops::Deref, sync::Arc};
+use std::{
+    cmp::Ordering,
+    fmt,
+    ops::Deref,
+    sync::{Arc, OnceLock},
+};
 
-use imbl::{OrdMap, OrdSet};
+use imbl::{OrdMap, Vector};
 use ruma::{RoomId, UserId};
 
 use super::filter::Filter;
 use crate::{
     event::{SharedRoom, StickyEvent, StickyKey},
+    map::Delta,
     time::Moment,
 };
 
 /// The visible entries of all rooms.
-pub(super) type Rooms = OrdMap<SharedRoom, OrdSet<InOrder>>;
+pub(super) type Rooms = OrdMap<SharedRoom, Shown>;
 
-/// An event in the order of its place.
-#[derive(Clone)]
-pub(super) struct InOrder(pub(super) Arc<StickyEvent>);
-
-impl Ord for InOrder {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.0.cmp_place(&other.0)
-    }
+/// The visible entries of a room, each at the number of its slot, and not in their order: keeping that would
+/// cost each change more than sorting costs each reader who asks for it.
+#[derive(Clone, Default)]
+pub(super) struct Shown {
+    events: Vector<Option<Arc<StickyEvent>>>,
+    len: usize,
 }
 
-impl PartialOrd for InOrder {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
+impl Shown {
+    pub(super) fn handle_delta(&mut self, delta: &Delta) {
+        let Delta { slot, before, after } = delta;
+        self.len -= usize::from(before.is_some());
+        self.len += usize::from(after.is_ok());
+        let (slot, event) = (*slot as usize, after.as_ref().ok().cloned());
+        // Removals have slots too, and what waits for its room key: those show nothing.
+        while self.events.len() <= slot {
+            self.events.push_back(None);
+        }
+        self.events.set(slot, event);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.len == 0
     }
 }
-
-impl PartialEq for InOrder {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other).is_eq()
-    }
-}
-
-impl Eq for InOrder {}
 
 /// One live entry: an event and its room. Dereferences to the event.
 #[derive(Clone)]
@@ -89,22 +97,31 @@ impl Eq for Entry {}
 /// same however many entries there are; it keeps what it shows, also while the map goes on.
 #[derive(Clone)]
 pub struct Snapshot {
-    pub(super) rooms: Rooms,
-    pub(super) filter: Filter,
-    pub(super) taken_at: Moment,
+    rooms: Rooms,
+    filter: Filter,
+    taken_at: Moment,
+    in_order: OnceLock<Arc<[Entry]>>,
 }
 
 impl Snapshot {
+    pub(super) fn new(rooms: Rooms, filter: Filter, taken_at: Moment) -> Self {
+        Self { rooms, filter, taken_at, in_order: OnceLock::new() }
+    }
+
     /// The entries in their order: by room, then type, then sender, keyed before unkeyed, then by
-    /// sticky key or event id.
+    /// sticky key or event id. The first call sorts them, and what is cloned later has them sorted.
     pub fn iter(&self) -> impl Iterator<Item = Entry> + '_ {
-        self.events()
-            .map(|(room_id, event)| Entry { room_id: room_id.clone(), event: event.clone() })
+        let sorted = || {
+            let mut entries: Vec<_> = self.entries().collect();
+            entries.sort_unstable_by(Entry::cmp_place);
+            entries.into()
+        };
+        self.in_order.get_or_init(sorted).iter().cloned()
     }
 
     /// The entry of a key. In a view of more than one room, that of the first room that has it.
     pub fn get(&self, key: &StickyKey) -> Option<Entry> {
-        self.iter().find(|entry| {
+        self.entries().find(|entry| {
             entry.event_type() == key.event_type
                 && entry.sender() == key.sender
                 && entry.sticky_key() == Some(&key.sticky_key)
@@ -114,7 +131,7 @@ impl Snapshot {
     /// How many entries there are. Counts them where the view filters by type or sender.
     pub fn len(&self) -> usize {
         if self.filter.only_rooms() {
-            self.sets().map(|(_, set)| set.len()).sum()
+            self.shown().map(|(_, shown)| shown.len).sum()
         } else {
             self.events().count()
         }
@@ -130,15 +147,23 @@ impl Snapshot {
         self.taken_at
     }
 
-    fn sets(&self) -> impl Iterator<Item = (&SharedRoom, &OrdSet<InOrder>)> {
+    fn shown(&self) -> impl Iterator<Item = (&SharedRoom, &Shown)> {
         let one = self.filter.room_id().map(|room_id| self.rooms.get_key_value(room_id));
         let all = one.is_none().then(|| self.rooms.iter());
         one.flatten().into_iter().chain(all.into_iter().flatten())
     }
 
+    fn entries(&self) -> impl Iterator<Item = Entry> {
+        self.events()
+            .map(|(room_id, event)| Entry { room_id: room_id.clone(), event: event.clone() })
+    }
+
+    /// The entries, in no order within a room.
     fn events(&self) -> impl Iterator<Item = (&SharedRoom, &Arc<StickyEvent>)> {
-        self.sets()
-            .flat_map(|(room_id, set)| set.iter().map(move |event| (room_id, &event.0)))
+        self.shown()
+            .flat_map(|(room_id, shown)| {
+                shown.events.iter().flatten().map(move |event| (room_id, event))
+            })
             .filter(|(_, event)| self.filter.lets_event_through(event))
     }
 }

@@ -159,6 +159,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The name of a member, and the colon.
+    #[inline]
     fn name(&mut self) -> Option<&'a [u8]> {
         self.take(b'"')?;
         let name = self.plain()?;

@@ -125,7 +125,7 @@ async fn no_debug_of_anything_public_has_a_token_or_a_text() {
     assert!(entry.raw().get().contains(TEXT), "it is there for who asks");
     show("Entry", &entry);
     show("StickyEvent", entry.event());
-    show("Encryption", entry.encryption());
+    show("Encryption", &entry.encryption());
     let mut list = sticky.events().subscribe_list();
     show("ListSubscription", &list);
     let mut subscription = sticky.events().subscribe();

@@ -48,7 +48,7 @@ async fn plaintext_in_an_encrypted_room_is_shown_and_marked() {
     let mut watcher = Watcher::of(&alice, &[&room]).await;
     bob.send(&room, "k", "clear", LONG);
     let entry = watcher.added("k").await;
-    assert_eq!(*entry.encryption(), Encryption::Plaintext);
+    assert_eq!(entry.encryption(), Encryption::Plaintext);
     assert!(!entry.is_encrypted());
 
     // The two compete for a key.

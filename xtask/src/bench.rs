@@ -90,7 +90,7 @@ fn measure(
         row("redelivered", in_scans("arrive.redelivered")?, SCANS, 1.5),
         row("refresh-in-10k", in_10k / scan, SCANS, 1.5),
         row("refresh-in-10k-to-10", in_10k / count("arrive.refresh_in_10")?, "times", 1.1),
-        row("expiry-of-100k", count("advance.expiry_of_100k")?, INSTRUCTIONS, 1_000.0),
+        row("expiry-of-100k", count("advance.expiry_of_100k")? / EVENTS, INSTRUCTIONS, 1_000.0),
         row("snapshot-of-10k", count("snapshot.of_10k")?, INSTRUCTIONS, 1_000.0),
         row(
             "bytes-per-entry",
@@ -103,7 +103,7 @@ fn measure(
     eprintln!(
         "a scan of an event takes {:.0} instructions; looking when nothing ends, {:.0}",
         scan / EVENTS,
-        count("advance.nothing_of_100k")?
+        count("advance.nothing_of_100k")? / EVENTS
     );
     if args.time {
         eprintln!("measuring time, with criterion ..");
