@@ -28,7 +28,10 @@ use ruma::{
     serde::Raw,
 };
 use serde::Serialize;
-use serde_json::{Map, Value, value::to_raw_value};
+use serde_json::{
+    Map, Value,
+    value::{RawValue, to_raw_value},
+};
 
 use crate::{
     driver::{BoxFuture, Timer, jittered},
@@ -184,7 +187,7 @@ impl SendSticky {
         let Self { sticky, room, event_type, content, duration } = self;
         let content = content.map_err(SendError::Content)?;
         sticky.ensure_supported().await?;
-        ensure_plaintext(&room).await?;
+        let outgoing = Outgoing::of(&room, &event_type, &content).await?;
 
         let sticky_key = content.get(names::STICKY_KEY[1]).and_then(Value::as_str);
         let key = sticky_key
@@ -205,12 +208,11 @@ impl SendSticky {
             .or_else(|| Some(sticky.get(key.as_ref()?)?.duration().clamp(SHORTEST, MAX_STICKY)))
             .unwrap_or(MAX_STICKY);
 
-        let body = Raw::from_json(to_raw_value(&content).map_err(SendError::Content)?);
         let mut request = send_message_event::v3::Request::new_raw(
             room.room_id().to_owned(),
             TransactionId::new(),
-            event_type.into(),
-            body,
+            outgoing.event_type.into(),
+            Raw::from_json(outgoing.content),
         );
         request.sticky_duration_ms = Some(millis(duration));
         let sent = retrying(&*timer, || {
@@ -376,12 +378,27 @@ fn one_try() -> RequestConfig {
     RequestConfig::new().timeout(TRY).disable_retry()
 }
 
-async fn ensure_plaintext(room: &Room) -> Result<(), SendError> {
-    // Never by the cached state: unknown would read as not encrypted.
-    match room.latest_encryption_state().await {
-        Ok(EncryptionState::NotEncrypted) => Ok(()),
-        Ok(_) => Err(SendError::Encrypted),
-        Err(error) => Err(SendError::EncryptionUnknown(Box::new(error))),
+/// An event as it goes over the wire.
+pub(crate) struct Outgoing {
+    pub(crate) event_type: String,
+    pub(crate) content: Box<RawValue>,
+}
+
+impl Outgoing {
+    /// Makes it what the room asks for: never plaintext where the room is encrypted, or may be.
+    pub(crate) async fn of(
+        room: &Room,
+        event_type: &str,
+        content: &Map<String, Value>,
+    ) -> Result<Self, SendError> {
+        // Never by the cached state: unknown would read as not encrypted.
+        match room.latest_encryption_state().await {
+            Ok(EncryptionState::NotEncrypted) => {}
+            Ok(_) => return Err(SendError::Encrypted),
+            Err(error) => return Err(SendError::EncryptionUnknown(Box::new(error))),
+        }
+        let content = to_raw_value(content).map_err(SendError::Content)?;
+        Ok(Self { event_type: event_type.to_owned(), content })
     }
 }
 

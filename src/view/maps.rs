@@ -355,7 +355,10 @@ impl Drop for Locked<'_> {
 
 impl Drop for Woken {
     fn drop(&mut self) {
-        self.0.drain(..).for_each(Waker::wake);
+        // Nearly always nobody.
+        if !self.0.is_empty() {
+            std::mem::take(&mut self.0).into_iter().for_each(Waker::wake);
+        }
     }
 }
 
