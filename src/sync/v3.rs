@@ -134,6 +134,9 @@ pub(super) struct Follower {
     passed: VecDeque<String>,
     /// Whether all that is live has been asked for, since it had to be.
     has_all: bool,
+    /// Whether it has to be asked for again after a question that is on its way: the server may
+    /// have answered that one before what makes it necessary.
+    outdated: bool,
     number: u64,
 }
 
@@ -149,7 +152,7 @@ impl Follower {
         match self.token.replace(token) {
             Some(passed) => self.passed.push_back(passed),
             // What was live when we first asked may not have had all that came until this token.
-            None => self.has_all = false,
+            None => self.start_over(),
         }
         if self.passed.len() > TOKENS {
             self.start_over();
@@ -165,6 +168,7 @@ impl Follower {
     pub(super) fn start_over(&mut self) {
         self.passed.clear();
         self.has_all = false;
+        self.outdated = true;
     }
 
     /// What to ask next; nothing while we are where the main loop is.
@@ -178,7 +182,10 @@ impl Follower {
     /// The request for a question. No two of them are the same.
     pub(super) fn request(&mut self, question: &Question) -> Request {
         let since = match question {
-            Question::All => None,
+            Question::All => {
+                self.outdated = false;
+                None
+            }
             Question::After(token) => Some(token.clone()),
         };
         Request::new(since, None, self.next_number())
@@ -192,7 +199,7 @@ impl Follower {
     /// A question was answered.
     pub(super) fn handle_answer(&mut self, question: &Question) {
         match question {
-            Question::All => self.has_all = true,
+            Question::All => self.has_all = !self.outdated,
             Question::After(token) => {
                 if self.passed.front() == Some(token) {
                     self.passed.pop_front();
@@ -206,12 +213,17 @@ impl Follower {
 mod tests {
     use super::*;
 
+    fn ask_for_all(follower: &mut Follower) {
+        follower.request(&Question::All);
+        follower.handle_answer(&Question::All);
+    }
+
     #[test]
     fn only_tokens_that_the_main_loop_has_moved_on_from_are_asked_with() {
         let mut follower = Follower::default();
         follower.handle_token("T0".into());
         assert_eq!(follower.poll_question(), Some(Question::All));
-        follower.handle_answer(&Question::All);
+        ask_for_all(&mut follower);
         assert_eq!(follower.poll_question(), None, "T0 is where the main loop still is");
 
         follower.handle_token("T1".into());
@@ -228,22 +240,33 @@ mod tests {
     #[test]
     fn a_first_token_after_the_first_question_asks_for_all_once_more() {
         let mut follower = Follower::default();
-        follower.handle_answer(&Question::All);
+        ask_for_all(&mut follower);
         assert_eq!(follower.poll_question(), None);
         follower.handle_token("T0".into());
         assert_eq!(follower.poll_question(), Some(Question::All));
     }
 
     #[test]
+    fn a_first_token_during_the_first_question_asks_for_all_once_more_too() {
+        let mut follower = Follower::default();
+        follower.request(&Question::All);
+        follower.handle_token("T0".into());
+        follower.handle_answer(&Question::All);
+        assert_eq!(follower.poll_question(), Some(Question::All));
+        ask_for_all(&mut follower);
+        assert_eq!(follower.poll_question(), None);
+    }
+
+    #[test]
     fn too_many_tokens_ask_for_all_instead() {
         let mut follower = Follower::default();
         follower.handle_token("T".into());
-        follower.handle_answer(&Question::All);
+        ask_for_all(&mut follower);
         for number in 0..=TOKENS {
             follower.handle_token(format!("T{number}"));
         }
         assert_eq!(follower.poll_question(), Some(Question::All));
-        follower.handle_answer(&Question::All);
+        ask_for_all(&mut follower);
         assert_eq!(follower.poll_question(), None);
     }
 
