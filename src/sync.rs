@@ -26,13 +26,14 @@ use futures_util::{
     future::{Either, select},
 };
 use matrix_sdk::{
-    Client, RoomState, SessionChange, config::RequestConfig, store::StateStoreDataKey,
+    Client, HttpError, RoomState, SessionChange, config::RequestConfig, store::StateStoreDataKey,
     sync::RoomUpdates,
 };
 use ruma::{
     OwnedRoomId, OwnedUserId, RoomId, UserId,
     api::client::{discovery::get_supported_versions, message::get_message_events},
     events::ignored_user_list::IgnoredUserListEventContent,
+    exports::http::StatusCode,
     serde::Raw,
     uint,
 };
@@ -175,10 +176,12 @@ enum Event {
     Failed(Failure),
     /// The wait before the next request is over.
     Again,
-    /// The sticky events of single rooms were fetched, all but those of the rooms named; or not.
-    Fetched(Result<Vec<OwnedRoomId>, (BTreeSet<OwnedRoomId>, Failure)>),
+    /// The sticky events of single rooms were fetched, or could not be.
+    Fetched(Fetched),
     /// It is time to fetch those of the rooms that were gathered.
     Gathered,
+    /// What was missing of a room is over.
+    Completed,
     /// The main loop had a response.
     Rooms(Result<RoomUpdates, RecvError>),
     /// The whole list of ignored users.
@@ -186,6 +189,17 @@ enum Event {
     Session(Result<SessionChange, RecvError>),
     /// Room keys came; `None`: some were missed.
     Keys(Option<Vec<Waiting>>),
+}
+
+/// What came of fetching the sticky events of single rooms.
+#[derive(Default)]
+struct Fetched {
+    /// Rooms of which all has come.
+    complete: Vec<OwnedRoomId>,
+    /// Rooms of which something may be missing.
+    incomplete: Vec<OwnedRoomId>,
+    /// The rooms that are still to be fetched, and why they could not be.
+    failed: Option<(BTreeSet<OwnedRoomId>, Failure)>,
 }
 
 /// The events that wait for the key of a session of a room, or for any key of it.
@@ -215,6 +229,14 @@ struct Turn<'a> {
     next: Option<BoxFuture<'a, Event>>,
     fetch: Option<BoxFuture<'a, Event>>,
     gather: Option<BoxFuture<'a, Event>>,
+    /// When the first of the incomplete rooms is complete.
+    completes: Option<BoxFuture<'a, Event>>,
+}
+
+impl Fetched {
+    fn failed(rooms: BTreeSet<OwnedRoomId>, failure: Failure) -> Self {
+        Self { failed: Some((rooms, failure)), ..Self::default() }
+    }
 }
 
 impl Worker {
@@ -266,6 +288,7 @@ impl Worker {
             next: Some(self.ask_support()),
             fetch: None,
             gather: None,
+            completes: None,
         };
         self.maps.handle_ignored(turn.ignored.clone());
 
@@ -280,6 +303,7 @@ impl Worker {
                 event = optional(&mut turn.next) => event,
                 event = optional(&mut turn.fetch) => event,
                 event = optional(&mut turn.gather) => event,
+                event = optional(&mut turn.completes) => event,
                 update = rooms.recv() => Event::Rooms(update),
                 Some(users) = ignored.next() => Event::Ignored(users),
                 change = session.recv() => Event::Session(change),
@@ -301,9 +325,15 @@ impl Worker {
                     }
                 } else {
                     turn.follower = None;
+                    turn.incomplete.clear();
                 }
                 turn.next = self.ask(turn);
-                self.gather_wanted(turn);
+                if turn.follower.is_some() && turn.next.is_none() {
+                    // Nothing is to be asked, so no answer will say that all is well again.
+                    turn.connection.handle_success();
+                    self.show_followed(turn);
+                }
+                self.gather_wanted(turn, Duration::ZERO);
             }
             Event::Answer(response, took) => {
                 let received = self.maps.now();
@@ -327,6 +357,9 @@ impl Worker {
                 if let Some(follower) = &mut turn.follower {
                     follower.handle_answer(&question);
                 }
+                if question == Question::All && !is_part {
+                    turn.incomplete.clear();
+                }
                 turn.next = self.ask(turn);
                 self.deliver(received, response.rooms).await;
                 if is_part {
@@ -334,43 +367,54 @@ impl Worker {
                     self.show(SyncState::CatchingUp);
                     turn.wanted.extend(self.joined_rooms());
                     turn.gather = Some(Box::pin(async { Event::Gathered }));
-                } else if turn.fetch.is_none() && turn.wanted.is_empty() {
-                    self.show(self.followed(turn));
+                } else {
+                    self.show_followed(turn);
                 }
             }
             Event::Failed(failure) => {
                 debug!(?failure, "the sticky connection failed");
-                let (state, wait) = turn.connection.handle_failure(self.wall(), failure);
-                turn.next = Some(match state {
-                    Some(SyncState::LoggedOut) => self.other_token(),
-                    _ => self.wait(wait.least.saturating_add(jittered(wait.about))),
-                });
-                if let Some(state) = state {
-                    turn.supported &= state == SyncState::CatchingUp;
-                    self.show(state);
-                }
+                self.handle_failure(turn, failure);
             }
             Event::Again if turn.supported => turn.next = self.ask(turn),
             // It may be another version of the server by now.
             Event::Again => turn.next = Some(self.ask_support()),
-            Event::Fetched(done) => {
+            Event::Fetched(Fetched { complete, incomplete, failed }) => {
                 turn.fetch = None;
-                match done {
-                    Ok(incomplete) => {
+                for room_id in &complete {
+                    turn.incomplete.remove(room_id);
+                }
+                let until = self.maps.now().deadline(MAX_STICKY);
+                turn.incomplete.extend(incomplete.into_iter().map(|room_id| (room_id, until)));
+                let mut least = Duration::ZERO;
+                match failed {
+                    None => {
                         turn.failed_fetches = 0;
-                        let until = self.maps.now().deadline(MAX_STICKY);
-                        turn.incomplete.extend(incomplete.into_iter().map(|room| (room, until)));
-                        if turn.follower.is_some() && turn.wanted.is_empty() {
-                            self.show(self.followed(turn));
+                        // While the server is away, or there is no main loop to follow, that says
+                        // nothing.
+                        let is_well = !matches!(self.state.get(), SyncState::Unsupported(_));
+                        if turn.follower.is_some() && turn.supported && is_well {
+                            turn.connection.handle_success();
+                            self.show_followed(turn);
                         }
                     }
-                    Err((rooms, failure)) => {
+                    Some((rooms, failure)) => {
                         debug!(?failure, "could not fetch the sticky events of single rooms");
                         turn.failed_fetches = turn.failed_fetches.saturating_add(1);
+                        // We may have left one meanwhile.
+                        let rooms = rooms.into_iter().filter(|room_id| !self.is_not_ours(room_id));
                         turn.wanted.extend(rooms);
+                        least = failure.retry_after(self.wall()).unwrap_or_default();
+                        if turn.follower.is_some() && turn.supported {
+                            // A follower has no long poll that would notice.
+                            self.handle_failure(turn, failure);
+                        }
                     }
                 }
-                self.gather_wanted(turn);
+                self.gather_wanted(turn, least);
+            }
+            Event::Completed => {
+                turn.completes = None;
+                self.forget_incomplete(turn, |_| false);
             }
             Event::Gathered => {
                 turn.gather = None;
@@ -432,6 +476,7 @@ impl Worker {
             self.maps.handle_left(room_id);
             turn.wanted.remove(room_id);
         }
+        self.forget_incomplete(turn, |room_id| left.contains(room_id));
         if !new.is_empty() {
             // Until now the room's keys could not be asked for.
             self.retry(Some(new.into_iter().map(|room_id| (room_id, None)).collect())).await;
@@ -442,7 +487,7 @@ impl Worker {
             turn.wanted.extend(just_joined);
             turn.gather = Some(Box::pin(async { Event::Gathered }));
         }
-        self.gather_wanted(turn);
+        self.gather_wanted(turn, Duration::ZERO);
         if turn.follower.is_some() {
             self.follow(turn, now, !updates.joined.is_empty()).await;
         }
@@ -471,16 +516,53 @@ impl Worker {
         }
     }
 
-    /// The state of a follower that has been answered.
-    fn followed(&self, turn: &Turn<'_>) -> SyncState {
+    /// A request of our source failed: shows what that means, and waits before the next one.
+    fn handle_failure<'a>(&'a self, turn: &mut Turn<'a>, failure: Failure) {
+        let failure = match (&mut turn.follower, failure) {
+            (Some(_), Failure::Unsupported(Unsupported::SlidingSync)) => {
+                Failure::Transient("the server does not know v3 `/sync`".to_owned())
+            }
+            (Some(follower), Failure::UnknownPos) => {
+                // Asked with again, the token would be refused again.
+                follower.start_over();
+                Failure::UnknownPos
+            }
+            (_, failure) => failure,
+        };
+        let (state, wait) = turn.connection.handle_failure(self.wall(), failure);
+        turn.next = Some(match state {
+            Some(SyncState::LoggedOut) => self.other_token(),
+            _ => self.wait(wait.least.saturating_add(jittered(wait.about))),
+        });
+        if let Some(state) = state {
+            turn.supported &= state == SyncState::CatchingUp;
+            self.show(state);
+        }
+    }
+
+    /// Shows how current a follower is that was answered, unless more is to come.
+    fn show_followed<'a>(&'a self, turn: &mut Turn<'a>) {
+        let has_all = turn.follower.as_ref().is_some_and(Follower::has_all);
+        if !has_all || turn.fetch.is_some() || !turn.wanted.is_empty() {
+            return;
+        }
         let now = self.maps.now();
-        let rooms: Vec<_> = turn
-            .incomplete
-            .iter()
-            .filter(|(_, until)| !until.is_over(now))
-            .map(|(room_id, _)| room_id.clone())
-            .collect();
-        if rooms.is_empty() { SyncState::Live } else { SyncState::Incomplete { rooms } }
+        turn.incomplete.retain(|_, until| !until.is_over(now));
+        // While nothing happens, nothing else would tell that the hour is over.
+        turn.completes = turn.incomplete.values().min().map(|until| {
+            let sleep = self.timer.sleep_until(*until);
+            Box::pin(sleep.map(|()| Event::Completed)) as BoxFuture<'_, Event>
+        });
+        let rooms: Vec<_> = turn.incomplete.keys().cloned().collect();
+        self.show(if rooms.is_empty() { SyncState::Live } else { SyncState::Incomplete { rooms } });
+    }
+
+    /// Of these rooms nothing is missing any more, nor of those whose hour is over.
+    fn forget_incomplete<'a>(&'a self, turn: &mut Turn<'a>, these: impl Fn(&OwnedRoomId) -> bool) {
+        turn.incomplete.retain(|room_id, _| !these(room_id));
+        if matches!(self.state.get(), SyncState::Incomplete { .. }) {
+            self.show_followed(turn);
+        }
     }
 
     /// The token that the application's main loop has stored last.
@@ -495,11 +577,12 @@ impl Worker {
         }
     }
 
-    /// Waits for more rooms to fetch, where some are wanted and nothing is under way.
-    fn gather_wanted<'a>(&'a self, turn: &mut Turn<'a>) {
+    /// Waits for more rooms to fetch, where some are wanted and nothing is under way: at least so
+    /// long.
+    fn gather_wanted<'a>(&'a self, turn: &mut Turn<'a>, least: Duration) {
         if !turn.wanted.is_empty() && turn.fetch.is_none() && turn.gather.is_none() {
             let wait = sliding::doubled(GATHER, turn.failed_fetches);
-            let until = self.maps.now().deadline(jittered(wait));
+            let until = self.maps.now().deadline(least.saturating_add(jittered(wait)));
             let sleep = self.timer.sleep_until(until);
             turn.gather = Some(Box::pin(sleep.map(|()| Event::Gathered)));
         }
@@ -602,10 +685,15 @@ impl Worker {
 
     /// A request that was sent with this token failed.
     fn failed(&self, token: Option<String>, failure: Failure) -> Event {
-        Event::Failed(match failure {
+        Event::Failed(self.with_token(token, failure))
+    }
+
+    /// What a failure means of a request that was sent with this token.
+    fn with_token(&self, token: Option<String>, failure: Failure) -> Failure {
+        match failure {
             Failure::LoggedOut if self.client.access_token() != token => Failure::TokenChanged,
             failure => failure,
-        })
+        }
     }
 
     fn wait(&self, duration: Duration) -> BoxFuture<'_, Event> {
@@ -638,14 +726,14 @@ impl Worker {
                 let page =
                     match self.client.send(request).with_request_config(within(timeout)).await {
                         Ok(page) => page,
-                        Err(error) => return Event::Fetched(Err((rooms, error.into()))),
+                        Err(error) => return Event::Fetched(Fetched::failed(rooms, error.into())),
                     };
                 let more = page.is_full() && page.next_batch.is_some() && page.next_batch != since;
                 pos = Some(page.pos.clone());
                 since.clone_from(&page.next_batch);
                 self.deliver(self.maps.now(), page.rooms).await;
                 if !more {
-                    return Event::Fetched(Ok(Vec::new()));
+                    return Event::Fetched(Fetched::default());
                 }
             }
         })
@@ -655,27 +743,30 @@ impl Worker {
     /// token; and of a room that has more than a page, from its history.
     fn fetch_v3(&self, mut rooms: BTreeSet<OwnedRoomId>, number: u64) -> BoxFuture<'_, Event> {
         Box::pin(async move {
-            let mut incomplete = Vec::new();
-            while let Some(room_id) = rooms.first().cloned() {
-                let request = v3::Request::for_all(Some(room_id.clone()), number);
-                let page =
-                    match self.client.send(request).with_request_config(within(QUESTION)).await {
-                        Ok(page) => page,
-                        Err(error) => return Event::Fetched(Err((rooms, error.into()))),
-                    };
-                let is_part = page.len() >= sliding::PAGE;
-                self.deliver(self.maps.now(), page.rooms).await;
-                if is_part {
-                    match self.search_history(&room_id).await {
-                        Ok(true) => {}
-                        Ok(false) => incomplete.push(room_id.clone()),
-                        Err(error) => return Event::Fetched(Err((rooms, error))),
+            let mut fetched = Fetched::default();
+            while let Some(room_id) = rooms.pop_first() {
+                let token = self.client.access_token();
+                match self.fetch_room_v3(&room_id, number).await {
+                    Ok(true) => fetched.complete.push(room_id),
+                    Ok(false) => fetched.incomplete.push(room_id),
+                    Err(failure) => {
+                        rooms.insert(room_id);
+                        fetched.failed = Some((rooms, self.with_token(token, failure)));
+                        break;
                     }
                 }
-                rooms.remove(&room_id);
             }
-            Event::Fetched(Ok(incomplete))
+            Event::Fetched(fetched)
         })
+    }
+
+    /// Whether that was all.
+    async fn fetch_room_v3(&self, room_id: &RoomId, number: u64) -> Result<bool, Failure> {
+        let request = v3::Request::for_all(Some(room_id.to_owned()), number);
+        let page = self.client.send(request).with_request_config(within(QUESTION)).await?;
+        let is_part = page.len() >= sliding::PAGE;
+        self.deliver(self.maps.now(), page.rooms).await;
+        if is_part { self.search_history(room_id).await } else { Ok(true) }
     }
 
     /// Delivers what is sticky in the last hour of a room's history. Whether that was all of it.
@@ -685,7 +776,13 @@ impl Worker {
             let mut request = get_message_events::v3::Request::backward(room_id.to_owned());
             request.from = from;
             request.limit = uint!(100);
-            let page = self.client.send(request).with_request_config(within(QUESTION)).await?;
+            let page = self.client.send(request).with_request_config(within(QUESTION)).await;
+            let page = match page {
+                Ok(page) => page,
+                // A history that we may not read is as one that is too long.
+                Err(error) if is_forbidden(&error) => return Ok(false),
+                Err(error) => return Err(error.into()),
+            };
             let received = self.maps.now();
             let events: Vec<_> = page.chunk.into_iter().map(Raw::into_json).collect();
             let is_over = events.iter().any(|event| is_older_than_sticky(event.get()));
@@ -815,6 +912,11 @@ fn is_older_than_sticky(text: &str) -> bool {
     }
     serde_json::from_str::<Aged>(text)
         .is_ok_and(|event| Duration::from_millis(event.unsigned.age) > MAX_STICKY)
+}
+
+fn is_forbidden(error: &HttpError) -> bool {
+    let status = error.as_client_api_error().map(|error| error.status_code);
+    status == Some(StatusCode::FORBIDDEN)
 }
 
 /// What a future that may not be there gives; waits forever where there is none.

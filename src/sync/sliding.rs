@@ -315,14 +315,9 @@ impl Connection {
                 self.start_over();
                 (Some(SyncState::Unsupported(what)), Wait::about(UNSUPPORTED_WAIT))
             }
-            Failure::RateLimited { retry_after } => {
+            Failure::RateLimited { .. } => {
                 let backoff = self.backoff();
-                let least = match retry_after {
-                    None => return (None, backoff),
-                    Some(RetryAfter::Delay(wait)) => wait,
-                    Some(RetryAfter::DateTime(at)) => at.duration_since(now).unwrap_or_default(),
-                };
-                let least = least.min(LONGEST_RETRY_AFTER);
+                let Some(least) = failure.retry_after(now) else { return (None, backoff) };
                 (None, Wait { least, about: (least / 4).max(FIRST_WAIT) })
             }
             Failure::UnknownPos => self.offline(now, "the server refuses every position".into()),
@@ -383,6 +378,16 @@ pub(super) enum Failure {
 }
 
 impl Failure {
+    /// How long the server wants to be left alone, if it said so.
+    pub(super) fn retry_after(&self, now: SystemTime) -> Option<Duration> {
+        let Self::RateLimited { retry_after } = self else { return None };
+        let wait = match retry_after.as_ref()? {
+            RetryAfter::Delay(wait) => *wait,
+            RetryAfter::DateTime(at) => at.duration_since(now).unwrap_or_default(),
+        };
+        Some(wait.min(LONGEST_RETRY_AFTER))
+    }
+
     /// A failure of `/versions`, which every homeserver has: one that does not know it is none, or
     /// not one that is up.
     pub(super) fn of_versions(error: HttpError) -> Self {

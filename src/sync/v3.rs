@@ -171,6 +171,12 @@ impl Follower {
         self.outdated = true;
     }
 
+    /// Whether all that is live has come, but for what came after the tokens that are still to be
+    /// asked with.
+    pub(super) fn has_all(&self) -> bool {
+        self.has_all
+    }
+
     /// What to ask next; nothing while we are where the main loop is.
     pub(super) fn poll_question(&self) -> Option<Question> {
         if !self.has_all {
@@ -252,8 +258,10 @@ mod tests {
         follower.request(&Question::All);
         follower.handle_token("T0".into());
         follower.handle_answer(&Question::All);
+        assert!(!follower.has_all());
         assert_eq!(follower.poll_question(), Some(Question::All));
         ask_for_all(&mut follower);
+        assert!(follower.has_all());
         assert_eq!(follower.poll_question(), None);
     }
 
