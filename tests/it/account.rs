@@ -5,19 +5,9 @@ use matrix_sdk_sticky::{ClientExt as _, SyncState};
 use serde_json::json;
 
 use crate::support::{
-    Homeserver, REFRESH_TOKEN, ROOM, TOKEN, World, anonymous_client, client, client_builder, event,
-    log_in, millis, secs, until_state, within,
+    Homeserver, NEW_TOKEN, REFRESH_TOKEN, ROOM, TOKEN, World, anonymous_client, client,
+    client_builder, event, log_in, millis, refreshable, secs, until_state, within,
 };
-
-const NEW_TOKEN: &str = "syt_another_access_token";
-
-/// Logged in with a refresh token, which the application uses by itself.
-async fn refreshable(server: &Homeserver) -> Client {
-    server.answers_to("/refresh", 200, json!({ "access_token": NEW_TOKEN }));
-    let client = client_builder(server).build().await.unwrap();
-    log_in(&client, Some(REFRESH_TOKEN)).await;
-    client
-}
 
 /// Logged in with a refresh token, which the SDK uses as soon as the other one is refused.
 async fn refreshing(server: &Homeserver) -> Client {

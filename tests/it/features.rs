@@ -1,11 +1,9 @@
 //! Servers that lack what we need, and that come to have it.
 
-use std::sync::Arc;
-
-use matrix_sdk_sticky::{Sticky, SyncSource, SyncState, Unsupported};
+use matrix_sdk_sticky::{SyncSource, SyncState, Unsupported};
 use serde_json::json;
 
-use crate::support::{Homeserver, ManualClock, ROOM, World, client, event, log, secs};
+use crate::support::{Homeserver, ROOM, World, client, event, log, secs};
 
 const STICKY: &str = "org.matrix.msc4354";
 const SLIDING: &str = "org.matrix.simplified_msc3575";
@@ -48,13 +46,7 @@ async fn a_server_without_sliding_sync_is_unsupported_until_it_has_it() {
     let server = Homeserver::start().await;
     server.has(&[STICKY]);
     let client = client(&server).await;
-    let clock = ManualClock::new();
-    let sticky = Sticky::builder(&client)
-        .clock(Arc::new(clock.clone()))
-        .source(SyncSource::Sliding)
-        .start()
-        .unwrap();
-    let world = World { server, clock, client, sticky };
+    let world = World::over(SyncSource::Sliding, server, client);
     let state = SyncState::Unsupported(Unsupported::SlidingSync);
     world.until(&state).await;
     assert_eq!(world.server.polls(), 0, "it is not even asked");

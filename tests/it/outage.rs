@@ -242,12 +242,7 @@ async fn half_an_answer_counts_as_none() {
 async fn retry_after_is_respected_and_the_entries_stay() {
     let (mut world, mut poll) = World::live(vec![event("a")]).await;
     for ms in [1, 900, 20_000, 3_000, 3_000] {
-        let limited = json!({
-            "errcode": "M_LIMIT_EXCEEDED",
-            "error": "slow down",
-            "retry_after_ms": ms,
-        });
-        poll.answer(429, limited.to_string()).await;
+        poll.limit(ms).await;
         let wait = world.sleep_over().await;
         assert!(wait >= millis(ms), "asked to wait {ms} ms, waits {wait:?}");
         assert!(wait <= millis(ms) * 2 + secs(5), "{ms} ms, waits {wait:?}");
@@ -264,12 +259,7 @@ async fn a_rate_limit_without_a_time_is_backed_off_from_and_an_absurd_one_is_not
     poll.refuse(429, "M_LIMIT_EXCEEDED").await;
     assert!(world.sleep_over().await <= millis(375));
 
-    let absurd = json!({
-        "errcode": "M_LIMIT_EXCEEDED",
-        "error": "slow down",
-        "retry_after_ms": 9_007_199_254_740_991_u64,
-    });
-    world.server.ask().await.answer(429, absurd.to_string()).await;
+    world.server.ask().await.limit(9_007_199_254_740_991).await;
     let wait = world.sleep_over().await;
     assert!(wait <= Duration::from_hours(1), "{wait:?}");
     let _poll = world.server.ask().await;

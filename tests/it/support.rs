@@ -18,12 +18,12 @@ use matrix_sdk::{
     config::{RequestConfig, SyncSettings},
     ruma::{RoomId, api::MatrixVersion, device_id, user_id},
 };
-use matrix_sdk_sticky::{Change, Changes, RoomSticky, Sticky, SyncState};
+use matrix_sdk_sticky::{Change, Changes, RoomSticky, Sticky, SyncSource, SyncState};
 use serde_json::{Value, json};
 
 pub(crate) use self::{
     clock::{ManualClock, START_MS},
-    homeserver::{Ask, Homeserver},
+    homeserver::{Ask, Homeserver, V3_SYNC},
     log::log,
 };
 
@@ -35,6 +35,9 @@ pub(crate) const ALICE: &str = "@alice:hs";
 /// What nobody may read in a log.
 pub(crate) const TOKEN: &str = "syt_the_access_token";
 pub(crate) const REFRESH_TOKEN: &str = "syr_the_refresh_token";
+
+/// The access token that a refresh gives: see [`refreshable`].
+pub(crate) const NEW_TOKEN: &str = "syt_another_access_token";
 
 /// How long, in real time, anything may take.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -97,6 +100,14 @@ pub(crate) async fn client(server: &Homeserver) -> Client {
     client
 }
 
+/// Logged in with a refresh token, which the application uses by itself.
+pub(crate) async fn refreshable(server: &Homeserver) -> Client {
+    server.answers_to("/refresh", 200, json!({ "access_token": NEW_TOKEN }));
+    let client = client_builder(server).build().await.unwrap();
+    log_in(&client, Some(REFRESH_TOKEN)).await;
+    client
+}
+
 /// A homeserver, a clock, and the sticky events of a client that is logged in.
 pub(crate) struct World {
     pub(crate) server: Homeserver,
@@ -114,8 +125,14 @@ impl World {
     }
 
     pub(crate) fn of(server: Homeserver, client: Client) -> Self {
+        Self::over(SyncSource::Auto, server, client)
+    }
+
+    /// With a source that the application wants.
+    pub(crate) fn over(source: SyncSource, server: Homeserver, client: Client) -> Self {
         let clock = ManualClock::new();
-        let sticky = Sticky::builder(&client).clock(Arc::new(clock.clone())).start().unwrap();
+        let builder = Sticky::builder(&client).clock(Arc::new(clock.clone())).source(source);
+        let sticky = builder.start().unwrap();
         Self { server, clock, client, sticky }
     }
 
@@ -207,13 +224,14 @@ impl World {
         self.main_loop_with(json!({ "rooms": rooms })).await;
     }
 
-    /// As [`main_loop`](Self::main_loop), the whole answer but for its token.
-    pub(crate) async fn main_loop_with(&self, mut answer: Value) {
-        let number = self.server.count("/v3/sync");
-        answer["next_batch"] = json!(format!("s{number}"));
-        self.server.answers_to("/v3/sync", 200, answer);
+    /// As [`main_loop`](Self::main_loop), the whole answer but for its token, which it returns.
+    pub(crate) async fn main_loop_with(&self, mut answer: Value) -> String {
+        let token = format!("s{}", self.server.count(V3_SYNC));
+        answer["next_batch"] = json!(token);
+        self.server.answers_to(V3_SYNC, 200, answer);
         let sync = self.client.sync_once(SyncSettings::new().timeout(Duration::ZERO));
         within("the main loop", sync).await.unwrap();
+        token
     }
 
     /// We are in this room, for long.

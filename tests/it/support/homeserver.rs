@@ -1,8 +1,12 @@
 //! A homeserver whose answers the test itself gives.
 //!
-//! `/versions` and `/refresh` it answers as it was told before; anything else that the SDK may ask
-//! for is not found; each request of sliding sync it hands to the test, which answers when and how
-//! it likes: [`Homeserver::ask`].
+//! `/versions`, `/refresh` and the main loop's v3 `/sync` it answers as it was told before; anything
+//! else that the SDK may ask for is not found. What it hands to the test, which answers when and how
+//! it likes:
+//!
+//! - what our sources ask, of sliding sync, of v3 `/sync` and of a room's history:
+//!   [`Homeserver::ask`];
+//! - events that are sent: [`Homeserver::sent`].
 
 use std::{
     collections::HashMap,
@@ -10,7 +14,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use matrix_sdk::ruma::exports::http::Uri;
+use matrix_sdk::ruma::exports::{http::Uri, serde_html_form};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -24,33 +28,44 @@ use super::{body, within};
 /// Where sliding sync lives.
 const SYNC: &str = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync";
 
+/// Where v3 sync lives: the main loop's, and ours.
+pub(crate) const V3_SYNC: &str = "/_matrix/client/v3/sync";
+
 pub(crate) struct Homeserver {
     address: SocketAddr,
     shared: Arc<Shared>,
     asks: mpsc::UnboundedReceiver<Ask>,
+    sends: mpsc::UnboundedReceiver<Ask>,
     listening: Option<JoinHandle<()>>,
 }
 
 struct Shared {
-    sender: mpsc::UnboundedSender<Ask>,
+    asks: mpsc::UnboundedSender<Ask>,
+    sends: mpsc::UnboundedSender<Ask>,
     answers: Mutex<HashMap<&'static str, (u16, Value)>>,
     /// The paths that were asked for.
     requests: Mutex<Vec<String>>,
+    /// The tokens that the main loop was given by v3 sync, the oldest first.
+    main_tokens: Mutex<Vec<String>>,
 }
 
 impl Homeserver {
     /// One with all that we need.
     pub(crate) async fn start() -> Self {
-        let (sender, asks) = mpsc::unbounded_channel();
+        let (ask_sender, asks) = mpsc::unbounded_channel();
+        let (send_sender, sends) = mpsc::unbounded_channel();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let mut server = Self {
             address: listener.local_addr().unwrap(),
             shared: Arc::new(Shared {
-                sender,
+                asks: ask_sender,
+                sends: send_sender,
                 answers: Mutex::default(),
                 requests: Mutex::default(),
+                main_tokens: Mutex::default(),
             }),
             asks,
+            sends,
             listening: None,
         };
         server.has(&["org.matrix.msc4354", "org.matrix.simplified_msc3575"]);
@@ -80,13 +95,31 @@ impl Homeserver {
         Answers(self.shared.clone())
     }
 
-    /// The next request of sliding sync.
+    /// The next request of a source of ours.
     #[track_caller]
     pub(crate) fn ask(&mut self) -> impl Future<Output = Ask> {
-        within("a request", async { self.asks.recv().await.unwrap() })
+        let caller = std::panic::Location::caller();
+        let ask = within("a request", async { self.asks.recv().await.unwrap() });
+        async move {
+            let ask = ask.await;
+            // With any other token it would take room keys away from the main loop.
+            assert!(ask.is_behind_the_main_loop, "{caller}: {:?}", ask.param("since"));
+            ask
+        }
     }
 
-    /// Whether a request of sliding sync is there that nobody has looked at.
+    /// The next event that is sent.
+    #[track_caller]
+    pub(crate) fn sent(&mut self) -> impl Future<Output = Ask> {
+        within("an event to be sent", async { self.sends.recv().await.unwrap() })
+    }
+
+    /// Whether an event was sent that nobody has looked at.
+    pub(crate) fn is_sent_more(&mut self) -> bool {
+        !self.sends.is_empty()
+    }
+
+    /// Whether a request of a source of ours is there that nobody has looked at.
     pub(crate) fn is_asked(&mut self) -> bool {
         !self.asks.is_empty()
     }
@@ -145,7 +178,7 @@ impl Homeserver {
     }
 }
 
-/// What a server answers, apart from sliding sync.
+/// What a server answers by itself.
 pub(crate) struct Answers(Arc<Shared>);
 
 impl Answers {
@@ -157,13 +190,24 @@ impl Answers {
 
 impl Shared {
     async fn serve(self: Arc<Self>, stream: TcpStream) {
-        let Some(ask) = Ask::read(stream).await else {
+        let Some(mut ask) = Ask::read(stream).await else {
             return;
         };
+        if let (V3_SYNC, Some(since)) = (&*ask.path, ask.param("since")) {
+            let tokens = self.main_tokens.lock().unwrap();
+            let passed = tokens.split_last().map_or(&[][..], |(_, passed)| passed);
+            ask.is_behind_the_main_loop = passed.iter().any(|token| token == since);
+        }
         self.requests.lock().unwrap().push(ask.path.clone());
-        if ask.path == SYNC {
+        let handed_to = if ask.is_of_a_source() {
+            Some(&self.asks)
+        } else {
+            let is_sent = ["/send/", "/redact/"].iter().any(|part| ask.path.contains(part));
+            is_sent.then_some(&self.sends)
+        };
+        if let Some(test) = handed_to {
             // The test may be over.
-            let _ = self.sender.send(ask);
+            let _ = test.send(ask);
             return;
         }
         let canned = {
@@ -173,6 +217,9 @@ impl Shared {
         };
         let (status, answer) =
             canned.unwrap_or_else(|| (404, json!({ "errcode": "M_NOT_FOUND", "error": "no" })));
+        if let (V3_SYNC, Some(token)) = (&*ask.path, answer["next_batch"].as_str()) {
+            self.main_tokens.lock().unwrap().push(token.to_owned());
+        }
         ask.answer(status, answer.to_string()).await;
     }
 }
@@ -183,6 +230,8 @@ pub(crate) struct Ask {
     pub(crate) query: HashMap<String, String>,
     pub(crate) authorization: Option<String>,
     pub(crate) body: Value,
+    /// Whether it has no token of v3 sync, or one that the main loop had moved on from when it came.
+    is_behind_the_main_loop: bool,
     stream: TcpStream,
 }
 
@@ -216,13 +265,10 @@ impl Ask {
         let query = target.query().unwrap_or_default();
         Some(Self {
             path: target.path().to_owned(),
-            query: query
-                .split('&')
-                .filter_map(|pair| pair.split_once('='))
-                .map(|(name, value)| (name.to_owned(), value.to_owned()))
-                .collect(),
+            query: serde_html_form::from_str(query).unwrap(),
             authorization: headers.get("authorization").cloned(),
             body: serde_json::from_slice(&bytes[head_end..]).unwrap_or_default(),
+            is_behind_the_main_loop: true,
             stream,
         })
     }
@@ -245,6 +291,21 @@ impl Ask {
         self.extension()["since"].as_str()
     }
 
+    /// The filter that stands in a request of v3 sync.
+    pub(crate) fn filter(&self) -> Option<Value> {
+        serde_json::from_str(self.param("filter")?).ok()
+    }
+
+    /// Whether a source of ours asks. Of v3 sync the application's main loop asks as well; who wants
+    /// no timeline at all is us.
+    fn is_of_a_source(&self) -> bool {
+        let wants_no_timeline =
+            |filter: Value| filter["room"]["timeline"]["not_types"] == json!(["*"]);
+        self.path == SYNC
+            || self.path == V3_SYNC && self.filter().is_some_and(wants_no_timeline)
+            || self.path.ends_with("/messages")
+    }
+
     pub(crate) async fn answer(mut self, status: u16, body: impl AsRef<[u8]>) {
         let body = body.as_ref();
         let head = format!(
@@ -265,6 +326,28 @@ impl Ask {
     pub(crate) async fn page(self, pos: &str, next_batch: &str, room: &str, events: Vec<Value>) {
         let rooms = json!({ room: { "events": events } });
         self.answer(200, body(pos, Some(next_batch), rooms).to_string()).await;
+    }
+
+    /// Answers v3 sync with the sticky events of these rooms, and a token that nobody may use.
+    pub(crate) async fn sections(self, rooms: &[(&str, Vec<Value>)]) {
+        let join: Value = rooms
+            .iter()
+            .map(|(room, events)| {
+                ((*room).to_owned(), json!({ "msc4354_sticky": { "events": events } }))
+            })
+            .collect();
+        let answer = json!({ "next_batch": "ours", "rooms": { "join": join } });
+        self.answer(200, answer.to_string()).await;
+    }
+
+    /// Answers that it wants to be left alone for so long.
+    pub(crate) async fn limit(self, retry_after_ms: u64) {
+        let limited = json!({
+            "errcode": "M_LIMIT_EXCEEDED",
+            "error": "slow down",
+            "retry_after_ms": retry_after_ms,
+        });
+        self.answer(429, limited.to_string()).await;
     }
 
     /// Answers that nothing is new.
