@@ -25,6 +25,7 @@ use ruma::{
         error::{ErrorKind, RetryAfter},
     },
     events::sticky::StickyDurationMs,
+    exports::http::StatusCode,
     serde::Raw,
 };
 use serde::Serialize;
@@ -459,8 +460,13 @@ impl Verdict {
                 Some(RetryAfter::Delay(wait)) => Some(wait),
                 _ => None,
             }),
-            _ if api_error.status_code.is_client_error() => Self::Hopeless,
-            _ => Self::Again,
+            // A proxy before the server speaks no Matrix, and says it with the status alone.
+            _ => match api_error.status_code {
+                StatusCode::TOO_MANY_REQUESTS => Self::RateLimited(None),
+                StatusCode::REQUEST_TIMEOUT => Self::Again,
+                status if status.is_client_error() => Self::Hopeless,
+                _ => Self::Again,
+            },
         }
     }
 }

@@ -18,5 +18,6 @@ mod nonsense;
 mod outage;
 mod rooms;
 mod secrets;
+mod send;
 mod support;
 mod tasks;
