@@ -21,3 +21,4 @@ mod secrets;
 mod send;
 mod support;
 mod tasks;
+mod v3;
