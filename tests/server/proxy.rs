@@ -1,5 +1,6 @@
 //! A proxy between one client and the server, in which a test sees and bends the requests: counts
-//! them, holds them back, cuts the line, and makes what a matrix-sdk client encrypts sticky.
+//! them, holds them back, cuts the line, loses answers, and makes what a matrix-sdk client encrypts
+//! sticky.
 //!
 //! Why the last? matrix-sdk has no public way to send an event with the sticky parameter. The
 //! sticky object stands outside the encryption, so adding the parameter on the way is exactly what
@@ -51,6 +52,12 @@ struct State {
     sticky_ms: Option<u64>,
     keeps_to_device: bool,
     loses_position: bool,
+    /// How many more answers to events that are sent are lost.
+    loses_answers: usize,
+    /// The connections that wait for an answer that will be lost.
+    losing: HashSet<u64>,
+    /// The paths of events that were sent, and the bodies.
+    sends: Vec<(String, Vec<u8>)>,
     kept: Vec<Vec<u8>>,
     /// The names of the sticky connections, and what each request was for.
     sticky_requests: Vec<(String, Asks)>,
@@ -118,6 +125,17 @@ impl Proxy {
     /// Gives the next request of a sticky connection a position that the server never gave.
     pub(crate) fn lose_position(&self) {
         self.state().loses_position = true;
+    }
+
+    /// Of the next events that are sent, so many reach the server and lose their answer: the line is
+    /// cut when it comes.
+    pub(crate) fn lose_answers(&self, answers: usize) {
+        self.state().loses_answers = answers;
+    }
+
+    /// The paths and bodies of the events that were sent, each as often as it was tried.
+    pub(crate) fn sends(&self) -> Vec<(String, Vec<u8>)> {
+        self.state().sends.clone()
     }
 
     /// From now on to-device messages (room keys for one) are answered, and kept here.
@@ -239,7 +257,14 @@ async fn answers(
     loop {
         let len = from_server.read(&mut buffer).await.ok()?;
         shared.thawed().await;
-        shared.state().open.remove(&number);
+        let is_lost = {
+            let mut state = shared.state();
+            state.open.remove(&number);
+            state.losing.remove(&number)
+        };
+        if is_lost {
+            return None;
+        }
         to_client
             .lock()
             .await
@@ -272,6 +297,13 @@ async fn requests(
                 state.loses_position = false;
             }
             state.sticky_requests.extend(name);
+            if let Some(path) = request.sent_event() {
+                state.sends.push((path.to_owned(), request.body.clone()));
+                if let Some(left) = state.loses_answers.checked_sub(1) {
+                    state.loses_answers = left;
+                    state.losing.insert(number);
+                }
+            }
             let is_kept = state.keeps_to_device && request.head.contains("/sendToDevice/");
             if let Some(milliseconds) = state.sticky_ms
                 && !is_kept
@@ -332,6 +364,12 @@ impl Request {
             None => Asks::Rooms,
         };
         name.starts_with("sticky-").then(|| (name.to_owned(), asks))
+    }
+
+    /// The path of an event that is sent.
+    fn sent_event(&self) -> Option<&str> {
+        let target = self.head.strip_prefix("PUT ")?.split(' ').next()?;
+        target.contains("/send/").then_some(target)
     }
 
     /// A position begins with its number in the connection.

@@ -5,9 +5,12 @@ use std::time::Duration;
 use matrix_sdk_sticky::{RemovalReason, RoomSticky, SendError, StickyContent, Unsupported};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use xtask::homeserver::Options;
+use xtask::{api::encode, homeserver::Options};
 
-use crate::support::{LONG, Person, TYPE, Watcher, start, status};
+use crate::{
+    proxy::Proxy,
+    support::{LONG, Person, TYPE, Watcher, start, status},
+};
 
 #[derive(Serialize, Deserialize)]
 struct Presence {
@@ -98,6 +101,32 @@ async fn sends_of_one_key_keep_their_order_also_when_started_at_once() {
 
 fn alice_event(alice: &Person, room: &RoomSticky, event_id: &str) -> serde_json::Value {
     alice.api.event(room.room_id().as_str(), event_id).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_send_whose_answers_are_lost_is_tried_again_as_the_same_and_makes_one_event() {
+    let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+    let room = alice.room_with(&[&bob]);
+    let proxy = Proxy::before(alice.url()).await;
+    let sender = Watcher::with(alice.client_through(&proxy).await, &[&room]).await;
+    let mut watcher = Watcher::of(&bob, &[&room]).await;
+
+    proxy.lose_answers(2);
+    let sent = sender.room(&room).send(&presence("here")).with_sticky_key("k").await.unwrap();
+    let sends = proxy.sends();
+    assert_eq!(sends.len(), 3, "two lost their answer: {sends:?}");
+    assert!(sends.iter().all(|send| *send == sends[0]), "one transaction id: {sends:?}");
+
+    let messages = format!("rooms/{}/messages?dir=b&limit=100", encode(room.as_str()));
+    let history = alice.api.get(&messages).unwrap();
+    let of_type = |event: &&serde_json::Value| event["type"] == TYPE;
+    let events: Vec<_> = history["chunk"].as_array().unwrap().iter().filter(of_type).collect();
+    let ids: Vec<_> = events.iter().map(|event| event["event_id"].as_str().unwrap()).collect();
+    assert_eq!(ids, [sent.event_id.as_str()], "the server has one event");
+    assert_eq!(watcher.added("k").await.event_id(), sent.event_id);
+    alice.send(&room, "after", "", LONG);
+    watcher.added("after").await;
+    watcher.assert_silent();
 }
 
 #[tokio::test(flavor = "multi_thread")]
