@@ -6,12 +6,13 @@ use matrix_sdk::{
     Client, config::SyncSettings, deserialized_responses::TimelineEventKind,
     ruma::events::room::message::RoomMessageEventContent,
 };
-use matrix_sdk_sticky::{EntryChange, RemovalReason};
+use matrix_sdk_sticky::{EntryChange, RemovalReason, SyncSource, SyncState};
 use matrix_sdk_ui::sync_service::SyncService;
 use tokio::time::sleep;
 
 use crate::support::{
-    Background, Encryptor, LONG, Person, Watch, Watcher, eventually, in_room, live, status, sync,
+    Background, Encryptor, LONG, Person, Watch, Watcher, eventually, follow, in_room, live, status,
+    sync, until_state,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -23,18 +24,80 @@ async fn it_works_beside_client_sync() {
 #[tokio::test(flavor = "multi_thread")]
 async fn it_works_beside_a_loop_of_sync_once() {
     it_works_beside(|client| {
+        Box::pin(async move { Box::new(sync_once_again(client)) as Box<dyn Send> })
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_v3_it_works_beside_a_loop_of_sync_once() {
+    it_works_beside(|client| {
         Box::pin(async move {
-            Box::new(Background::run(async move {
-                let settings = SyncSettings::new().timeout(Duration::from_secs(10));
-                loop {
-                    client.sync_once(settings.clone()).await.unwrap();
-                    // So quick a loop the server would not like in the long run.
-                    sleep(Duration::from_millis(100)).await;
-                }
-            })) as Box<dyn Send>
+            let sticky = follow(&client);
+            Box::new((sticky, sync_once_again(client))) as Box<dyn Send>
         })
     })
     .await;
+}
+
+/// A loop of the application's own.
+fn sync_once_again(client: Client) -> Background {
+    Background::run(async move {
+        let settings = SyncSettings::new().timeout(Duration::from_secs(10));
+        loop {
+            client.sync_once(settings.clone()).await.unwrap();
+            // So quick a loop the server would not like in the long run.
+            sleep(Duration::from_millis(100)).await;
+        }
+    })
+}
+
+/// What is sent between two turns of such a loop, and while one waits, and more of it than a page.
+#[tokio::test(flavor = "multi_thread")]
+async fn over_v3_a_loop_of_sync_once_loses_nothing() {
+    let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+    let room = bob.room_with(&[&alice]);
+    let client = alice.client().await;
+    let sticky = follow(&client);
+    let turn =
+        async |timeout| client.sync_once(SyncSettings::new().timeout(timeout)).await.unwrap();
+    turn(Duration::ZERO).await;
+    until_state(&sticky, "live", |state| *state == SyncState::Live).await;
+    assert_eq!(sticky.source(), SyncSource::V3);
+    let mut watch = Watch::new(sticky.events());
+    let send = |n: usize| bob.send(&room, &format!("{n:03}"), "", LONG);
+
+    let mut sent = 0;
+    for burst in [1, 0, 7, 130, 2] {
+        (sent..sent + burst).for_each(|n| drop(send(n)));
+        sent += burst;
+        turn(Duration::ZERO).await;
+    }
+    for _ in 0..5 {
+        // The first one ends the turn that waits; the others may be in it, or not.
+        let waiting = turn(Duration::from_secs(10));
+        tokio::join!(waiting, async { (sent..sent + 3).for_each(|n| drop(send(n))) });
+        sent += 3;
+    }
+    bob.send(&room, "000", "updated", LONG);
+    bob.remove(&room, "001", LONG);
+    let gone = bob.send(&room, "002", "redacted", LONG);
+    turn(Duration::ZERO).await;
+    bob.redact(&room, &gone);
+
+    // An event is there when the loop has moved on from it.
+    let _main_loop = sync_once_again(client.clone());
+    let wanted: Vec<_> = (0..sent).filter(|n| *n != 1).map(|n| format!("{n:03}")).collect();
+    let wanted: Vec<_> = wanted.iter().map(String::as_str).collect();
+    watch.until_keys(&wanted).await;
+    bob.send(&room, "last", "", LONG);
+    while !watch.keys().contains(&"last") {
+        watch.next("the last one").await;
+    }
+    let snapshot = sticky.events().snapshot();
+    let of = |n: usize| status(&snapshot.iter().nth(n).unwrap());
+    assert_eq!((of(0), of(1)), ("updated".to_owned(), String::new()));
+    watch.assert_in_step();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -22,7 +22,7 @@ use matrix_sdk::{
 };
 use matrix_sdk_sticky::{
     Changes, ClientExt as _, Entry, EntryChange, RemovalReason, RoomSticky, Snapshot, Sticky,
-    Subscription, SyncState, View,
+    Subscription, SyncSource, SyncState, View,
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -248,6 +248,11 @@ pub(crate) fn sync(client: &Client) -> Background {
             sleep(LOOK_EVERY).await;
         }
     })
+}
+
+/// Starts the client's sticky events over v3.
+pub(crate) fn follow(client: &Client) -> Sticky {
+    Sticky::builder(client).source(SyncSource::V3).start().unwrap()
 }
 
 /// The client's sticky events, once its main loop knows these rooms and the map is live.

@@ -8,18 +8,14 @@ use matrix_sdk::{
     deserialized_responses::TimelineEventKind,
     ruma::{RoomId, events::room::message::RoomMessageEventContent},
 };
-use matrix_sdk_sticky::{EntryChange, RemovalReason, Sticky, SyncSource, SyncState, Unsupported};
+use matrix_sdk_sticky::{EntryChange, RemovalReason, SyncSource, SyncState, Unsupported};
 use matrix_sdk_ui::sync_service::SyncService;
 use tempfile::TempDir;
 
 use crate::support::{
-    Encryptor, LONG, Person, Watch, Watcher, eventually, in_room, keys, status, sync, until_state,
+    Encryptor, LONG, Person, Watch, Watcher, eventually, follow, in_room, keys, status, sync,
+    until_state,
 };
-
-/// Starts the client's sticky events over v3.
-fn follow(client: &Client) -> Sticky {
-    Sticky::builder(client).source(SyncSource::V3).start().unwrap()
-}
 
 async fn follower(person: &Person, rooms: &[&RoomId]) -> Watcher {
     let client = person.client().await;
