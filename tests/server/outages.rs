@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use matrix_sdk::sync::RoomUpdate;
-use matrix_sdk_sticky::{ClientExt as _, RemovalReason, SyncState, Unsupported};
+use matrix_sdk_sticky::{RemovalReason, Sticky, SyncSource, SyncState, Unsupported};
 use serde_json::json;
 use tokio::time::{sleep, timeout};
 use xtask::homeserver::Options;
@@ -54,11 +54,14 @@ async fn a_restart_of_the_server_is_survived_and_nothing_is_lost_or_told_twice()
 async fn a_server_without_sticky_events_is_named_as_one() {
     let server = start(&Options { sticky: false, ..Options::default() });
     let alice = Person::on(&server, "alice");
-    let client = alice.client().await;
-    let sticky = client.sticky();
-    let state =
-        until_state(&sticky, "unsupported", |state| !matches!(state, SyncState::Connecting)).await;
-    assert_eq!(state, SyncState::Unsupported(Unsupported::StickyEvents));
+    for source in [SyncSource::Auto, SyncSource::Sliding, SyncSource::V3] {
+        let client = alice.client().await;
+        let sticky = Sticky::builder(&client).source(source).start().unwrap();
+        let _main_loop = sync(&client);
+        let answered = |state: &SyncState| !matches!(state, SyncState::Connecting);
+        let state = until_state(&sticky, "unsupported", answered).await;
+        assert_eq!(state, SyncState::Unsupported(Unsupported::StickyEvents), "{source:?}");
+    }
     let said = Unsupported::StickyEvents.to_string();
     assert!(said.contains("MSC4354"), "{said}");
 }
