@@ -322,7 +322,7 @@ fn valid_user_id(text: Cow<'_, str>) -> Option<Cow<'_, UserId>> {
 }
 
 /// A value under two names, of which the unstable one counts wherever it is there, valid or not.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 struct Either<T> {
     stable: Option<T>,
     unstable: Option<Option<T>>,
@@ -340,7 +340,7 @@ impl<T> Either<T> {
     }
 }
 
-#[derive(Default)]
+#[derive(Debug, Default, PartialEq)]
 struct Event<'a> {
     event_id: Option<Cow<'a, str>>,
     sender: Option<Cow<'a, str>>,
@@ -352,7 +352,7 @@ struct Event<'a> {
     unsigned: Unsigned,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default, PartialEq)]
 struct Content<'a> {
     is_object: bool,
     sticky_key: Either<Cow<'a, str>>,
@@ -369,7 +369,7 @@ impl<'a> Content<'a> {
     }
 }
 
-#[derive(Default)]
+#[derive(Debug, Default, PartialEq)]
 struct Unsigned {
     remaining: Either<u64>,
     redacted: bool,
@@ -470,10 +470,19 @@ trait Take<'de>: Sized {
         Ok(Self::Value::default())
     }
 
-    fn object<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+    fn object<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+        pass_over(map)?;
         Ok(Self::Value::default())
     }
+}
+
+/// Passes over the members of an object. Not as entries of [`IgnoredAny`]: a key of those must be
+/// Unicode.
+fn pass_over<'de, A: MapAccess<'de>>(mut map: A) -> Result<(), A::Error> {
+    while map.next_key_seed(AnyName(&[]))?.is_some() {
+        map.next_value::<IgnoredAny>()?;
+    }
+    Ok(())
 }
 
 /// A seed that takes any JSON value and hands the kinds that count to a [`Take`].
@@ -666,8 +675,8 @@ struct IsObject;
 impl<'de> Take<'de> for IsObject {
     type Value = bool;
 
-    fn object<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+    fn object<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+        pass_over(map)?;
         Ok(true)
     }
 }

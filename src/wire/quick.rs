@@ -167,13 +167,18 @@ impl<'a> Reader<'a> {
         Some(name)
     }
 
-    /// Passes over a value where another kind was expected. Numbers are left to the careful
-    /// reading: there it matters how large they are.
+    /// Passes over a value where another kind was expected. Numbers, and strings with escapes, are
+    /// left to the careful reading: there it matters how large the ones are, and whether the others
+    /// are Unicode.
     fn skip_odd(&mut self) -> Option<()> {
-        if matches!(self.peek()?, b'-' | b'0'..=b'9') {
-            return None;
+        match self.peek()? {
+            b'-' | b'0'..=b'9' => None,
+            b'"' => {
+                self.take(b'"')?;
+                self.plain().map(drop)
+            }
+            _ => self.skip(),
         }
-        self.skip()
     }
 
     /// Passes over a value. It is JSON, so that nothing but strings and brackets need be looked at.
@@ -277,4 +282,221 @@ fn ordinary(bytes: &[u8]) -> usize {
     }
     let tail = rest.iter().position(|byte| matches!(byte, b'"' | b'\\' | ..0x20));
     bytes.len() - rest.len() + tail.unwrap_or(rest.len())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+    use super::*;
+    use crate::{
+        testing::{event, raw},
+        wire::parse_carefully,
+    };
+
+    /// Whether the quick pass has an answer. It must be that of the careful reading.
+    fn answers(text: &str) -> bool {
+        let raw = raw(text);
+        let mut event = Event::default();
+        if read(&raw, &mut event).is_none() {
+            return false;
+        }
+        assert_eq!(event, parse_carefully(raw.get()).expect("an answer for both"), "{text}");
+        true
+    }
+
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Kind {
+        Plain,
+        Escaped,
+        Natural,
+        OtherNumber,
+        Word,
+        Nested,
+        NestedEscapedName,
+    }
+
+    const VALUES: &[(Kind, &[&str])] = &[
+        (
+            Kind::Plain,
+            &[r#""""#, r#""a""#, r#""a text {[ of, more:than ]} eight bytes""#, r#""ü€😀""#],
+        ),
+        (Kind::Escaped, &[r#""\"""#, r#""a\\""#, r#""more than eight \u0062ytes""#, r#""\ud800""#]),
+        (Kind::Natural, &["0", "7", "1700000000000", "9999999999999999999"]),
+        (
+            Kind::OtherNumber,
+            &[
+                "-1",
+                "-0",
+                "0.0",
+                "1.5",
+                "1e3",
+                "1E+3",
+                "1e999",
+                "10000000000000000000",
+                "18446744073709551616",
+            ],
+        ),
+        (Kind::Word, &["true", "false", "null"]),
+        (
+            Kind::Nested,
+            &[
+                "{}",
+                "[]",
+                "[1e999,-1.5E+7]",
+                r#"["]",["}"],{"\"]}":[{}]}]"#,
+                r#"{"a":{"b":"\\"},"c":1}"#,
+                r#"[{"\ud800":"\udfff"}]"#,
+            ],
+        ),
+        (Kind::NestedEscapedName, &[r#"{"\u0061":{}}"#, r#"{"a":1,"\ud800":[]}"#]),
+    ];
+
+    /// Where a value stands (`@`), and at which kinds of it the quick pass gives up.
+    const PLACES: &[(&[&str], &[Kind])] = &[
+        (
+            &[
+                r#"{"event_id":@}"#,
+                r#"{"sender":@}"#,
+                r#"{"type":@}"#,
+                r#"{"redacts":@}"#,
+                r#"{"content":{"sticky_key":@}}"#,
+                r#"{"content":{"msc4354_sticky_key":@}}"#,
+                r#"{"content":{"session_id":@}}"#,
+                r#"{"content":{"redacts":@}}"#,
+                r#"{"unsigned":{"redacted_because":@}}"#,
+            ],
+            &[Kind::Escaped, Kind::Natural, Kind::OtherNumber],
+        ),
+        (
+            &[
+                r#"{"origin_server_ts":@}"#,
+                r#"{"sticky":{"duration_ms":@}}"#,
+                r#"{"msc4354_sticky":{"duration_ms":@}}"#,
+                r#"{"unsigned":{"sticky_duration_remaining_ms":@}}"#,
+                r#"{"unsigned":{"msc4354_sticky_duration_ttl_ms":@}}"#,
+            ],
+            &[
+                Kind::Plain,
+                Kind::Escaped,
+                Kind::OtherNumber,
+                Kind::Word,
+                Kind::Nested,
+                Kind::NestedEscapedName,
+            ],
+        ),
+        (
+            &[
+                r#"{"content":@}"#,
+                r#"{"unsigned":@}"#,
+                r#"{"sticky":@}"#,
+                r#"{"msc4354_sticky":@}"#,
+            ],
+            &[Kind::Escaped, Kind::Natural, Kind::OtherNumber, Kind::NestedEscapedName],
+        ),
+        (
+            &[
+                r#"{"room_id":@}"#,
+                r#"{"":@}"#,
+                r#"{"content":{"body":@}}"#,
+                r#"{"sticky":{"more":@}}"#,
+                r#"{"unsigned":{"age":@}}"#,
+            ],
+            &[],
+        ),
+    ];
+
+    #[test]
+    fn a_value_is_read_as_carefully_wherever_it_stands() {
+        for (templates, refused) in PLACES {
+            for (kind, values) in VALUES {
+                for (template, value) in templates
+                    .iter()
+                    .flat_map(|template| values.iter().map(move |value| (template, value)))
+                {
+                    // Spaces, and a member behind it: reading must go on at the right place.
+                    for (value, behind) in [
+                        ((*value).to_owned(), ""),
+                        (format!(" {value}\n"), ""),
+                        ((*value).to_owned(), r#","event_id":"$behind""#),
+                        ((*value).to_owned(), r#","content":{"sticky_key":"behind"}"#),
+                    ] {
+                        let text = template.replace('@', &value);
+                        let text = format!("{}{behind}}}", &text[..text.len() - 1]);
+                        assert_eq!(answers(&text), !refused.contains(kind), "{text}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_event_is_read_as_carefully_however_it_is_spelled() {
+        for (text, quickly) in [
+            (event("$a").text().as_str(), true),
+            ("{}", true),
+            (" { } ", true),
+            (
+                "\t{\r\n \"type\" : \"t\" , \"content\" : { \"sticky_key\" : \"k\" , \"a\" : 1 } }\n",
+                true,
+            ),
+            // What is no event.
+            ("5", false),
+            ("[]", false),
+            (r#""type""#, false),
+            (r#"[{"type":"t"}]"#, false),
+            // Names with an escape: of the event, of what is looked into, of what is not.
+            (r#"{"t\u0079pe":"t"}"#, false),
+            (r#"{"\"":1}"#, false),
+            (r#"{"type":"t","\ud800":1}"#, false),
+            (r#"{"content":{"sticky\u005fkey":"k"}}"#, false),
+            (r#"{"sticky":{"\\":1}}"#, false),
+            (r#"{"unsigned":{"\n":1}}"#, false),
+            (r#"{"prev_content":{"\n":1},"type":"t"}"#, true),
+            // The last of a name counts, whatever it is.
+            (r#"{"type":"a","type":"b"}"#, true),
+            (r#"{"type":"a","type":null}"#, true),
+            (r#"{"content":{"sticky_key":"k"},"content":[]}"#, true),
+            (r#"{"content":{"msc4354_sticky_key":"k","msc4354_sticky_key":{}}}"#, true),
+            (r#"{"sticky":{"duration_ms":1,"duration_ms":2}}"#, true),
+            (r#"{"msc4354_sticky":{"duration_ms":1},"msc4354_sticky":{}}"#, true),
+            (r#"{"unsigned":{"redacted_because":{}},"unsigned":{}}"#, true),
+            (r#"{"unsigned":{"redacted_because":{},"redacted_because":[]}}"#, true),
+            // Names that are nearly ours.
+            (r#"{"Type":"t","types":"t","typ":"t","":"t"}"#, true),
+            (r#"{"content":{"STICKY_KEY":"k","sticky_key ":"k"}}"#, true),
+        ] {
+            assert_eq!(answers(text), quickly, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_string_of_any_length_is_read_as_carefully() {
+        for length in 0..40 {
+            let text = "x".repeat(length);
+            assert!(answers(&format!(r#"{{"{text}":1,"body":"{text}","type":"{text}"}}"#)));
+            assert!(answers(&format!(r#"{{"body":"{text}\"{text}\\","type":"{text}"}}"#)));
+            assert!(!answers(&format!(r#"{{"type":"{text}\"{text}"}}"#)));
+        }
+    }
+
+    #[test]
+    fn what_is_ordinary_is_told_byte_by_byte() {
+        let is_special = |byte: &u8| matches!(byte, b'"' | b'\\' | ..0x20);
+        // At the edges of what is special, with the top bit set too: what the sums carry or borrow.
+        let edges =
+            [0, 1, 0x1f, b' ', b'!', b'"', b'#', b'[', b'\\', b']', 0x7f, 0x80, 0xa2, 0xdc, 0xff];
+        for length in [0, 1, 7, 8, 9, 15, 16, 20] {
+            for filler in edges {
+                for at in 0..length {
+                    for byte in 0..=u8::MAX {
+                        let mut bytes = vec![filler; length];
+                        bytes[at] = byte;
+                        let plain = bytes.iter().position(|byte| is_special(byte));
+                        assert_eq!(ordinary(&bytes), plain.unwrap_or(length), "{bytes:x?}");
+                    }
+                }
+            }
+        }
+    }
 }
