@@ -655,7 +655,7 @@ mod tests {
     use super::*;
     use crate::{
         map::{EphemeralMap, Limits, Path},
-        testing::{ALICE, START_MS, debug, event, secs, start},
+        testing::{ALICE, START_MS, debug, event, raw, secs, start},
     };
 
     fn kept(text: Box<RawValue>) -> Arc<StickyEvent> {
@@ -685,6 +685,26 @@ mod tests {
         for part in ["$a", ALICE, "com.example.t", r#"Some("k")"#, "60000", "Value", "Plaintext"] {
             assert!(shown.contains(part), "{part} in {shown}");
         }
+    }
+
+    #[test]
+    fn only_what_is_empty_or_spelled_with_escapes_stands_beside_the_text() {
+        let plain = event("$a").text();
+        let escaped_id = plain.replace(r#":"$a""#, r#":"\u0024a""#);
+        let escaped_key = plain.replace(r#":"k""#, r#":"\u006b""#);
+        let both = escaped_id.replace(r#":"k""#, r#":"\u006b""#);
+        for (text, key, beside) in [
+            (plain, "k", false),
+            (escaped_id, "k", true),
+            (escaped_key, "k", true),
+            (both, "k", true),
+            (event("$a").key("").text(), "", true),
+        ] {
+            let entry = kept(raw(&*text));
+            let read = (entry.event_id_str(), entry.sticky_key(), entry.beside.is_some());
+            assert_eq!(read, ("$a", Some(key), beside), "{text}");
+        }
+        assert!(kept(event("$a").unkeyed().raw()).beside.is_none());
     }
 
     #[test]

@@ -302,7 +302,8 @@ pub(crate) fn content(text: &str) -> Result<&RawValue, serde_json::Error> {
         .ok_or_else(|| serde::de::Error::missing_field("content"))
 }
 
-/// The longest identifier, in bytes ("Appendices", "Identifier grammar"). Ruma takes any length.
+/// The longest identifier, in bytes ("Appendices", "Identifier grammar"). Ruma takes any length, as
+/// matrix-sdk builds it.
 const MAX_ID_BYTES: usize = 255;
 
 fn valid_event_id(text: Cow<'_, str>) -> Option<Cow<'_, EventId>> {
@@ -499,8 +500,9 @@ impl<'de, T: Take<'de>> DeserializeSeed<'de> for Lenient<T> {
 impl<'de, T: Take<'de>> Visitor<'de> for Lenient<T> {
     type Value = T::Value;
 
+    /// Said where one must be an object; everywhere else any value will do.
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("any value")
+        f.write_str("an object")
     }
 
     fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {

@@ -521,6 +521,13 @@ fn nonsense_in_a_sliding_response_costs_nothing_else() {
 }
 
 #[test]
+fn a_response_that_is_no_object_says_so() {
+    for error in [read_sliding(b"5").unwrap_err(), read_v3(b"[]").unwrap_err()] {
+        assert!(error.to_string().contains("expected an object at line 1"), "{error}");
+    }
+}
+
+#[test]
 fn a_v3_response_is_read_in_either_spelling() {
     for name in names::SECTION {
         let body = format!(
