@@ -114,21 +114,17 @@ impl<'a> Reader<'a> {
         Some(Some(Cow::Borrowed(text)))
     }
 
-    /// A natural number of at most 19 digits.
+    /// A natural number of at most 19 digits. One that goes on as a fraction or with an exponent is
+    /// given up by the object, which finds no end of a member there.
     fn natural(&mut self) -> Option<u64> {
-        let first = self.peek()?;
+        self.peek()?;
         let before = self.rest.len();
         let mut number = 0_u64;
         while let [digit @ b'0'..=b'9', rest @ ..] = self.rest {
             number = number.wrapping_mul(10).wrapping_add(u64::from(digit - b'0'));
             self.rest = rest;
         }
-        let digits = before - self.rest.len();
-        let odd = digits == 0
-            || digits > 19
-            || (digits > 1 && first == b'0')
-            || matches!(self.rest, [b'.' | b'e' | b'E', ..]);
-        (!odd).then_some(number)
+        matches!(before - self.rest.len(), 1..=19).then_some(number)
     }
 
     /// The members of an object, if one is there; anything else is passed over. Which of them it
