@@ -1,6 +1,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use ruma::{EventId, UserId};
 use serde_json::json;
@@ -776,6 +780,20 @@ fn a_key_whose_end_is_yet_to_be_told_counts_into_the_quota_as_any_other() {
 }
 
 #[test]
+fn a_sender_and_a_type_are_one_text_for_as_long_as_an_event_of_theirs_is_known() {
+    let mut room = Room::new();
+    room.section(&event("$a").key("1").ttl(1_000));
+    room.section(&event("$b").key("2"));
+    room.pass(secs(1));
+    assert_eq!(room.live(), ["$b"]);
+    room.section(&event("$c").key("3"));
+    let entries = room.map.entries(room.now);
+    let texts =
+        |event: &StickyEvent| (event.sender().as_str().as_ptr(), event.event_type().as_ptr());
+    assert_eq!(texts(&entries[0]), texts(&entries[1]));
+}
+
+#[test]
 fn a_map_is_empty_when_it_remembers_nothing() {
     let mut room = Room::new();
     assert!(room.map.is_empty());
@@ -1106,6 +1124,95 @@ fn what_came_and_went_between_two_polls_is_nothing() {
     room.section(&event("$b").key("b").ttl(1_000));
     room.pass(secs(1));
     assert_eq!(room.changes(), [""; 0]);
+}
+
+#[test]
+fn a_key_that_ended_and_came_again_before_that_was_told_is_one_change() {
+    let mut room = Room::new();
+    room.section(&event("$a").ttl(1_000));
+    room.section(&event("$z").key("z").ttl(1_000));
+    assert_eq!(room.changes(), ["+$a", "+$z"]);
+    room.pass(secs(1));
+    room.section(&event("$b"));
+    room.section(&event("$other").key("other"));
+    let mut changes = room.changes();
+    changes.sort();
+    assert_eq!(changes, ["$a>$b", "+$other", "-$z expired"]);
+    assert_eq!(room.live(), ["$b", "$other"]);
+}
+
+/// What was sent, by the plainest book-keeping.
+struct Sent {
+    id: String,
+    key: u64,
+    rank: u64,
+    ends: u64,
+    removal: bool,
+    redacted: bool,
+}
+
+#[test]
+fn many_keys_that_come_and_go_are_told_as_they_are() {
+    for seed in 1..=4 {
+        let mut state: u64 = seed;
+        let mut random = |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(seed);
+            (state >> 33) % below
+        };
+        let mut room = Room::new();
+        let (mut sent, mut shown) = (Vec::<Sent>::new(), BTreeSet::new());
+        let mut now = 0;
+        for round in 0..60 {
+            // Full rooms and empty ones by turns.
+            let keys = [3, 60, 200][round / 5 % 3];
+            for _ in 0..random(keys) {
+                let id = format!("${}", sent.len());
+                let (key, rank, ttl) = (random(keys), random(600), 1 + random(40));
+                let removal = random(5) == 0;
+                let new = event(&id).key(&key.to_string()).sent(rank).ttl(ttl * 1_000);
+                room.section(&if removal { new.removal() } else { new });
+                sent.push(Sent { id, key, rank, ends: now + ttl, removal, redacted: false });
+            }
+            let count = sent.len() as u64;
+            for at in (0..random(5)).map(|_| random(count.max(1)) as usize) {
+                let Some(redacted) = sent.get_mut(at) else { continue };
+                redacted.redacted = true;
+                room.redact(&redacted.id);
+            }
+            let pass = random(30);
+            room.pass(secs(pass));
+            now += pass;
+
+            let mut values = BTreeMap::new();
+            for sent in sent.iter().filter(|sent| sent.ends > now && !sent.redacted) {
+                let highest = values.entry(sent.key).or_insert(sent);
+                if (sent.rank, &sent.id) > (highest.rank, &highest.id) {
+                    *highest = sent;
+                }
+            }
+            let values = values.into_values().filter(|value| !value.removal);
+            let values: BTreeSet<_> = values.map(|value| value.id.clone()).collect();
+            assert_eq!(BTreeSet::from_iter(room.live()), values, "seed {seed}, round {round}");
+            if random(3) == 0 {
+                continue;
+            }
+            for delta in room.map.poll_changes(room.now) {
+                if let Some(gone) = &delta.before {
+                    assert!(shown.remove(gone.event_id_str()), "seed {seed}: {}", told(&delta));
+                }
+                if let Ok(new) = &delta.after {
+                    assert!(shown.insert(new.event_id_str().to_owned()), "{}", told(&delta));
+                }
+            }
+            assert_eq!(shown, values, "seed {seed}, round {round}");
+        }
+        room.pass(secs(40));
+        room.changes();
+        assert_eq!((room.live().len(), room.map.known()), (0, 0));
+        room.pass(secs(3_600));
+        room.changes();
+        assert!(room.map.is_empty());
+    }
 }
 
 #[test]
