@@ -738,6 +738,21 @@ fn a_map_that_is_read_and_never_polled_does_not_grow() {
 }
 
 #[test]
+fn what_changed_often_while_it_was_only_read_is_told_once() {
+    let mut room = Room::new();
+    for n in 0..1_000 {
+        let key = (n % 10).to_string();
+        room.section(&event(&format!("$e{n}")).key(&key).sent(n));
+        room.live();
+    }
+    assert!(room.map.touched.len() < 100, "{}", room.map.touched.len());
+    let mut changes = room.changes();
+    changes.sort();
+    let last: Vec<_> = (990..1_000).map(|n| format!("+$e{n}")).collect();
+    assert_eq!(changes, last);
+}
+
+#[test]
 fn many_places_that_are_gone_leave_nothing_to_look_at() {
     let mut room = Room::new();
     for n in 0..100 {
