@@ -795,6 +795,22 @@ fn a_key_whose_end_is_yet_to_be_told_counts_into_the_quota_as_any_other() {
 }
 
 #[test]
+fn a_key_that_came_back_before_its_end_was_told_counts_into_the_quota_once() {
+    let mut room = Room::keeping(2);
+    room.section(&event("$a").key("1").ttl(1_000));
+    room.changes();
+    room.pass(secs(1));
+    assert_eq!(room.section(&event("$b").key("2").ttl(9_000)), Handled::Kept);
+    assert_eq!(room.section(&event("$c").key("1").ttl(1_000)), Handled::Kept);
+    assert_eq!(room.section(&event("$d").key("3")), Handled::Full { first: true });
+    // When it ends again, what else there is of its sender still counts.
+    room.pass(secs(1));
+    assert_eq!(room.section(&event("$e").key("4")), Handled::Kept);
+    assert_eq!(room.section(&event("$f").key("5")), Handled::Full { first: false });
+    assert_eq!(room.live(), ["$b", "$e"]);
+}
+
+#[test]
 fn a_sender_and_a_type_are_one_text_for_as_long_as_an_event_of_theirs_is_known() {
     let mut room = Room::new();
     room.section(&event("$a").key("1").ttl(1_000));
