@@ -708,6 +708,21 @@ mod tests {
     }
 
     #[test]
+    fn a_shared_text_compares_as_the_text_whether_it_is_the_same_or_a_copy() {
+        let text = |text: &str| SharedType::from(Box::<str>::from(text));
+        let (one, copy, other) = (text("a"), text("a"), text("b"));
+        assert!(one == one.clone() && one == copy && one != other);
+        for (left, right, order) in [
+            (&one, &one, Ordering::Equal),
+            (&one, &copy, Ordering::Equal),
+            (&one, &other, Ordering::Less),
+            (&other, &one, Ordering::Greater),
+        ] {
+            assert_eq!((left.cmp(right), left.partial_cmp(right)), (order, Some(order)));
+        }
+    }
+
+    #[test]
     fn an_event_has_one_place_however_its_text_is_shared() {
         // From two maps, so that nothing is shared.
         let (one, other) = (kept(event("$a").raw()), kept(event("$b").raw()));
