@@ -454,7 +454,9 @@ impl EphemeralMap {
         end: Deadline,
         encryption: Encryption,
     ) -> Unkept {
-        let known = admitted.slot.and_then(|number| self.slots.get(number)?.sample());
+        // Not from what is only still shown: its sender's uses may have ended, and begun anew with
+        // another text.
+        let known = admitted.slot.and_then(|number| self.slots.get(number)?.known().next());
         let (sender, event_type) = match known {
             Some(event) => (event.shared_sender().clone(), event.shared_type().clone()),
             None => {
