@@ -79,6 +79,18 @@ mod tests {
     use crate::testing::{secs, start};
 
     #[test]
+    fn what_is_remembered_twice_takes_one_place() {
+        let mut recent = Recent::new(2);
+        for id in [1, 1, 2, 1] {
+            recent.remember(id, start().deadline(secs(9)));
+        }
+        assert!(recent.contains(1) && recent.contains(2));
+        recent.remember(3, start().deadline(secs(9)));
+        assert!(!recent.contains(1) && recent.contains(2) && recent.contains(3));
+        assert_eq!((recent.ids.len(), recent.order.len()), (2, 2));
+    }
+
+    #[test]
     fn forgetting_all_gives_the_memory_back() {
         let mut recent = Recent::new(1_000);
         for id in 0..1_000 {

@@ -1052,16 +1052,21 @@ fn only_the_senders_own_session_counts_as_encrypted() {
             Verification::Unproven,
         ))
     };
-    let mut room = Room::new();
     let outer = event("$e").encrypted("s");
-    room.decrypted_with(&outer, &event("$e"), Encryption::Encrypted(details(BOB)));
-    let entry = room.map.entries(room.now)[0].clone();
-    assert!(!entry.is_encrypted());
-    assert_eq!(entry.encryption(), Encryption::ForeignSession(details(BOB)));
-
-    let mut room = Room::new();
-    room.decrypted_with(&outer, &event("$e"), Encryption::Encrypted(details(ALICE)));
-    assert!(room.map.entries(room.now)[0].is_encrypted());
+    for (said, read) in [
+        (Encryption::Plaintext, Encryption::Plaintext),
+        (Encryption::Encrypted(details(ALICE)), Encryption::Encrypted(details(ALICE))),
+        (Encryption::Encrypted(details(BOB)), Encryption::ForeignSession(details(BOB))),
+        (Encryption::ForeignSession(details(BOB)), Encryption::ForeignSession(details(BOB))),
+        (Encryption::ForeignSession(details(ALICE)), Encryption::ForeignSession(details(ALICE))),
+    ] {
+        let mut room = Room::new();
+        room.decrypted_with(&outer, &event("$e"), said);
+        let entry = &room.map.entries(room.now)[0];
+        assert_eq!(entry.encryption(), read);
+        let is_encrypted = matches!(read, Encryption::Encrypted(_));
+        assert_eq!((entry.is_encrypted(), read.is_encrypted()), (is_encrypted, is_encrypted));
+    }
 }
 
 #[test]
