@@ -91,6 +91,12 @@ impl Slots {
         self.free.last().copied().unwrap_or(self.given)
     }
 
+    /// As if so many numbers had been given out: there is not the time for it.
+    #[cfg(test)]
+    pub(super) fn give_out(&mut self, numbers: u32) {
+        self.given = numbers;
+    }
+
     /// Makes the slot of a new place, which has the number that was [`next`](Self::next).
     pub(super) fn add(&mut self, place_hash: u64, event: Arc<StickyEvent>) {
         let place_hash = half(place_hash);

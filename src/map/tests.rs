@@ -811,6 +811,19 @@ fn a_key_that_came_back_before_its_end_was_told_counts_into_the_quota_once() {
 }
 
 #[test]
+fn a_room_that_has_all_the_places_it_can_have_takes_no_more_keys() {
+    let mut room = Room::new();
+    room.section(&event("$a").key("1"));
+    room.map.slots.give_out(MOST_SLOTS);
+    for dropped in 1..3 {
+        assert_eq!(room.section(&event("$b").by(BOB)), Handled::Full { first: false });
+        assert_eq!(room.map.dropped(), dropped);
+    }
+    assert_eq!(room.section(&event("$c").key("1").sent(1)), Handled::Kept);
+    assert_eq!(room.live(), ["$c"]);
+}
+
+#[test]
 fn a_sender_and_a_type_are_one_text_for_as_long_as_an_event_of_theirs_is_known() {
     let mut room = Room::new();
     room.section(&event("$a").key("1").ttl(1_000));
@@ -1175,6 +1188,32 @@ fn a_key_that_ended_and_came_again_before_that_was_told_is_one_change() {
     changes.sort();
     assert_eq!(changes, ["$a>$b", "+$other", "-$z expired"]);
     assert_eq!(room.live(), ["$b", "$other"]);
+}
+
+#[test]
+fn the_numbers_of_what_is_told_are_dense_and_stay_while_there_is_a_value() {
+    fn numbers(room: &mut Room) -> Vec<u32> {
+        room.map.poll_changes(room.now).iter().map(|delta| delta.slot).collect()
+    }
+    let mut room = Room::new();
+    for n in 0..100 {
+        room.section(&event(&format!("$a{n}")).key(&n.to_string()));
+    }
+    let all: Vec<_> = (0..100).collect();
+    assert_eq!(numbers(&mut room), all);
+    room.section(&event("$stays").key("50").sent(1).lasting(90_000));
+    assert_eq!(numbers(&mut room), [50], "an update");
+    room.pass(secs(60));
+    let mut ended = numbers(&mut room);
+    ended.sort_unstable();
+    let free: Vec<_> = (0..100).filter(|number| *number != 50).collect();
+    assert_eq!(ended, free);
+    for n in 0..100 {
+        room.section(&event(&format!("$b{n}")).key(&format!("other {n}")));
+    }
+    let mut again = numbers(&mut room);
+    again.sort_unstable();
+    assert_eq!(again, [free, vec![100]].concat());
 }
 
 /// What was sent, by the plainest book-keeping.
