@@ -236,3 +236,14 @@ impl Slot {
         self.known.iter().find(|known| !known.is_redacted())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_sees_half_a_hash_at_both_ends() {
+        assert_eq!(half(0x1234_5678_9abc_def0), 0x1234_5678);
+        assert_eq!(whole(0x1234_5678), 0x1234_5678_1234_5678);
+    }
+}

@@ -1203,6 +1203,7 @@ fn the_numbers_of_what_is_told_are_dense_and_stay_while_there_is_a_value() {
     assert_eq!(numbers(&mut room), all);
     room.section(&event("$stays").key("50").sent(1).lasting(90_000));
     assert_eq!(numbers(&mut room), [50], "an update");
+    assert_eq!(room.map.slots.len(), 100);
     room.pass(secs(60));
     let mut ended = numbers(&mut room);
     ended.sort_unstable();

@@ -478,7 +478,7 @@ mod tests {
 
     #[test]
     fn what_is_ordinary_is_told_byte_by_byte() {
-        let is_special = |byte: &u8| matches!(byte, b'"' | b'\\' | ..0x20);
+        let is_special = |byte| matches!(byte, b'"' | b'\\' | ..0x20);
         // At the edges of what is special, with the top bit set too: what the sums carry or borrow.
         let edges =
             [0, 1, 0x1f, b' ', b'!', b'"', b'#', b'[', b'\\', b']', 0x7f, 0x80, 0xa2, 0xdc, 0xff];
@@ -488,7 +488,7 @@ mod tests {
                     for byte in 0..=u8::MAX {
                         let mut bytes = vec![filler; length];
                         bytes[at] = byte;
-                        let plain = bytes.iter().position(|byte| is_special(byte));
+                        let plain = bytes.iter().position(|byte| is_special(*byte));
                         assert_eq!(ordinary(&bytes), plain.unwrap_or(length), "{bytes:x?}");
                     }
                 }
