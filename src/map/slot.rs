@@ -239,7 +239,23 @@ impl Slot {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
+    use crate::{
+        map::{EphemeralMap, Limits, Path},
+        testing::{event, start},
+    };
+
+    #[test]
+    fn a_piece_is_made_when_all_others_are_full() {
+        let mut map = EphemeralMap::new(Limits::default());
+        for n in 0..3 * PIECE {
+            assert_eq!(map.slots.pieces.len(), n.div_ceil(PIECE));
+            let event = event(&format!("${n}")).key(&n.to_string());
+            map.handle_event(start(), Path::Section, event.raw()).unwrap();
+        }
+    }
 
     #[test]
     fn a_table_sees_half_a_hash_at_both_ends() {
