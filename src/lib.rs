@@ -84,6 +84,7 @@
 //! [MSC4354]: https://github.com/matrix-org/matrix-spec-proposals/pull/4354
 
 pub mod event;
+pub mod heartbeat;
 pub mod map;
 pub mod time;
 pub mod view;

@@ -1,0 +1,200 @@
+//! Pace: how fast a heartbeat beats, and the reason for each default. Checked when it is made.
+
+use std::{fmt, time::Duration};
+
+use crate::time::MAX_STICKY;
+
+/// How fast a heartbeat beats.
+///
+/// ```
+/// use std::time::Duration;
+/// use matrix_sdk_sticky::heartbeat::Pace;
+///
+/// let pace = Pace::default().with_delay(Duration::from_secs(9))?;
+/// assert_eq!(pace.restart_every(pace.delay()), Duration::from_secs(3));
+/// # Ok::<(), matrix_sdk_sticky::heartbeat::PaceError>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    delay: Duration,
+    sticky: Duration,
+}
+
+/// What is out of range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PaceError {
+    /// The delay is shorter than [`Pace::SHORTEST_DELAY`] or longer than [`Pace::LONGEST_DELAY`].
+    Delay(Duration),
+    /// The stickiness is shorter than twice the delay, or longer than 1 h.
+    Sticky(Duration),
+}
+
+impl fmt::Display for PaceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Delay(delay) => write!(
+                f,
+                "a delay of {delay:?} is out of range: choose one between {:?} and {:?}",
+                Pace::SHORTEST_DELAY,
+                Pace::LONGEST_DELAY
+            ),
+            Self::Sticky(sticky) => write!(
+                f,
+                "a stickiness of {sticky:?} is out of range: choose one between twice the delay \
+                 and {MAX_STICKY:?}"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for PaceError {}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            // Three restarts fit into it, so that one may be lost, and after a crash the others
+            // wait no longer than a person would before asking "are you still there?".
+            delay: Duration::from_secs(15),
+            // The longest that there is: the fewest refreshes. Who leaves is gone sooner anyway.
+            sticky: MAX_STICKY,
+        }
+    }
+}
+
+impl Pace {
+    /// The shortest delay. With a shorter one a request would have less than a second.
+    pub const SHORTEST_DELAY: Duration = Duration::from_secs(3);
+
+    /// The longest delay; servers may take less. For a lease that somebody else restarts.
+    pub const LONGEST_DELAY: Duration = Duration::from_secs(24 * 3_600);
+
+    /// How long after the last restart the leave fires; 15 s unless set. A crash is noticed by
+    /// everybody after between two thirds of it and all of it.
+    ///
+    /// # Errors
+    ///
+    /// [`PaceError`] when it is out of range, or more than half the stickiness.
+    pub fn with_delay(self, delay: Duration) -> Result<Self, PaceError> {
+        if !(Self::SHORTEST_DELAY..=Self::LONGEST_DELAY).contains(&delay) {
+            return Err(PaceError::Delay(delay));
+        }
+        Self { delay, ..self }.checked()
+    }
+
+    /// For how long join and leave are sticky; 1 h unless set.
+    ///
+    /// # Errors
+    ///
+    /// [`PaceError`] when it is longer than 1 h or shorter than twice the delay.
+    pub fn with_sticky(self, sticky: Duration) -> Result<Self, PaceError> {
+        Self { sticky, ..self }.checked()
+    }
+
+    fn checked(self) -> Result<Self, PaceError> {
+        // A delay of hours is for a lease that somebody else restarts: refreshes go on all the same.
+        let shortest = (2 * self.delay).min(MAX_STICKY);
+        if (shortest..=MAX_STICKY).contains(&self.sticky) {
+            Ok(self)
+        } else {
+            Err(PaceError::Sticky(self.sticky))
+        }
+    }
+
+    /// How long after the last restart the leave fires.
+    pub fn delay(&self) -> Duration {
+        self.delay
+    }
+
+    /// For how long join and leave are sticky.
+    pub fn sticky(&self) -> Duration {
+        self.sticky
+    }
+
+    /// For how long the join is sticky where no leave can be armed: 10 minutes, which is how long
+    /// everybody sees a ghost after a crash, at a cost of 12 to 15 refreshes an hour. MSC4354 advises
+    /// against less than 5, as servers' clocks differ.
+    pub fn degraded_sticky(&self) -> Duration {
+        self.sticky.min(Duration::from_secs(600))
+    }
+
+    /// How often a delay is restarted: three times, so that one restart may be lost.
+    pub fn restart_every(&self, delay: Duration) -> Duration {
+        delay / 3
+    }
+
+    /// How long a request may take: a third of the delay, so that a second one has time enough when
+    /// the first gets no answer; 5 s at most, as a server that is there answers sooner.
+    pub fn timeout(&self, delay: Duration) -> Duration {
+        (delay / 3).min(Duration::from_secs(5))
+    }
+
+    /// When to send again what is sticky for so long: after three quarters, so that with an hour an
+    /// outage of a quarter of one is bridged; in the degraded state after half.
+    pub(super) fn refresh_after(&self, sticky: Duration) -> Duration {
+        if sticky < self.sticky { sticky / 2 } else { sticky * 3 / 4 }
+    }
+
+    /// For how long news of the room's key are gathered: who joins with three devices makes three.
+    pub(super) fn gather(&self) -> Duration {
+        Duration::from_secs(5)
+    }
+
+    /// The wait after so many failures in a row.
+    pub(super) fn backoff(&self, failures: u32) -> Duration {
+        Duration::from_millis(250 << failures.min(6)).min(self.longest_wait())
+    }
+
+    /// The longest wait, so that the member is there again soon after the network is.
+    pub(super) fn longest_wait(&self) -> Duration {
+        Duration::from_secs(10)
+    }
+
+    /// Whether a delay that the server asks for will do.
+    pub(super) fn takes_delay(&self, delay: Duration) -> bool {
+        (Self::SHORTEST_DELAY..=Self::LONGEST_DELAY).contains(&delay)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::testing::secs;
+
+    #[test]
+    fn what_is_out_of_range_is_refused_when_it_is_set_and_says_what_would_do() {
+        let pace = Pace::default();
+        for delay in [Duration::ZERO, secs(2), secs(24 * 3_600 + 1)] {
+            let error = pace.with_delay(delay).unwrap_err();
+            assert_eq!(error, PaceError::Delay(delay));
+            assert!(error.to_string().contains("between 3s and 86400s"), "{error}");
+        }
+        for sticky in [Duration::ZERO, secs(29), secs(3_601)] {
+            let error = pace.with_sticky(sticky).unwrap_err();
+            assert_eq!(error, PaceError::Sticky(sticky));
+            assert!(error.to_string().contains("twice the delay and 3600s"), "{error}");
+        }
+        let short = pace.with_sticky(secs(60)).unwrap();
+        assert_eq!(short.with_delay(secs(31)), Err(PaceError::Sticky(secs(60))));
+        assert_eq!(pace.with_delay(secs(7_200)).unwrap().delay(), secs(7_200));
+    }
+
+    #[test]
+    fn two_requests_that_get_no_answer_fit_into_the_delay() {
+        for delay in [3, 9, 15, 60, 1_800] {
+            let pace = Pace::default().with_delay(secs(delay)).unwrap();
+            let (timeout, every) = (pace.timeout(secs(delay)), pace.restart_every(secs(delay)));
+            assert!(timeout <= secs(5) && every + 2 * timeout <= secs(delay));
+        }
+    }
+
+    #[test]
+    fn the_wait_doubles_up_to_ten_seconds() {
+        let pace = Pace::default();
+        let waits: Vec<_> = (0..8).map(|failures| pace.backoff(failures).as_millis()).collect();
+        assert_eq!(waits, [250, 500, 1_000, 2_000, 4_000, 8_000, 10_000, 10_000]);
+        assert_eq!(pace.backoff(u32::MAX), secs(10));
+    }
+}

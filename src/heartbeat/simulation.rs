@@ -1,0 +1,534 @@
+//! A model server, a network that loses, delays and repeats, and a heartbeat on it, in simulated
+//! time. The laws are checked at every step.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use super::*;
+use crate::testing::start;
+
+pub(super) const MINUTE: u64 = 60_000;
+
+/// What the network and the server make of one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It lands and is answered at once.
+    Fine,
+    /// As late as its timeout allows, in parts of 256: when it lands, when the answer comes.
+    Slow(u8, u8),
+    /// It never lands.
+    Lost,
+    /// It lands, and nobody hears of it.
+    AnswerLost(u8),
+    /// It lands twice.
+    Twice,
+    /// The server is overloaded: before it has done anything, or after.
+    ServerError {
+        has_landed: bool,
+    },
+    RateLimited {
+        seconds: u8,
+    },
+}
+
+/// A leave that was scheduled, as the server has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Delayed {
+    Scheduled { fires_at: u64 },
+    Sent,
+    Cancelled,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Event {
+    at: u64,
+    sticky: u64,
+    is_join: bool,
+    process: u32,
+}
+
+/// A server, as the proposals have it. Time is in milliseconds since the start.
+#[derive(Default)]
+pub(super) struct Server {
+    now: u64,
+    /// By process and lease, which stand for the transaction id.
+    delayed: BTreeMap<(u32, LeaseId), (Delayed, u64)>,
+    sent: BTreeMap<(u32, SendId), ()>,
+    events: Vec<Event>,
+    down_until: u64,
+    pub(super) has_no_delayed_events: bool,
+    pub(super) quota_is_full: bool,
+    pub(super) refuses_joins: bool,
+    /// The longest delay, if there is one.
+    pub(super) longest_delay: Option<Duration>,
+    /// It forgets what was sent or cancelled, as today's Synapse does, or says that it conflicts.
+    pub(super) requests: u64,
+    sticky: u64,
+}
+
+impl Server {
+    /// Whether everybody sees the member now.
+    pub(super) fn shows_member(&self) -> bool {
+        self.value().is_some_and(|event| event.is_join)
+    }
+
+    /// The event that counts, MSC4354's way.
+    fn value(&self) -> Option<Event> {
+        let live =
+            self.events.iter().filter(|event| event.at + event.sticky.min(60 * MINUTE) > self.now);
+        live.max_by_key(|event| (event.at + event.sticky, event.at)).copied()
+    }
+
+    pub(super) fn is_down_for(&self) -> u64 {
+        self.down_until.saturating_sub(self.now)
+    }
+
+    fn next_firing(&self) -> Option<u64> {
+        let due = self.delayed.values().filter_map(|(delayed, _)| match delayed {
+            Delayed::Scheduled { fires_at } => Some((*fires_at).max(self.down_until)),
+            _ => None,
+        });
+        due.min()
+    }
+
+    fn advance(&mut self, to: u64) {
+        while let Some(at) = self.next_firing().filter(|at| *at <= to) {
+            self.now = self.now.max(at);
+            let sticky = self.sticky;
+            for (delayed, _) in self.delayed.values_mut() {
+                if matches!(delayed, Delayed::Scheduled { fires_at } if *fires_at <= at) {
+                    *delayed = Delayed::Sent;
+                    self.events.push(Event { at, sticky, is_join: false, process: 0 });
+                }
+            }
+        }
+        self.now = to;
+    }
+
+    /// Does what a request asks for.
+    fn handle(&mut self, process: u32, step: Step) -> Outcome {
+        self.requests += 1;
+        let now = self.now;
+        match step {
+            Step::Arm { lease, delay } => {
+                if self.has_no_delayed_events {
+                    return Outcome::NoDelayedEvents;
+                }
+                if self.delayed.contains_key(&(process, lease)) {
+                    return Outcome::Done;
+                }
+                if self.quota_is_full {
+                    return Outcome::QuotaFull { retry_after: Some(Duration::from_secs(60)) };
+                }
+                if let Some(max) = self.longest_delay.filter(|max| *max < delay) {
+                    return Outcome::TooLong { max: Some(max) };
+                }
+                let delay = millis(delay);
+                let scheduled = Delayed::Scheduled { fires_at: now + delay };
+                self.delayed.insert((process, lease), (scheduled, delay));
+                Outcome::Done
+            }
+            Step::Restart(lease) => match self.delayed.get_mut(&(process, lease)) {
+                Some((Delayed::Scheduled { fires_at }, delay)) => {
+                    *fires_at = now + *delay;
+                    Outcome::Done
+                }
+                _ => Outcome::Gone,
+            },
+            Step::Fire(lease) => match self.delayed.get_mut(&(process, lease)) {
+                Some((delayed @ Delayed::Scheduled { .. }, _)) => {
+                    *delayed = Delayed::Sent;
+                    let sticky = self.sticky;
+                    self.events.push(Event { at: now, sticky, is_join: false, process });
+                    Outcome::Done
+                }
+                _ => Outcome::Gone,
+            },
+            Step::Cancel(lease) => match self.delayed.get_mut(&(process, lease)) {
+                Some((delayed @ Delayed::Scheduled { .. }, _)) => {
+                    *delayed = Delayed::Cancelled;
+                    Outcome::Done
+                }
+                _ => Outcome::Gone,
+            },
+            Step::Join { send, sticky } => {
+                if self.refuses_joins {
+                    return Outcome::Refused;
+                }
+                self.send(process, send, sticky, true)
+            }
+            Step::Leave { send, sticky } => self.send(process, send, sticky, false),
+        }
+    }
+
+    fn send(&mut self, process: u32, send: SendId, sticky: Duration, is_join: bool) -> Outcome {
+        if self.sent.insert((process, send), ()).is_none() {
+            // What is over counts for nothing any more.
+            self.events.retain(|event| event.at + event.sticky.min(60 * MINUTE) > self.now);
+            self.events.push(Event { at: self.now, sticky: millis(sticky), is_join, process });
+        }
+        Outcome::Done
+    }
+
+    /// When the last leave that is armed fires.
+    fn armed_until(&self) -> Option<u64> {
+        self.delayed
+            .values()
+            .filter_map(|(delayed, _)| match delayed {
+                Delayed::Scheduled { fires_at } => Some(*fires_at),
+                _ => None,
+            })
+            .min()
+    }
+}
+
+/// A request that is under way.
+struct UnderWay {
+    step: Step,
+    lands_at: Vec<u64>,
+    answered_at: u64,
+    is_answered: bool,
+    refusal: Option<Outcome>,
+    outcome: Outcome,
+}
+
+/// A heartbeat and what it stands on.
+pub(super) struct World {
+    pub(super) server: Server,
+    pub(super) heartbeat: Heartbeat,
+    pub(super) pace: Pace,
+    fates: Box<dyn Iterator<Item = Fate>>,
+    under_way: Option<UnderWay>,
+    /// The process that the heartbeat is in; a crash starts the next one.
+    process: u32,
+    /// What stands in the store: leases, with the process that armed them.
+    stored: Vec<(u32, LeaseId)>,
+    /// Leases that another process armed, by their numbers in this one.
+    found: BTreeMap<LeaseId, (u32, LeaseId)>,
+    /// Leases whose delay id is known.
+    known: Vec<(u32, LeaseId)>,
+    asleep_until: u64,
+    no_network_until: u64,
+    pub(super) tells_of_fired: bool,
+    told: Vec<(u32, LeaseId)>,
+    pub(super) states: Vec<State>,
+    seed: u64,
+    /// Until when an event that nobody could know of may show.
+    forgiven_until: u64,
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap()
+}
+
+impl World {
+    pub(super) fn new(
+        pace: Pace,
+        seed: u64,
+        fates: impl IntoIterator<Item = Fate> + 'static,
+    ) -> Self {
+        let heartbeat = Heartbeat::new(pace, seed);
+        let server = Server { sticky: millis(pace.sticky()), ..Server::default() };
+        Self {
+            server,
+            heartbeat,
+            pace,
+            fates: Box::new(fates.into_iter().collect::<Vec<_>>().into_iter()),
+            under_way: None,
+            process: 0,
+            stored: Vec::new(),
+            found: BTreeMap::new(),
+            known: Vec::new(),
+            asleep_until: 0,
+            no_network_until: 0,
+            tells_of_fired: false,
+            told: Vec::new(),
+            states: Vec::new(),
+            seed,
+            forgiven_until: 0,
+        }
+    }
+
+    pub(super) fn moment(&self) -> Moment {
+        start().advanced(Duration::from_millis(self.server.now))
+    }
+
+    pub(super) fn state(&self) -> State {
+        self.heartbeat.state(self.moment())
+    }
+
+    /// The network and the server are fine from now on.
+    pub(super) fn mend(&mut self) {
+        self.fates = Box::new(std::iter::empty());
+        self.no_network_until = 0;
+        self.server.quota_is_full = false;
+        self.server.down_until = 0;
+    }
+
+    pub(super) fn cut_network(&mut self, ms: u64) {
+        self.no_network_until = self.server.now + ms;
+    }
+
+    /// The machine sleeps: nothing of ours runs, and the server goes on.
+    pub(super) fn sleep(&mut self, ms: u64) {
+        self.asleep_until = self.server.now + ms;
+        self.pass(ms);
+    }
+
+    pub(super) fn take_server_down(&mut self, ms: u64) {
+        self.server.down_until = self.server.now + ms;
+    }
+
+    /// The process dies: what is under way goes on its way.
+    pub(super) fn crash(&mut self) {
+        self.heartbeat = Heartbeat::new(self.pace, self.seed);
+        self.heartbeat.handle_leave();
+        self.heartbeat.is_done = true;
+        self.asleep_until = u64::MAX;
+    }
+
+    /// Another process starts on the same store.
+    pub(super) fn start_again(&mut self) {
+        self.asleep_until = 0;
+        self.process += 1;
+        self.seed += 1;
+        self.under_way = None;
+        self.heartbeat = Heartbeat::new(self.pace, self.seed);
+        self.found.clear();
+        for stored in self.stored.clone() {
+            let now = self.moment();
+            let id = self.heartbeat.handle_found(now, self.pace.sticky());
+            self.found.insert(id, stored);
+        }
+        self.poll();
+    }
+
+    /// Somebody else fires what is held, as one to whom it was delegated may.
+    pub(super) fn fire_from_outside(&mut self) {
+        if let Some(held) = self.heartbeat.held() {
+            let (process, lease) = self.origin(held);
+            self.server.handle(process, Step::Fire(lease));
+            // A join that is under way may land after it, and the next restart tells.
+            self.forgiven_until = self.server.now + millis(self.pace.delay());
+        }
+    }
+
+    /// Tells the heartbeat something, and lets it act.
+    pub(super) fn tell(&mut self, tell: impl FnOnce(&mut Heartbeat, Moment)) {
+        let now = self.moment();
+        tell(&mut self.heartbeat, now);
+        if self.asleep_until <= self.server.now {
+            self.poll();
+        }
+        self.check();
+    }
+
+    /// So much time passes.
+    pub(super) fn pass(&mut self, ms: u64) {
+        let end = self.server.now + ms;
+        let mut turns = 0;
+        loop {
+            turns += 1;
+            assert!(turns < 50_000, "a hot loop: {:?}", self.heartbeat);
+            if self.asleep_until <= self.server.now {
+                self.poll();
+            }
+            let next = self.next().filter(|next| *next < end);
+            self.server.advance(next.unwrap_or(end));
+            self.land();
+            if self.asleep_until <= self.server.now {
+                self.answer();
+                self.tell_of_fired();
+                self.poll();
+            }
+            self.check();
+            if next.is_none() {
+                break;
+            }
+        }
+    }
+
+    fn next(&self) -> Option<u64> {
+        let now = self.server.now;
+        let mut next: Vec<_> = self.server.next_firing().into_iter().collect();
+        if let Some(under_way) = &self.under_way {
+            next.extend(under_way.lands_at.iter().copied());
+            next.push(under_way.answered_at.max(self.asleep_until.max(now)));
+        }
+        let deadline = self.heartbeat.deadline(self.moment());
+        if let Some(deadline) = deadline.filter(|_| self.asleep_until != u64::MAX) {
+            let left = millis(deadline.left(self.moment()));
+            // A deadline that has come and brought nothing is a wait of a millisecond, and many of
+            // them a hot loop.
+            next.push((now + left.max(1)).max(self.asleep_until));
+        }
+        next.into_iter().filter(|next| *next > now).min()
+    }
+
+    /// What a lease of the heartbeat's is called in the store.
+    fn origin(&self, lease: LeaseId) -> (u32, LeaseId) {
+        self.found.get(&lease).copied().unwrap_or((self.process, lease))
+    }
+
+    fn poll(&mut self) {
+        let now = self.server.now;
+        let moment = self.moment();
+        let Some(Action { step, timeout }) = self.heartbeat.poll_action(moment) else { return };
+        self.check_step(step, timeout);
+        if let Step::Arm { lease, .. } = step {
+            let origin = self.origin(lease);
+            if !self.stored.contains(&origin) {
+                self.stored.push(origin);
+            }
+        }
+        let timeout = millis(timeout);
+        let part = |part: u8| 1 + (timeout - 2) * u64::from(part) / 256;
+        let fate = self.fates.next().unwrap_or(Fate::Fine);
+        let (lands, answer) = match fate {
+            Fate::Fine | Fate::ServerError { has_landed: true } => (vec![20], Some(40)),
+            Fate::Twice => (vec![20, 35], Some(40)),
+            Fate::Slow(land, answer) => {
+                let land = part(land);
+                (vec![land], Some(land.max(part(answer)) + 1))
+            }
+            Fate::Lost => (vec![], None),
+            Fate::AnswerLost(land) => (vec![part(land)], None),
+            Fate::ServerError { has_landed: false } | Fate::RateLimited { .. } => {
+                (vec![], Some(40))
+            }
+        };
+        let refusal = match fate {
+            Fate::RateLimited { seconds } => {
+                let retry_after = Some(Duration::from_secs(u64::from(seconds)));
+                Some(Outcome::RateLimited { retry_after })
+            }
+            Fate::ServerError { .. } => Some(Outcome::Unknown),
+            _ => None,
+        };
+        let is_cut = now < self.no_network_until;
+        self.under_way = Some(UnderWay {
+            step,
+            lands_at: if is_cut { vec![] } else { lands.iter().map(|land| now + land).collect() },
+            answered_at: now + answer.filter(|_| !is_cut).unwrap_or(timeout),
+            is_answered: answer.is_some() && !is_cut,
+            refusal,
+            outcome: Outcome::Unknown,
+        });
+    }
+
+    fn land(&mut self) {
+        let now = self.server.now;
+        let Some(under_way) = &mut self.under_way else { return };
+        let Some(at) = under_way.lands_at.iter().position(|at| *at <= now) else { return };
+        under_way.lands_at.remove(at);
+        if now < self.server.down_until {
+            return;
+        }
+        let step = under_way.step;
+        let (process, step) = match step {
+            Step::Arm { lease, delay } => {
+                let (process, lease) = self.origin(lease);
+                (process, Step::Arm { lease, delay })
+            }
+            Step::Restart(lease) => {
+                let (process, lease) = self.origin(lease);
+                (process, Step::Restart(lease))
+            }
+            Step::Fire(lease) => {
+                let (process, lease) = self.origin(lease);
+                (process, Step::Fire(lease))
+            }
+            Step::Cancel(lease) => {
+                let (process, lease) = self.origin(lease);
+                (process, Step::Cancel(lease))
+            }
+            step => (self.process, step),
+        };
+        let outcome = self.server.handle(process, step);
+        if let Some(under_way) = &mut self.under_way {
+            under_way.outcome = outcome;
+        }
+    }
+
+    fn answer(&mut self) {
+        let now = self.server.now;
+        let Some(under_way) = self.under_way.take_if(|under_way| under_way.answered_at <= now)
+        else {
+            return;
+        };
+        let UnderWay { step, is_answered, refusal, outcome, .. } = under_way;
+        let outcome = if is_answered { refusal.unwrap_or(outcome) } else { Outcome::Unknown };
+        if let (Step::Arm { lease, .. }, Outcome::Done) = (step, outcome) {
+            self.known.push(self.origin(lease));
+        }
+        let moment = self.moment();
+        self.heartbeat.handle_outcome(moment, outcome);
+        let needed = |(process, lease): &(u32, LeaseId)| {
+            let found = self.found.iter().find(|(_, origin)| **origin == (*process, *lease));
+            match found {
+                Some((id, _)) => self.heartbeat.needs(*id),
+                None => *process == self.process && self.heartbeat.needs(*lease),
+            }
+        };
+        self.stored = self.stored.iter().copied().filter(needed).collect();
+    }
+
+    /// The sync brings our own leave back.
+    fn tell_of_fired(&mut self) {
+        if !self.tells_of_fired {
+            return;
+        }
+        let fired =
+            self.server.delayed.iter().filter(|(_, (delayed, _))| *delayed == Delayed::Sent);
+        for origin in fired.map(|(origin, _)| *origin).collect::<Vec<_>>() {
+            if origin.0 == self.process
+                && self.known.contains(&origin)
+                && !self.told.contains(&origin)
+            {
+                self.told.push(origin);
+                self.heartbeat.handle_fired(origin.1);
+            }
+        }
+    }
+
+    /// Nothing is asked of the driver that it cannot do, or may not.
+    fn check_step(&self, step: Step, timeout: Duration) {
+        let knows = |lease| self.known.contains(&self.origin(lease));
+        match step {
+            Step::Restart(lease) | Step::Fire(lease) | Step::Cancel(lease) => {
+                assert!(knows(lease), "{step:?} without its delay id");
+            }
+            Step::Join { sticky, .. } if sticky > self.pace.degraded_sticky() => {
+                let held = self.heartbeat.held.expect("a join without a lease");
+                assert!(self.moment().deadline(timeout) < held.holds_until);
+            }
+            _ => {}
+        }
+        let timeouts = timeout <= Duration::from_secs(5) && timeout <= self.pace.delay() / 3;
+        assert!(timeouts && !timeout.is_zero());
+    }
+
+    /// The laws, at every moment.
+    fn check(&mut self) {
+        let state = self.state();
+        if self.states.last() != Some(&state) {
+            self.states.push(state);
+        }
+        let Some(value) = self.server.value().filter(|event| event.is_join) else { return };
+        let now = self.server.now;
+        // While the server is down nothing fires, and nobody sees anything either.
+        if now < self.server.down_until || now < self.forgiven_until {
+            return;
+        }
+        let short = millis(self.pace.degraded_sticky());
+        let by_end = value.at + value.sticky;
+        let armed = self.server.armed_until();
+        let is_bounded = armed.is_some_and(|until| until <= now + millis(self.pace.delay()))
+            || by_end - now <= short;
+        assert!(is_bounded, "a crash now would leave a ghost: {value:?}, armed until {armed:?}");
+        // What a process before this one sent in the degraded state, this one cannot know of.
+        let is_ours = value.process == self.process || value.sticky > short;
+        let is_left =
+            matches!(state, State::Left | State::Failed(_)) && self.asleep_until != u64::MAX;
+        assert!(!is_left || !is_ours, "{state:?}, and everybody sees the member");
+    }
+}

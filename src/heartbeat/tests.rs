@@ -1,0 +1,426 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use proptest::prelude::*;
+
+use super::{
+    simulation::{Fate, MINUTE, World},
+    *,
+};
+use crate::testing::secs;
+
+fn pace() -> Pace {
+    Pace::default()
+}
+
+/// A world in which all is well.
+fn world() -> World {
+    World::new(pace(), 1, [])
+}
+
+fn world_with(fates: impl IntoIterator<Item = Fate> + 'static) -> World {
+    World::new(pace(), 1, fates)
+}
+
+#[test]
+fn it_arms_then_joins_and_shows_both() {
+    let mut world = world();
+    world.pass(1_000);
+    assert_eq!(world.states, [State::Joining, State::Joined]);
+    assert!(world.server.shows_member());
+    assert_eq!(world.server.requests, 2);
+}
+
+#[test]
+fn an_hour_costs_thirteen_restarts_a_minute_and_two_joins() {
+    let mut world = world();
+    world.pass(60 * MINUTE);
+    assert_eq!(world.states, [State::Joining, State::Joined]);
+    let a_minute = world.server.requests as f64 / 60.0;
+    assert!((12.0..15.0).contains(&a_minute), "{a_minute}");
+}
+
+#[test]
+fn leaving_fires_the_leave_and_nothing_follows() {
+    let mut world = world();
+    world.pass(10_000);
+    world.tell(|heartbeat, _| heartbeat.handle_leave());
+    assert_eq!(world.state(), State::Leaving);
+    world.pass(100);
+    assert_eq!(world.state(), State::Left);
+    assert!(!world.server.shows_member());
+    let requests = world.server.requests;
+    world.pass(180 * MINUTE);
+    assert_eq!(world.server.requests, requests);
+    assert!(world.heartbeat.is_over());
+}
+
+#[test]
+fn a_crash_shows_to_everybody_within_the_delay() {
+    let mut world = world();
+    world.pass(61_000);
+    world.crash();
+    world.pass(15_001);
+    assert!(!world.server.shows_member());
+}
+
+#[test]
+fn a_lost_answer_to_the_arming_is_asked_for_again_and_arms_nothing_twice() {
+    let mut world = world_with([Fate::AnswerLost(9), Fate::AnswerLost(9)]);
+    world.pass(MINUTE);
+    assert_eq!(world.states, [State::Joining, State::Joined]);
+    world.crash();
+    world.pass(15_001);
+    assert!(!world.server.shows_member());
+}
+
+#[test]
+fn cut_off_it_says_that_it_has_probably_left_and_joins_again_soon_after() {
+    let mut world = world();
+    world.pass(MINUTE);
+    world.cut_network(3 * MINUTE);
+    world.pass(20_000);
+    assert!(matches!(world.state(), State::ProbablyLeft { .. }), "{:?}", world.state());
+    assert!(!world.server.shows_member());
+    world.pass(3 * MINUTE - 20_000 + 30_000);
+    assert_eq!(world.state(), State::Joined);
+    assert!(world.server.shows_member());
+    assert!(world.states.contains(&State::Rejoining));
+}
+
+#[test]
+fn after_a_sleep_it_asks_first() {
+    let mut world = world();
+    world.pass(MINUTE);
+    world.sleep(60 * MINUTE);
+    assert!(!world.server.shows_member());
+    world.pass(1_000);
+    assert_eq!(world.state(), State::Joined);
+    assert!(world.server.shows_member());
+}
+
+#[test]
+fn a_change_of_hands_of_the_key_hands_over_to_a_fresh_leave() {
+    let mut world = world();
+    world.pass(MINUTE);
+    let before = world.heartbeat.held();
+    for _ in 0..3 {
+        world.tell(|heartbeat, now| heartbeat.handle_key_change(now));
+        world.pass(1_000);
+    }
+    world.pass(10_000);
+    assert_ne!(world.heartbeat.held(), before);
+    assert_eq!(world.states, [State::Joining, State::Joined]);
+    world.pass(MINUTE);
+    assert!(world.server.shows_member());
+}
+
+#[test]
+fn an_update_is_sent_at_once() {
+    let mut world = world();
+    world.pass(20_000);
+    let requests = world.server.requests;
+    world.tell(|heartbeat, _| heartbeat.handle_update());
+    world.pass(100);
+    assert!(world.server.requests > requests);
+    assert_eq!(world.state(), State::Joined);
+}
+
+#[test]
+fn without_delayed_events_it_is_degraded_and_short_and_says_so() {
+    let mut world = world();
+    world.server.has_no_delayed_events = true;
+    world.pass(30 * MINUTE);
+    assert_eq!(world.states, [State::Joining, State::Degraded]);
+    assert!(world.server.shows_member());
+    world.tell(|heartbeat, _| heartbeat.handle_leave());
+    world.pass(1_000);
+    assert_eq!(world.state(), State::Left);
+    assert!(!world.server.shows_member());
+}
+
+#[test]
+fn a_quota_that_has_room_again_ends_the_degraded_state() {
+    let mut world = world();
+    world.server.quota_is_full = true;
+    world.pass(30_000);
+    assert_eq!(world.state(), State::Degraded);
+    world.server.quota_is_full = false;
+    world.pass(60_000);
+    assert_eq!(world.state(), State::Joined);
+}
+
+#[test]
+fn a_delay_that_is_too_long_is_shortened_to_what_the_server_takes() {
+    let mut world = World::new(pace().with_delay(secs(60)).unwrap(), 1, []);
+    world.server.longest_delay = Some(secs(20));
+    world.pass(1_000);
+    assert_eq!(world.state(), State::Joined);
+    world.crash();
+    world.pass(20_001);
+    assert!(!world.server.shows_member());
+
+    let mut world = World::new(pace().with_delay(secs(60)).unwrap(), 1, []);
+    world.server.longest_delay = Some(secs(1));
+    world.pass(1_000);
+    let max = Some(secs(1));
+    assert_eq!(world.state(), State::Failed(Failure::DelayTooLong { max }));
+}
+
+#[test]
+fn who_may_not_send_fails_and_leaves_nothing_armed() {
+    let mut world = world();
+    world.server.refuses_joins = true;
+    world.pass(1_000);
+    assert_eq!(world.state(), State::Failed(Failure::JoinRefused));
+    let requests = world.server.requests;
+    world.pass(10 * MINUTE);
+    assert_eq!(world.server.requests, requests);
+}
+
+#[test]
+fn in_the_background_it_leaves_and_is_back_when_the_application_is() {
+    let mut world = world();
+    world.pass(MINUTE);
+    world.tell(|heartbeat, _| heartbeat.handle_suspend(false));
+    world.pass(1_000);
+    assert!(!world.server.shows_member());
+    assert_eq!(world.state(), State::Suspended { holds_until: None });
+    world.pass(30 * MINUTE);
+    world.tell(|heartbeat, now| heartbeat.handle_resume(now));
+    world.pass(1_000);
+    assert_eq!(world.state(), State::Joined);
+    assert!(world.server.shows_member());
+}
+
+#[test]
+fn kept_in_the_background_it_says_until_when_and_asks_when_it_is_back() {
+    for (away, is_there) in [(8_000, true), (MINUTE, false)] {
+        let mut world = world();
+        world.pass(MINUTE);
+        world.tell(|heartbeat, _| heartbeat.handle_suspend(true));
+        assert!(matches!(world.state(), State::Suspended { holds_until: Some(_) }));
+        world.pass(away);
+        assert_eq!(world.server.shows_member(), is_there);
+        world.tell(|heartbeat, now| heartbeat.handle_resume(now));
+        world.pass(1_000);
+        assert_eq!(world.state(), State::Joined);
+        assert!(world.server.shows_member());
+    }
+}
+
+#[test]
+fn what_a_dead_process_had_armed_never_ends_the_new_join() {
+    let mut world = world();
+    world.pass(MINUTE);
+    world.crash();
+    world.pass(2_000);
+    assert!(world.server.shows_member(), "its ghost");
+    world.start_again();
+    world.pass(1_000);
+    assert_eq!(world.state(), State::Joined);
+    for _ in 0..60 {
+        world.pass(1_000);
+        assert!(world.server.shows_member());
+    }
+}
+
+#[test]
+fn ones_own_leave_that_comes_back_is_noticed_before_the_next_restart() {
+    let mut world = world();
+    world.tells_of_fired = true;
+    world.pass(MINUTE);
+    world.fire_from_outside();
+    assert!(!world.server.shows_member());
+    world.pass(1);
+    world.pass(200);
+    assert!(world.states.contains(&State::Rejoining));
+    assert_eq!(world.state(), State::Joined);
+    assert!(world.server.shows_member());
+}
+
+#[test]
+fn who_has_delegated_the_lease_restarts_it_only_to_refresh() {
+    let pace = pace().with_delay(secs(1_800)).unwrap();
+    let mut world = World::new(pace, 1, []);
+    world.pass(1_000);
+    world.tell(|heartbeat, _| heartbeat.handle_delegated());
+    let requests = world.server.requests;
+    world.pass(25 * MINUTE);
+    assert_eq!(world.server.requests, requests);
+    assert_eq!(world.state(), State::Joined);
+    world.tell(|heartbeat, now| heartbeat.handle_taken_back(now));
+    world.pass(20 * MINUTE);
+    assert!(world.server.requests > requests + 1);
+}
+
+/// Something that happens to a heartbeat.
+#[derive(Clone, Copy, Debug)]
+enum Happening {
+    Nothing,
+    Update,
+    KeyChange,
+    Sleep(u64),
+    ServerDown(u64),
+    NetworkCut(u64),
+    SuspendAndResume { keep: bool, away: u64 },
+    Crash { gone: u64 },
+    Quota { is_full: bool },
+    DelegateAndTakeBack(u64),
+}
+
+fn fates() -> impl Strategy<Value = Vec<Fate>> {
+    let fate = prop_oneof![
+        6 => Just(Fate::Fine),
+        2 => any::<(u8, u8)>().prop_map(|(land, answer)| Fate::Slow(land, answer)),
+        2 => Just(Fate::Lost),
+        2 => any::<u8>().prop_map(Fate::AnswerLost),
+        1 => Just(Fate::Twice),
+        1 => any::<bool>().prop_map(|has_landed| Fate::ServerError { has_landed }),
+        1 => (0..20_u8).prop_map(|seconds| Fate::RateLimited { seconds }),
+    ];
+    proptest::collection::vec(fate, 0..60)
+}
+
+fn happenings() -> impl Strategy<Value = Vec<(u64, Happening)>> {
+    let times = || prop_oneof![3 => 0..2_000_u64, 3 => 0..60_000_u64, 1 => 0..(90 * MINUTE)];
+    let happening = prop_oneof![
+        Just(Happening::Nothing),
+        Just(Happening::Update),
+        Just(Happening::KeyChange),
+        times().prop_map(Happening::Sleep),
+        times().prop_map(Happening::ServerDown),
+        times().prop_map(Happening::NetworkCut),
+        (any::<bool>(), times())
+            .prop_map(|(keep, away)| Happening::SuspendAndResume { keep, away }),
+        times().prop_map(|gone| Happening::Crash { gone }),
+        any::<bool>().prop_map(|is_full| Happening::Quota { is_full }),
+        times().prop_map(Happening::DelegateAndTakeBack),
+    ];
+    let wait = prop_oneof![
+        3 => 0..100_u64,
+        3 => 0..10_000_u64,
+        3 => 0..(2 * MINUTE),
+        1 => 0..(60 * MINUTE),
+    ];
+    proptest::collection::vec((wait, happening), 0..8)
+}
+
+fn live_through(world: &mut World, happenings: &[(u64, Happening)]) {
+    for (wait, happening) in happenings {
+        world.pass(*wait);
+        match *happening {
+            Happening::Nothing => {}
+            Happening::Update => world.tell(|heartbeat, _| heartbeat.handle_update()),
+            Happening::KeyChange => world.tell(Heartbeat::handle_key_change),
+            Happening::Sleep(ms) => world.sleep(ms),
+            Happening::ServerDown(ms) => world.take_server_down(ms),
+            Happening::NetworkCut(ms) => world.cut_network(ms),
+            Happening::SuspendAndResume { keep, away } => {
+                world.tell(|heartbeat, _| heartbeat.handle_suspend(keep));
+                world.pass(away);
+                world.tell(Heartbeat::handle_resume);
+            }
+            Happening::Crash { gone } => {
+                world.crash();
+                world.pass(gone);
+                world.start_again();
+            }
+            Happening::Quota { is_full } => world.server.quota_is_full = is_full,
+            Happening::DelegateAndTakeBack(ms) => {
+                world.tell(|heartbeat, _| heartbeat.handle_delegated());
+                world.pass(ms);
+                world.tell(Heartbeat::handle_taken_back);
+            }
+        }
+    }
+}
+
+fn has_full_quota(happenings: &[(u64, Happening)]) -> bool {
+    let is_full = |happening| matches!(happening, Happening::Quota { is_full: true });
+    happenings.iter().any(|(_, happening)| is_full(*happening))
+}
+
+/// How many histories are lived through; more with `PROPTEST_CASES`.
+fn config() -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
+    ProptestConfig { cases: cases.unwrap_or(1_000), ..ProptestConfig::default() }
+}
+
+fn paces() -> impl Strategy<Value = Pace> {
+    (3..120_u64, 240..=3_600_u64).prop_map(|(delay, sticky)| {
+        Pace::default().with_delay(secs(delay)).unwrap().with_sticky(secs(sticky)).unwrap()
+    })
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    /// The laws are checked at every step; at the end the network is fine again.
+    #[test]
+    fn whatever_happens_it_is_there_in_the_end_and_gone_when_it_leaves(
+        pace in paces(),
+        fates in fates(),
+        happenings in happenings(),
+        tells_of_fired: bool,
+        seed: u64,
+    ) {
+        let mut world = World::new(pace, seed >> 8, fates);
+        world.tells_of_fired = tells_of_fired;
+        live_through(&mut world, &happenings);
+
+        world.mend();
+        world.pass(2 * MINUTE);
+        prop_assert_eq!(world.state(), State::Joined);
+        prop_assert!(world.server.shows_member());
+        world.tell(|heartbeat, _| heartbeat.handle_leave());
+        world.pass(25_000);
+        prop_assert_eq!(world.state(), State::Left);
+        let requests = world.server.requests;
+        for _ in 0..40 {
+            prop_assert!(!world.server.shows_member());
+            world.pass(5 * MINUTE);
+        }
+        prop_assert_eq!(world.server.requests, requests);
+    }
+
+    /// After the last action before a crash everybody sees it gone within the delay, unless no leave
+    /// could be armed: then within the short stickiness.
+    #[test]
+    fn whenever_it_crashes_it_is_gone_soon_after(
+        pace in paces(),
+        fates in fates(),
+        happenings in happenings(),
+        wait in 0..60_000_u64,
+        seed: u64,
+    ) {
+        let mut world = World::new(pace, seed >> 8, fates);
+        live_through(&mut world, &happenings);
+        world.pass(wait);
+        let may_be_degraded = has_full_quota(&happenings);
+        world.crash();
+        let soon = if may_be_degraded { pace.degraded_sticky() } else { pace.delay() };
+        let soon = u64::try_from(soon.as_millis()).unwrap();
+        // A server that is down comes back first, and what was under way lands within its timeout.
+        world.pass(world.server.is_down_for() + soon + 5_000);
+        prop_assert!(!world.server.shows_member());
+    }
+
+    /// Leaving in the middle of anything: once it says that it has left, the member never comes back.
+    #[test]
+    fn whenever_it_leaves_the_member_never_comes_back(
+        pace in paces(),
+        fates in fates(),
+        happenings in happenings(),
+        seed: u64,
+    ) {
+        let mut world = World::new(pace, seed >> 8, fates);
+        live_through(&mut world, &happenings);
+        world.tell(|heartbeat, _| heartbeat.handle_leave());
+        for _ in 0..40 {
+            // That nobody sees it once it says so is checked at every step.
+            world.pass(5 * MINUTE);
+        }
+        prop_assert_eq!(world.state(), State::Left);
+        prop_assert!(!world.server.shows_member());
+    }
+}
