@@ -15,6 +15,8 @@ use ruma::{OwnedEventId, RoomId};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+#[cfg(feature = "e2e-encryption")]
+use crate::encrypt::Encryptor;
 use crate::{
     driver::{SystemClock, Task, Timer},
     event::StickyKey,
@@ -190,7 +192,8 @@ impl RoomSticky {
     ///
     /// # Errors
     ///
-    /// [`SendError`]. In an encrypted room nothing is sent: never plaintext by accident.
+    /// [`SendError`]. Never plaintext by accident: into an encrypted room it is sent encrypted, which
+    /// takes a client built with [`BaseClientBuilder`](crate::BaseClientBuilder), or not at all.
     pub fn send<C: StickyContent + Serialize>(&self, content: &C) -> SendSticky {
         SendSticky::new(self.clone(), self.room.clone(), content)
     }
@@ -256,6 +259,8 @@ pub struct StickyBuilder {
     limits: Limits,
     timer: Arc<dyn Timer>,
     source: SyncSource,
+    #[cfg(feature = "e2e-encryption")]
+    base_client: Option<matrix_sdk_base::BaseClient>,
 }
 
 impl StickyBuilder {
@@ -265,6 +270,8 @@ impl StickyBuilder {
             limits: Limits::default(),
             timer: Arc::new(SystemClock),
             source: SyncSource::Auto,
+            #[cfg(feature = "e2e-encryption")]
+            base_client: None,
         }
     }
 
@@ -289,15 +296,33 @@ impl StickyBuilder {
         self
     }
 
+    /// The base client that the client is built on: what encrypts. With it sticky events can be sent
+    /// into encrypted rooms, as long as the client lives.
+    ///
+    /// For an application that makes its base client itself, and has kept a clone of what it gave
+    /// to [`ClientBuilder::base_client`](matrix_sdk::ClientBuilder::base_client); else
+    /// [`BaseClientBuilder`](crate::BaseClientBuilder) is simpler.
+    #[cfg(feature = "e2e-encryption")]
+    #[must_use]
+    pub fn with_base_client(mut self, base_client: matrix_sdk_base::BaseClient) -> Self {
+        self.base_client = Some(base_client);
+        self
+    }
+
     /// Starts.
     ///
     /// # Errors
     ///
-    /// [`AlreadyRunning`] when this client's sticky events are in use with other settings.
-    pub fn start(self) -> Result<Sticky, AlreadyRunning> {
+    /// [`StartError`].
+    pub fn start(self) -> Result<Sticky, StartError> {
         let mut running = running();
         if find(&running, &self.client).is_some() {
-            return Err(AlreadyRunning);
+            return Err(StartError::AlreadyRunning);
+        }
+        #[cfg(feature = "e2e-encryption")]
+        if let Some(base_client) = self.base_client.clone() {
+            Encryptor::attach(&self.client, base_client)
+                .map_err(|_| StartError::OtherBaseClient)?;
         }
         let sticky = self.build(&mut running);
         sticky.inner.ensure_task();
@@ -330,21 +355,34 @@ impl fmt::Debug for StickyBuilder {
     }
 }
 
-/// This client's sticky events are in use already. Build them before the first call of
-/// [`ClientExt::sticky`], or use what that returns.
+/// Why a client's sticky events were not started with these settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AlreadyRunning;
+#[non_exhaustive]
+pub enum StartError {
+    /// They are in use already. Build them before the first call of [`ClientExt::sticky`], or use
+    /// what that returns.
+    AlreadyRunning,
+    /// The base client given is not the one that the client is built on: it would encrypt in the
+    /// name of another device.
+    OtherBaseClient,
+}
 
-impl fmt::Display for AlreadyRunning {
+impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(
-            "this client's sticky events are in use already: build them before the first call of \
-             `client.sticky()`, or use what that returns",
-        )
+        f.write_str(match self {
+            Self::AlreadyRunning => {
+                "this client's sticky events are in use already: build them before the first call \
+                 of `client.sticky()`, or use what that returns"
+            }
+            Self::OtherBaseClient => {
+                "the base client is not the one that the client is built on: give a clone of what \
+                 `ClientBuilder::base_client` got"
+            }
+        })
     }
 }
 
-impl std::error::Error for AlreadyRunning {}
+impl std::error::Error for StartError {}
 
 impl Inner {
     fn ensure_task(&self) {
@@ -391,6 +429,6 @@ fn find(running: &Running, client: &Client) -> Option<Arc<Inner>> {
 
 /// What all clones of a client have in common, and no other client of this process: the address of
 /// a part of it.
-fn identity(client: &Client) -> usize {
+pub(crate) fn identity(client: &Client) -> usize {
     std::ptr::from_ref(client.event_cache()).addr()
 }

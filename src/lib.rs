@@ -92,6 +92,8 @@ pub mod wire;
 
 #[cfg(feature = "client")]
 mod driver;
+#[cfg(feature = "e2e-encryption")]
+mod encrypt;
 #[cfg(feature = "client")]
 mod ext;
 #[cfg(feature = "client")]
@@ -104,10 +106,12 @@ mod sync;
 #[cfg(test)]
 mod testing;
 
+#[cfg(feature = "e2e-encryption")]
+pub use self::encrypt::{BaseClientBuilder, EncryptError};
 #[cfg(feature = "client")]
 pub use self::{
     driver::{SystemClock, Timer},
-    ext::{AlreadyRunning, ClientExt, RoomExt, RoomSticky, Sticky, StickyBuilder},
+    ext::{ClientExt, RoomExt, RoomSticky, StartError, Sticky, StickyBuilder},
     send::{RedactSticky, SendError, SendSticky, Sent},
     sync::{SyncSource, SyncState, Unsupported},
 };

@@ -5,7 +5,8 @@
 //! answered or hopeless. It never touches the map: what was sent comes back from the server like
 //! anybody's.
 //!
-//! In plaintext only, so far: in an encrypted room, or one of which nobody knows, nothing is sent.
+//! Never plaintext by accident: in an encrypted room that we cannot encrypt for, or one of which
+//! nobody knows whether it is, nothing is sent.
 
 use std::{
     collections::HashMap,
@@ -34,6 +35,8 @@ use serde_json::{
     value::{RawValue, to_raw_value},
 };
 
+#[cfg(feature = "e2e-encryption")]
+use crate::encrypt::{EncryptError, Encrypted, Encryptor};
 use crate::{
     driver::{BoxFuture, Timer, jittered},
     event::StickyKey,
@@ -83,8 +86,15 @@ pub struct Sent {
 pub enum SendError {
     /// The server does not know sticky events, and would send it as an ordinary one.
     Unsupported(Unsupported),
-    /// The room is encrypted, and this crate cannot encrypt yet. Nothing was sent.
-    Encrypted,
+    /// The room is encrypted, and the client's base client, which is what encrypts, is not known.
+    /// Nothing was sent.
+    NoBaseClient,
+    /// The room is encrypted, and the event could not be. Nothing was sent.
+    #[cfg(feature = "e2e-encryption")]
+    Encrypt(EncryptError),
+    /// The room became encrypted while the event was tried in plaintext, without an answer. Whether
+    /// the server has it nobody knows; it is not tried again. Send it again, and it is encrypted.
+    BecameEncrypted,
     /// Nobody knows whether the room is encrypted, as the server did not say. Nothing was sent; try
     /// again when the server can be reached.
     EncryptionUnknown(Box<matrix_sdk::Error>),
@@ -107,9 +117,22 @@ impl fmt::Display for SendError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unsupported(what) => write!(f, "nothing was sent: {what}"),
-            Self::Encrypted => f.write_str(
-                "nothing was sent: the room is encrypted, and encrypting sticky events is not \
-                 supported yet",
+            Self::NoBaseClient if cfg!(feature = "e2e-encryption") => f.write_str(
+                "nothing was sent: the room is encrypted, and what encrypts is not known: build the \
+                 client with matrix_sdk_sticky::BaseClientBuilder, or give the base client that it \
+                 is built on with Sticky::builder(&client).with_base_client(base)",
+            ),
+            Self::NoBaseClient => f.write_str(
+                "nothing was sent: the room is encrypted, and matrix-sdk-sticky was built without \
+                 its feature `e2e-encryption`",
+            ),
+            #[cfg(feature = "e2e-encryption")]
+            Self::Encrypt(error) => {
+                write!(f, "nothing was sent: it could not be encrypted: {error}")
+            }
+            Self::BecameEncrypted => f.write_str(
+                "the room became encrypted while the event was being sent in plaintext: send it \
+                 again",
             ),
             Self::EncryptionUnknown(error) => {
                 write!(f, "nothing was sent: whether the room is encrypted is not known: {error}")
@@ -188,7 +211,6 @@ impl SendSticky {
         let Self { sticky, room, event_type, content, duration } = self;
         let content = content.map_err(SendError::Content)?;
         sticky.ensure_supported().await?;
-        let outgoing = Outgoing::of(&room, &event_type, &content).await?;
 
         let sticky_key = content.get(names::STICKY_KEY[1]).and_then(Value::as_str);
         let key = sticky_key
@@ -209,6 +231,9 @@ impl SendSticky {
             .or_else(|| Some(sticky.get(key.as_ref()?)?.duration().clamp(SHORTEST, MAX_STICKY)))
             .unwrap_or(MAX_STICKY);
 
+        // Not before it is our turn: who came meanwhile shall be able to read it, and the room may
+        // have become encrypted. From here on it stays as it is, so that every try is the same.
+        let outgoing = Outgoing::retrying(&*timer, &room, &event_type, &content).await?;
         let mut request = send_message_event::v3::Request::new_raw(
             room.room_id().to_owned(),
             TransactionId::new(),
@@ -216,8 +241,15 @@ impl SendSticky {
             Raw::from_json(outgoing.content),
         );
         request.sticky_duration_ms = Some(millis(duration));
-        let sent = retrying(&*timer, || {
-            room.client().send(request.clone()).with_request_config(one_try()).into_future()
+        let is_plaintext = outgoing.session_id.is_none();
+        let sent = retrying(&*timer, || async {
+            // A try may come a minute after the first. Why not encrypt it then, and try that? The
+            // same transaction id would stand for two bodies, another one for two events.
+            if is_plaintext && room.encryption_state().is_encrypted() {
+                return Err(Failure::Final(SendError::BecameEncrypted));
+            }
+            let request = room.client().send(request.clone()).with_request_config(one_try());
+            Ok(request.await?)
         })
         .await;
         if let Some(last) = &mut last {
@@ -291,8 +323,9 @@ impl RedactSticky {
                 TransactionId::new(),
             );
             request.reason = reason;
-            let sent = retrying(&*timer, || {
-                room.client().send(request.clone()).with_request_config(one_try()).into_future()
+            let sent = retrying(&*timer, || async {
+                let request = room.client().send(request.clone()).with_request_config(one_try());
+                Ok(request.await?)
             })
             .await?;
             return Ok(Sent { event_id: sent.event_id, sticky: None });
@@ -315,8 +348,9 @@ impl RedactSticky {
             body,
         );
         request.sticky_duration_ms = Some(millis(duration));
-        let sent = retrying(&*timer, || {
-            room.client().send(request.clone()).with_request_config(one_try()).into_future()
+        let sent = retrying(&*timer, || async {
+            let request = room.client().send(request.clone()).with_request_config(one_try());
+            Ok(request.await?)
         })
         .await?;
         Ok(Sent { event_id: sent.event_id, sticky: Some(duration) })
@@ -375,7 +409,7 @@ pub(crate) async fn ensure_sticky_events(client: &Client) -> Result<(), SendErro
 }
 
 /// One try. When to try again is decided here, not in the SDK.
-fn one_try() -> RequestConfig {
+pub(crate) fn one_try() -> RequestConfig {
     RequestConfig::new().timeout(TRY).disable_retry()
 }
 
@@ -383,23 +417,82 @@ fn one_try() -> RequestConfig {
 pub(crate) struct Outgoing {
     pub(crate) event_type: String,
     pub(crate) content: Box<RawValue>,
+    /// The megolm session that it is encrypted with; none in plaintext.
+    pub(crate) session_id: Option<String>,
 }
 
 impl Outgoing {
-    /// Makes it what the room asks for: never plaintext where the room is encrypted, or may be.
+    /// Makes it what the room asks for: never plaintext where the room is encrypted, or may be. One
+    /// try, of what the server has to be asked for.
+    ///
+    /// It is as the room is *now*. Whoever keeps it looks again whether the room has become
+    /// encrypted, before a plaintext one is sent.
     pub(crate) async fn of(
         room: &Room,
         event_type: &str,
         content: &Map<String, Value>,
     ) -> Result<Self, SendError> {
         // Never by the cached state: unknown would read as not encrypted.
-        match room.latest_encryption_state().await {
-            Ok(EncryptionState::NotEncrypted) => {}
-            Ok(_) => return Err(SendError::Encrypted),
-            Err(error) => return Err(SendError::EncryptionUnknown(Box::new(error))),
-        }
+        let state = room.latest_encryption_state().await;
+        let state = state.map_err(|error| SendError::EncryptionUnknown(Box::new(error)))?;
+        let is_plaintext = matches!(state, EncryptionState::NotEncrypted);
+        // The sticky key with all else: MSC4354 has it inside of the encryption.
         let content = to_raw_value(content).map_err(SendError::Content)?;
-        Ok(Self { event_type: event_type.to_owned(), content })
+        if is_plaintext {
+            return Ok(Self { event_type: event_type.to_owned(), content, session_id: None });
+        }
+        Self::encrypted(room, event_type, content).await
+    }
+
+    #[cfg(feature = "e2e-encryption")]
+    async fn encrypted(
+        room: &Room,
+        event_type: &str,
+        content: Box<RawValue>,
+    ) -> Result<Self, SendError> {
+        let encryptor = Encryptor::of(&room.client()).ok_or(SendError::NoBaseClient)?;
+        let encrypted = encryptor.encrypt(room, event_type, content).await;
+        let Encrypted { content, session_id } = encrypted.map_err(SendError::Encrypt)?;
+        let event_type = "m.room.encrypted".to_owned();
+        Ok(Self { event_type, content, session_id: Some(session_id) })
+    }
+
+    #[cfg(not(feature = "e2e-encryption"))]
+    async fn encrypted(_: &Room, _: &str, _: Box<RawValue>) -> Result<Self, SendError> {
+        Err(SendError::NoBaseClient)
+    }
+
+    #[cfg(not(feature = "e2e-encryption"))]
+    async fn retrying(
+        _: &dyn Timer,
+        room: &Room,
+        event_type: &str,
+        content: &Map<String, Value>,
+    ) -> Result<Self, SendError> {
+        Self::of(room, event_type, content).await
+    }
+
+    /// As [`of`](Self::of), tried as often as a send is.
+    #[cfg(feature = "e2e-encryption")]
+    async fn retrying(
+        timer: &dyn Timer,
+        room: &Room,
+        event_type: &str,
+        content: &Map<String, Value>,
+    ) -> Result<Self, SendError> {
+        let made = retrying(timer, || async {
+            Self::of(room, event_type, content).await.map_err(|error| match error {
+                SendError::Encrypt(EncryptError::Server(error)) => Failure::Http(*error),
+                error => Failure::Final(error),
+            })
+        });
+        made.await.map_err(|error| match error {
+            // Not "nobody knows whether the server has it": the event was not even sent.
+            SendError::Refused(error) | SendError::Unreachable(error) => {
+                SendError::Encrypt(EncryptError::Server(error))
+            }
+            error => error,
+        })
     }
 }
 
@@ -413,11 +506,25 @@ fn millis(duration: Duration) -> StickyDurationMs {
     StickyDurationMs::new_clamped(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
 }
 
+/// Why one try failed.
+enum Failure {
+    /// What to do next is for the [`Verdict`] to say.
+    Http(HttpError),
+    /// Another try makes no sense.
+    Final(SendError),
+}
+
+impl From<HttpError> for Failure {
+    fn from(error: HttpError) -> Self {
+        Self::Http(error)
+    }
+}
+
 /// Tries a request until it is answered, it is hopeless, or it was tried often enough. Each try is
 /// the same request under the same transaction id, so that the server takes it once.
 async fn retrying<T, F>(timer: &dyn Timer, mut request: impl FnMut() -> F) -> Result<T, SendError>
 where
-    F: Future<Output = Result<T, HttpError>>,
+    F: Future<Output = Result<T, Failure>>,
 {
     let mut wait = FIRST_WAIT;
     let mut tried = 0;
@@ -425,7 +532,8 @@ where
         tried += 1;
         let error = match request().await {
             Ok(answer) => return Ok(answer),
-            Err(error) => error,
+            Err(Failure::Final(error)) => return Err(error),
+            Err(Failure::Http(error)) => error,
         };
         let asked = match Verdict::of(&error) {
             Verdict::Hopeless => return Err(SendError::Refused(Box::new(error))),

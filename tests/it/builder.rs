@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use matrix_sdk_sticky::{AlreadyRunning, ClientExt as _, Sticky, SyncState};
+use matrix_sdk_sticky::{ClientExt as _, StartError, Sticky, SyncState};
 use serde_json::json;
 
 use crate::support::{
@@ -14,15 +14,15 @@ async fn a_client_is_started_once_and_again_when_the_first_is_gone() {
     let server = Homeserver::start().await;
     let client = client(&server).await;
     let first = Sticky::builder(&client).start().unwrap();
-    assert_eq!(Sticky::builder(&client).start().unwrap_err(), AlreadyRunning);
-    assert_eq!(Sticky::builder(&client.clone()).start().unwrap_err(), AlreadyRunning);
+    assert_eq!(Sticky::builder(&client).start().unwrap_err(), StartError::AlreadyRunning);
+    assert_eq!(Sticky::builder(&client.clone()).start().unwrap_err(), StartError::AlreadyRunning);
     // What that returns is the one that runs.
     let same = client.sticky();
     drop(first);
-    assert_eq!(Sticky::builder(&client).start().unwrap_err(), AlreadyRunning);
+    assert_eq!(Sticky::builder(&client).start().unwrap_err(), StartError::AlreadyRunning);
     let view = same.events();
     drop(same);
-    assert_eq!(Sticky::builder(&client).start().unwrap_err(), AlreadyRunning);
+    assert_eq!(Sticky::builder(&client).start().unwrap_err(), StartError::AlreadyRunning);
     drop(view);
 
     let mut server = server;

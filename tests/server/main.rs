@@ -9,6 +9,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod encrypted;
+mod encrypted_send;
 mod live;
 mod main_loops;
 mod outages;

@@ -160,15 +160,17 @@ async fn a_redaction_is_sticky_where_the_rooms_version_has_that() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn in_an_encrypted_room_nothing_is_sent_and_the_error_says_why() {
+async fn in_an_encrypted_room_nothing_is_sent_without_a_base_client_and_the_error_says_how_to_get_one()
+ {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = alice.encrypted_room_with(&[&bob]);
     let sender = Watcher::of(&alice, &[&room]).await;
     let mut watcher = Watcher::of(&bob, &[&room]).await;
     let refused = sender.room(&room).send(&presence("secret")).with_sticky_key("k").await;
     let error = refused.unwrap_err();
-    assert!(matches!(error, SendError::Encrypted), "{error:?}");
-    assert!(error.to_string().contains("encrypted"));
+    assert!(matches!(error, SendError::NoBaseClient), "{error:?}");
+    assert!(error.to_string().contains("the room is encrypted"), "{error}");
+    assert!(error.to_string().contains("BaseClientBuilder"), "how to get one: {error}");
     // What comes afterwards comes, so that would have come as well.
     alice.send(&room, "after", "", LONG);
     watcher.added("after").await;

@@ -21,8 +21,8 @@ use matrix_sdk::{
     ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId},
 };
 use matrix_sdk_sticky::{
-    Changes, ClientExt as _, Entry, EntryChange, RemovalReason, RoomSticky, Snapshot, Sticky,
-    Subscription, SyncSource, SyncState, View,
+    BaseClientBuilder, Changes, ClientExt as _, Entry, EntryChange, RemovalReason, RoomSticky,
+    Snapshot, Sticky, Subscription, SyncSource, SyncState, View,
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -106,6 +106,17 @@ impl Person {
         self.client_at(proxy.url()).await
     }
 
+    /// A client whose sticky events are sent encrypted, where the room is.
+    pub(crate) async fn encrypting_client(&self) -> Client {
+        self.encrypting_client_of(BaseClientBuilder::in_memory(), &self.url).await
+    }
+
+    pub(crate) async fn encrypting_client_of(&self, base: BaseClientBuilder, url: &str) -> Client {
+        let client = base.build_client(Client::builder().homeserver_url(url)).await.unwrap();
+        client.restore_session(self.session()).await.unwrap();
+        client
+    }
+
     async fn client_at(&self, url: &str) -> Client {
         let client = build_client(url).await;
         client.restore_session(self.session()).await.unwrap();
@@ -127,6 +138,11 @@ impl Person {
 
     /// The raw client of another device of the user.
     pub(crate) fn other_device(&self) -> Api {
+        self.on_another_device().api
+    }
+
+    /// The same user, on another device.
+    pub(crate) fn on_another_device(&self) -> Self {
         let answer = Api::anonymous(&self.url)
             .post(
                 "login",
@@ -137,7 +153,18 @@ impl Person {
                 }),
             )
             .unwrap();
-        Api::new(&self.url, answer["access_token"].as_str().unwrap())
+        let field = |name: &str| answer[name].as_str().unwrap().to_owned();
+        let registered = Registered {
+            user_id: field("user_id"),
+            access_token: field("access_token"),
+            device_id: field("device_id"),
+        };
+        let api = Api::new(&self.url, &registered.access_token);
+        Self { api, url: self.url.clone(), registered }
+    }
+
+    pub(crate) fn device_id(&self) -> &str {
+        &self.registered.device_id
     }
 
     /// A room that anybody can join.
@@ -159,12 +186,20 @@ impl Person {
     }
 
     pub(crate) fn encrypted_room_with(&self, others: &[&Self]) -> OwnedRoomId {
+        self.encrypted_room_of(json!({}), others)
+    }
+
+    /// As [`encrypted_room_with`](Self::encrypted_room_with), with more in the event that switches
+    /// encryption on.
+    pub(crate) fn encrypted_room_of(&self, more: Value, others: &[&Self]) -> OwnedRoomId {
+        let mut content = more;
+        content["algorithm"] = json!("m.megolm.v1.aes-sha2");
         let room = self.room_of(&json!({
             "preset": "public_chat",
             "initial_state": [{
                 "type": "m.room.encryption",
                 "state_key": "",
-                "content": { "algorithm": "m.megolm.v1.aes-sha2" },
+                "content": content,
             }],
         }));
         for other in others {
@@ -488,6 +523,11 @@ impl Watcher {
         Self::with(person.client().await, rooms).await
     }
 
+    /// As [`of`](Self::of), with a client whose sticky events are sent encrypted.
+    pub(crate) async fn encrypting(person: &Person, rooms: &[&RoomId]) -> Self {
+        Self::with(person.encrypting_client().await, rooms).await
+    }
+
     pub(crate) async fn with(client: Client, rooms: &[&RoomId]) -> Self {
         let main_loop = sync(&client);
         let sticky = live(&client, rooms).await;
@@ -515,6 +555,21 @@ impl DerefMut for Watcher {
     }
 }
 
+/// Waits until these others have a device that can be encrypted to.
+pub(crate) async fn devices_are_there(person: &Person, others: &[&Person]) {
+    for other in others {
+        let asked = json!({ "device_keys": { other.id().as_str(): [] } });
+        eventually("the other's device is there", async || {
+            let answer = person.api.post("keys/query", &asked).unwrap();
+            match &answer["device_keys"][other.id().as_str()] {
+                Value::Object(devices) if !devices.is_empty() => Ok(()),
+                _ => Err(answer),
+            }
+        })
+        .await;
+    }
+}
+
 /// Somebody whose matrix-sdk client encrypts, and whose encrypted events are sticky.
 pub(crate) struct Encryptor {
     pub(crate) client: Client,
@@ -525,17 +580,7 @@ pub(crate) struct Encryptor {
 impl Encryptor {
     /// Starts a person's client, once the devices of these others are there to be encrypted to.
     pub(crate) async fn of(person: &Person, room: &RoomId, others: &[&Person]) -> Self {
-        for other in others {
-            let asked = json!({ "device_keys": { other.id().as_str(): [] } });
-            eventually("the other's device is there", async || {
-                let answer = person.api.post("keys/query", &asked).unwrap();
-                match &answer["device_keys"][other.id().as_str()] {
-                    Value::Object(devices) if !devices.is_empty() => Ok(()),
-                    _ => Err(answer),
-                }
-            })
-            .await;
-        }
+        devices_are_there(person, others).await;
         let proxy = Proxy::before(&person.url).await;
         let client = person.client_through(&proxy).await;
         let main_loop = sync(&client);

@@ -1,0 +1,178 @@
+use matrix_sdk::{
+    SessionMeta, SessionTokens, authentication::matrix::MatrixSession,
+    cross_process_lock::CrossProcessLockConfig, ruma::api::MatrixVersion, store::StoreConfig,
+};
+use matrix_sdk_base::{DmRoomDefinition, ThreadingSupport};
+use ruma::{RoomId, device_id, room_id, user_id};
+use serde_json::value::to_raw_value;
+
+use super::*;
+
+fn room_id() -> &'static RoomId {
+    room_id!("!room:hs")
+}
+
+fn base_client() -> BaseClient {
+    let store = StoreConfig::new(CrossProcessLockConfig::SingleProcess);
+    BaseClient::new(store, ThreadingSupport::Disabled, DmRoomDefinition::default())
+}
+
+/// A client on this base client, of a server that nobody asks.
+async fn client_on(base: BaseClient) -> Client {
+    Client::builder()
+        .homeserver_url("http://127.0.0.1:1")
+        .disable_built_in_root_certificates()
+        .server_versions([MatrixVersion::V1_14])
+        .base_client(base)
+        .build()
+        .await
+        .unwrap()
+}
+
+async fn log_in(client: &Client) {
+    let session = MatrixSession {
+        meta: SessionMeta {
+            user_id: user_id!("@me:hs").to_owned(),
+            device_id: device_id!("DEVICE").to_owned(),
+        },
+        tokens: SessionTokens { access_token: "token".to_owned(), refresh_token: None },
+    };
+    client.restore_session(session).await.unwrap();
+}
+
+/// A machine that has shared a session for the room, with nobody.
+async fn machine_with_session(rotation_period_msgs: u64) -> (Client, BaseClient, OlmMachine) {
+    let base = base_client();
+    let client = client_on(base.clone()).await;
+    log_in(&client).await;
+    let machine = base.olm_machine().await.clone().unwrap();
+    share(&machine, rotation_period_msgs).await;
+    (client, base, machine)
+}
+
+async fn share(machine: &OlmMachine, rotation_period_msgs: u64) {
+    let settings = EncryptionSettings { rotation_period_msgs, ..EncryptionSettings::default() };
+    let requests = machine.share_room_key(room_id(), std::iter::empty(), settings).await.unwrap();
+    assert!(requests.is_empty());
+}
+
+async fn encrypt(machine: &OlmMachine) {
+    let content = Raw::from_json(to_raw_value(&serde_json::json!({})).unwrap());
+    machine.encrypt_room_event_raw(room_id(), "com.example.t", &content).await.unwrap();
+}
+
+async fn session(machine: &OlmMachine) -> OutboundGroupSession {
+    machine.store().get_outbound_group_session(room_id()).await.unwrap().unwrap()
+}
+
+/// How many messages are encrypted with a session of so many before we leave it.
+async fn used(rotation_period_msgs: u64) -> u32 {
+    let (_client, _base, machine) = machine_with_session(rotation_period_msgs).await;
+    let mut used = 0;
+    while !is_worn(&session(&machine).await).await {
+        assert!(!session(&machine).await.expired());
+        encrypt(&machine).await;
+        used += 1;
+    }
+    used
+}
+
+#[tokio::test]
+async fn the_last_messages_of_a_session_are_left_to_the_sdk_and_each_is_good_for_one() {
+    assert_eq!(used(100).await, 95);
+    assert_eq!(used(12).await, 7);
+    assert_eq!(used(3).await, 2);
+    assert_eq!(used(2).await, 1);
+    assert_eq!(used(1).await, 1);
+    // The SDK takes it for 1.
+    assert_eq!(used(0).await, 1);
+}
+
+#[tokio::test]
+async fn a_session_that_was_discarded_is_not_used() {
+    let (_client, _base, machine) = machine_with_session(100).await;
+    assert!(!is_worn(&session(&machine).await).await);
+    machine.discard_room_key(room_id()).await.unwrap();
+    assert!(is_worn(&session(&machine).await).await);
+}
+
+/// What `Encryptor::encrypt` catches. Should this fail with another matrix-sdk, it need not any more.
+#[tokio::test]
+async fn the_machine_panics_with_a_session_that_is_used_up_and_goes_on_with_a_new_one() {
+    let (_client, _base, machine) = machine_with_session(1).await;
+    encrypt(&machine).await;
+    assert!(AssertUnwindSafe(encrypt(&machine)).catch_unwind().await.is_err());
+    let before = session(&machine).await.session_id().to_owned();
+    share(&machine, 1).await;
+    encrypt(&machine).await;
+    assert_ne!(session(&machine).await.session_id(), before);
+}
+
+#[tokio::test]
+async fn a_session_is_still_used_until_another_is_or_it_is_worn() {
+    let (client, base, machine) = machine_with_session(4).await;
+    Encryptor::attach(&client, base.clone()).unwrap();
+    let encryptor = Encryptor::of(&client).unwrap();
+    base.get_or_create_room(room_id(), RoomState::Joined);
+    let room = client.get_room(room_id()).unwrap();
+
+    let session_id = session(&machine).await.session_id().to_owned();
+    assert!(encryptor.still_encrypts_with(&room, &session_id).await.unwrap());
+    assert!(!encryptor.still_encrypts_with(&room, "another").await.unwrap());
+    encrypt(&machine).await;
+    assert!(encryptor.still_encrypts_with(&room, &session_id).await.unwrap());
+    encrypt(&machine).await;
+    assert!(!encryptor.still_encrypts_with(&room, &session_id).await.unwrap());
+
+    let elsewhere = room_id!("!elsewhere:hs");
+    base.get_or_create_room(elsewhere, RoomState::Joined);
+    let elsewhere = client.get_room(elsewhere).unwrap();
+    assert!(!encryptor.still_encrypts_with(&elsewhere, &session_id).await.unwrap());
+}
+
+#[tokio::test]
+async fn what_encrypts_is_the_clients_own_is_kept_and_goes_with_it() {
+    let base = base_client();
+    let client = client_on(base.clone()).await;
+    assert!(Encryptor::of(&client).is_none());
+    assert_eq!(Encryptor::attach(&client, base_client()), Err(OtherBaseClient));
+    assert!(Encryptor::of(&client).is_none());
+
+    Encryptor::attach(&client, base.clone()).unwrap();
+    let first = Encryptor::of(&client).unwrap();
+    Encryptor::attach(&client, base).unwrap();
+    assert!(Arc::ptr_eq(&first, &Encryptor::of(&client.clone()).unwrap()));
+
+    let other = client_on(base_client()).await;
+    assert!(Encryptor::of(&other).is_none());
+
+    let kept = Arc::downgrade(&first);
+    drop(first);
+    assert!(kept.upgrade().is_some());
+    drop(client);
+    // The SDK's own tasks end at their next turn.
+    while kept.upgrade().is_some() {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn who_is_not_logged_in_is_told_so() {
+    let base = base_client();
+    let client = client_on(base.clone()).await;
+    Encryptor::attach(&client, base).unwrap();
+    let encryptor = Encryptor::of(&client).unwrap();
+    let error = encryptor.machine().await.unwrap_err();
+    assert!(matches!(error, EncryptError::NotLoggedIn), "{error:?}");
+}
+
+#[test]
+fn what_is_printed_says_nothing_of_stores_and_passphrases() {
+    let builder = BaseClientBuilder::in_memory();
+    assert!(format!("{builder:?}").contains("BaseClientBuilder"));
+    #[cfg(feature = "sqlite")]
+    {
+        let builder = BaseClientBuilder::sqlite("folder", Some("a passphrase"));
+        assert!(!format!("{builder:?}").contains("passphrase"));
+    }
+}
