@@ -51,6 +51,46 @@
 //! - **`client.sticky().state()`** tells how current all that is: connecting, catching up, live,
 //!   offline and since when, unsupported and why.
 //!
+//! # Sending
+//!
+//! `room.sticky()` sends events, removes keys and redacts:
+//!
+//! ```no_run
+//! # #[cfg(all(feature = "e2e-encryption", feature = "sqlite"))]
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! # use std::time::Duration;
+//! use matrix_sdk::{Client, ruma::room_id};
+//! use matrix_sdk_sticky::{BaseClientBuilder, RoomExt as _, StickyContent};
+//!
+//! #[derive(serde::Serialize, serde::Deserialize)]
+//! struct Presence {
+//!     status: String,
+//! }
+//! impl StickyContent for Presence {
+//!     const TYPE: &str = "com.example.presence";
+//! }
+//!
+//! let client = BaseClientBuilder::sqlite("data", Some("a passphrase"))
+//!     .build_client(Client::builder().homeserver_url("https://matrix.example.org"))
+//!     .await?;
+//! // Log in, and run the sync loop.
+//! # let room_id = room_id!("!room:example.org");
+//! let room = client.get_room(room_id).ok_or("not in the room")?;
+//! room.sticky()
+//!     .send(&Presence { status: "busy".to_owned() })
+//!     .with_sticky_key("laptop")
+//!     .with_sticky_duration(Duration::from_secs(600))
+//!     .await?;
+//! # Ok(()) }
+//! ```
+//!
+//! Into an encrypted room it goes encrypted, with the room key of the client's other sends. That
+//! takes the *base client* that the client is built on, which matrix-sdk does not give away: so the
+//! client is built with [`BaseClientBuilder`], or the application gives the base client that it made
+//! itself, with [`StickyBuilder::with_base_client`]. A client built otherwise sends in plaintext
+//! rooms only; in an encrypted one, and where nobody knows, the send fails and says why. Never
+//! plaintext by accident.
+//!
 //! # What counts
 //!
 //! The map of a room is a pure function of the events that are known and sticky at a moment; in
@@ -61,7 +101,7 @@
 //! [`map::Limits`] what bounds the memory.
 //!
 //! **What to trust.** An entry says how it was protected ([`Encryption`]). Encryption covers the
-//! type and the content. The sticky object and the timestamps are outside of it: a server can lie
+//! type and the content, with the sticky key in it. The sticky object and the timestamps are outside of it: a server can lie
 //! about both, and so make an entry end sooner or later than its sender wanted ([MSC4354],
 //! "Security Considerations").
 //!
@@ -75,7 +115,7 @@
 //! | feature | default | what it brings |
 //! |---|---|---|
 //! | `client` | yes | the front door on matrix-sdk: [`ClientExt`], [`RoomExt`], the sync |
-//! | `e2e-encryption` | yes | decryption of encrypted sticky events |
+//! | `e2e-encryption` | yes | encrypted sticky events are decrypted, and sent |
 //! | `sqlite` | yes | matrix-sdk's SQLite stores |
 //!
 //! Without `client` the crate has no matrix-sdk in it: [`wire`], [`event`], [`map`] and [`view`]
@@ -124,6 +164,6 @@ pub use self::{
 };
 
 /// The README's programs compile.
-#[cfg(all(doctest, feature = "client"))]
+#[cfg(all(doctest, feature = "e2e-encryption", feature = "sqlite"))]
 #[doc = include_str!("../README.md")]
 mod readme {}

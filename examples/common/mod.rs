@@ -14,7 +14,7 @@ use matrix_sdk::{
     config::{RequestConfig, SyncSettings},
     ruma::{RoomId, RoomOrAliasId, api::error::ErrorKind},
 };
-use matrix_sdk_sticky::{Sticky, SyncState};
+use matrix_sdk_sticky::{BaseClientBuilder, Sticky, SyncState};
 use tokio::{
     runtime::Runtime,
     time::{sleep, timeout},
@@ -136,13 +136,15 @@ async fn log_in(device_name: &str, account: &Account) -> Result<Client> {
         )?,
     };
 
-    let client = Client::builder()
+    let builder = Client::builder()
         .homeserver_url(url)
         // The one that was asked for, whatever the answer to the login recommends.
         .respect_login_well_known(false)
         // Who starts a program wants to hear what is wrong, rather than wait while it tries again.
-        .request_config(RequestConfig::new().disable_retry())
-        .build()
+        .request_config(RequestConfig::new().disable_retry());
+    // On a base client that is shared with this crate, so that it can encrypt what it sends.
+    let client = BaseClientBuilder::in_memory()
+        .build_client(builder)
         .await
         .map_err(|error| format!("{url} is no homeserver's URL: {}", with_causes(&error)))?;
 

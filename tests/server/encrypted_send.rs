@@ -191,7 +191,8 @@ async fn ours_are_sent_also_where_each_message_has_a_room_key_of_its_own() {
     bob_watch.until_keys(&wanted).await;
 }
 
-/// The SDK's own sends panic now and then in such a room, with or without us. Ours do not.
+/// The SDK's own sends panic now and then where two are made at once in such a room, whoever makes
+/// the other one. Ours do not.
 #[tokio::test(flavor = "multi_thread")]
 async fn ours_are_sent_also_where_the_sdks_own_use_up_the_room_key_meanwhile() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
