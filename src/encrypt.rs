@@ -97,7 +97,10 @@ impl From<HttpError> for EncryptError {
 
 impl From<matrix_sdk::Error> for EncryptError {
     fn from(error: matrix_sdk::Error) -> Self {
-        Self::Sdk(Box::new(error))
+        match error {
+            matrix_sdk::Error::Http(error) => Self::Server(error),
+            error => Self::Sdk(Box::new(error)),
+        }
     }
 }
 

@@ -2,9 +2,17 @@ use matrix_sdk::{
     SessionMeta, SessionTokens, authentication::matrix::MatrixSession,
     cross_process_lock::CrossProcessLockConfig, ruma::api::MatrixVersion, store::StoreConfig,
 };
+use matrix_sdk_base::crypto::types::requests::AnyOutgoingRequest;
 use matrix_sdk_base::{DmRoomDefinition, ThreadingSupport};
-use ruma::{RoomId, device_id, room_id, user_id};
-use serde_json::value::to_raw_value;
+use ruma::{
+    DeviceId, RoomId, UserId,
+    api::client::sync::sync_events::{
+        self,
+        v3::{JoinedRoom, State, StateEvents},
+    },
+    device_id, room_id, user_id,
+};
+use serde_json::{json, value::to_raw_value};
 
 use super::*;
 
@@ -128,6 +136,74 @@ async fn a_session_is_still_used_until_another_is_or_it_is_worn() {
     base.get_or_create_room(elsewhere, RoomState::Joined);
     let elsewhere = client.get_room(elsewhere).unwrap();
     assert!(!encryptor.still_encrypts_with(&elsewhere, &session_id).await.unwrap());
+}
+
+/// The room has these members, as a sync says.
+async fn members(base: &BaseClient, memberships: &[(&UserId, &str)]) {
+    let events = memberships.iter().map(|(user_id, membership)| {
+        let event = json!({
+            "type": "m.room.member",
+            "state_key": user_id,
+            "sender": user_id,
+            "event_id": format!("${membership}-{}", user_id.localpart()),
+            "origin_server_ts": 1,
+            "content": { "membership": membership },
+        });
+        Raw::from_json(to_raw_value(&event).unwrap())
+    });
+    let mut joined = JoinedRoom::new();
+    let mut state = StateEvents::new();
+    state.events = events.collect();
+    joined.state = State::Before(state);
+    // A token that was there before would say that this one is known.
+    let mut response = sync_events::v3::Response::new(format!("{memberships:?}"));
+    response.rooms.join.insert(room_id().to_owned(), joined);
+    base.receive_sync_response(response).await.unwrap();
+}
+
+/// The server says that a user has just this device.
+async fn device(machine: &OlmMachine, user_id: &UserId, device_id: &DeviceId) {
+    let theirs = OlmMachine::new(user_id, device_id).await;
+    let requests = theirs.outgoing_requests().await.unwrap();
+    let keys = requests.iter().find_map(|request| match request.request() {
+        AnyOutgoingRequest::KeysUpload(request) => request.device_keys.clone(),
+        _ => None,
+    });
+    let mut answer = get_keys::v3::Response::new();
+    let devices = [(device_id.to_owned(), keys.unwrap())];
+    answer.device_keys.insert(user_id.to_owned(), devices.into());
+    let (id, _) = machine.query_keys_for_users([user_id]);
+    machine.mark_request_as_sent(&id, &answer).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_recipients_change_with_members_and_their_devices_and_with_nothing_else() {
+    let (client, base, machine) = machine_with_session(100).await;
+    Encryptor::attach(&client, base.clone()).unwrap();
+    let encryptor = Encryptor::of(&client).unwrap();
+    let (bob, carol) = (user_id!("@bob:hs"), user_id!("@carol:hs"));
+    members(&base, &[(bob, "join")]).await;
+    let room = client.get_room(room_id()).unwrap();
+    let recipients = async || encryptor.recipients(&room).await.unwrap();
+
+    let mut seen = vec![recipients().await];
+    let mut changed = async |what: &str| {
+        let now = recipients().await;
+        assert!(!seen.contains(&now), "{what}");
+        assert_eq!(recipients().await, now, "and nothing else");
+        seen.push(now);
+    };
+    device(&machine, bob, device_id!("FIRST")).await;
+    changed("bob has a device").await;
+    device(&machine, bob, device_id!("SECOND")).await;
+    changed("bob has another one instead").await;
+    members(&base, &[(carol, "invite")]).await;
+    changed("carol is invited, and will be able to read it").await;
+    members(&base, &[(bob, "leave")]).await;
+    changed("bob is gone").await;
+    encrypt(&machine).await;
+    share(&machine, 100).await;
+    assert_eq!(recipients().await, seen[seen.len() - 1]);
 }
 
 #[tokio::test]

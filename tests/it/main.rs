@@ -13,6 +13,8 @@ mod account;
 mod builder;
 mod clock;
 mod connection;
+#[cfg(feature = "e2e-encryption")]
+mod encrypted_send;
 mod features;
 mod nonsense;
 mod outage;

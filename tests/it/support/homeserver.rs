@@ -85,7 +85,7 @@ impl Homeserver {
         self.answers_to("/versions", 200, versions);
     }
 
-    /// From now on requests whose path ends so are answered so.
+    /// From now on requests whose path ends so, or has it as one of its parts, are answered so.
     pub(crate) fn answers_to(&self, path: &'static str, status: u16, answer: Value) {
         self.answers().set(path, status, answer);
     }
@@ -128,6 +128,12 @@ impl Homeserver {
     pub(crate) fn count(&self, path: &str) -> usize {
         let requests = self.shared.requests.lock().unwrap();
         requests.iter().filter(|asked| asked.ends_with(path)).count()
+    }
+
+    /// The paths of the requests that had this in their path.
+    pub(crate) fn asked_for(&self, part: &str) -> Vec<String> {
+        let requests = self.shared.requests.lock().unwrap();
+        requests.iter().filter(|asked| asked.contains(part)).cloned().collect()
     }
 
     /// How many requests of sliding sync there were.
@@ -186,6 +192,11 @@ impl Answers {
     pub(crate) fn set(&self, path: &'static str, status: u16, answer: Value) {
         self.0.answers.lock().unwrap().insert(path, (status, answer));
     }
+
+    /// What was set for this path.
+    pub(crate) fn get(&self, path: &str) -> Value {
+        self.0.answers.lock().unwrap()[path].1.clone()
+    }
 }
 
 impl Shared {
@@ -212,7 +223,10 @@ impl Shared {
         }
         let canned = {
             let answers = self.answers.lock().unwrap();
-            let found = answers.iter().find(|(path, _)| ask.path.ends_with(**path));
+            let is_for = |path: &str| {
+                ask.path.ends_with(path) || path.ends_with('/') && ask.path.contains(path)
+            };
+            let found = answers.iter().find(|(path, _)| is_for(path));
             found.map(|(_, answer)| answer.clone())
         };
         let (status, answer) =
