@@ -31,7 +31,7 @@ use matrix_sdk_base::{
     },
 };
 use ruma::{
-    OwnedUserId,
+    OwnedRoomId, OwnedUserId, RoomId,
     api::client::{keys::get_keys, to_device::send_event_to_device},
     events::AnyMessageLikeEventContent,
     serde::Raw,
@@ -138,9 +138,12 @@ pub(crate) struct Encrypted {
 /// What encrypts for one client.
 pub(crate) struct Encryptor {
     base: BaseClient,
-    /// Held from looking at the room key to having encrypted with it, so that no two of our sends
-    /// make a room key each, or use up the one that the other has just looked at.
-    turn: tokio::sync::Mutex<()>,
+    /// Whose turn it is in a room: held from looking at its room key to having encrypted with it, so
+    /// that no two of our sends make a room key each, or use up the one that the other has just
+    /// looked at. One for each room, as the server may be slow to find out about the devices of one.
+    turns: Mutex<HashMap<OwnedRoomId, Arc<tokio::sync::Mutex<()>>>>,
+    /// Held while one-time keys are claimed, so that no two are for the same device.
+    claims: tokio::sync::Mutex<()>,
 }
 
 impl Encryptor {
@@ -155,7 +158,8 @@ impl Encryptor {
         }
         let mut attached = attached();
         if find(&attached, client).is_none() {
-            let encryptor = Arc::new(Self { base, turn: Default::default() });
+            let (turns, claims) = Default::default();
+            let encryptor = Arc::new(Self { base, turns, claims });
             attached.retain(|_, encryptor| encryptor.strong_count() > 0);
             attached.insert(identity(client), Arc::downgrade(&encryptor));
             // The one place of a client where others can leave something that it owns. It holds the
@@ -191,14 +195,15 @@ impl Encryptor {
         }
         let content = Raw::<AnyMessageLikeEventContent>::from_json(content);
 
-        let _turn = self.turn.lock().await;
+        let room_id = room.room_id();
+        let turn = self.turn(room_id);
+        let _turn = turn.lock().await;
+        self.query_keys(room, &self.machine().await?).await?;
         let _store = client.encryption().spin_lock_store(Some(LONGEST_STORE_WAIT)).await?;
         // After that, as taking the lock may have made another machine.
         let machine = self.machine().await?;
-        self.query_keys(room, &machine).await?;
         self.claim_one_time_keys(room, &machine).await?;
 
-        let room_id = room.room_id();
         for _ in 0..ROUNDS {
             // Also when it has just been shared: whoever joined since, or left, is seen now, and
             // the shorter it is ago the less can have happened.
@@ -289,6 +294,12 @@ impl Encryptor {
         Ok(hasher.finish())
     }
 
+    fn turn(&self, room_id: &RoomId) -> Arc<tokio::sync::Mutex<()>> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        turns.entry(room_id.to_owned()).or_default().clone()
+    }
+
     /// A clone, as a lock on this one that is held while the base client takes the same is a
     /// deadlock where somebody waits to replace it.
     async fn machine(&self) -> Result<OlmMachine, EncryptError> {
@@ -336,6 +347,7 @@ impl Encryptor {
         room: &Room,
         machine: &OlmMachine,
     ) -> Result<(), EncryptError> {
+        let _claims = self.claims.lock().await;
         let members = self.members(room, RoomMemberships::ACTIVE).await?;
         let missing = machine.get_missing_sessions(members.iter().map(AsRef::as_ref)).await?;
         if let Some((id, request)) = missing {

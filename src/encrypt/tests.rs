@@ -5,7 +5,7 @@ use matrix_sdk::{
 use matrix_sdk_base::crypto::types::requests::AnyOutgoingRequest;
 use matrix_sdk_base::{DmRoomDefinition, ThreadingSupport};
 use ruma::{
-    DeviceId, RoomId, UserId,
+    DeviceId, UserId,
     api::client::sync::sync_events::{
         self,
         v3::{JoinedRoom, State, StateEvents},
@@ -230,6 +230,21 @@ async fn what_encrypts_is_the_clients_own_is_kept_and_goes_with_it() {
     while kept.upgrade().is_some() {
         tokio::task::yield_now().await;
     }
+}
+
+#[tokio::test]
+async fn each_room_has_a_turn_of_its_own_as_long_as_somebody_takes_it() {
+    let base = base_client();
+    let client = client_on(base.clone()).await;
+    Encryptor::attach(&client, base).unwrap();
+    let encryptor = Encryptor::of(&client).unwrap();
+    let elsewhere = room_id!("!elsewhere:hs");
+    let turn = encryptor.turn(room_id());
+    assert!(Arc::ptr_eq(&turn, &encryptor.turn(room_id())));
+    assert!(!Arc::ptr_eq(&turn, &encryptor.turn(elsewhere)));
+    drop(turn);
+    let _turn = encryptor.turn(elsewhere);
+    assert_eq!(encryptor.turns.lock().unwrap().len(), 1);
 }
 
 #[tokio::test]
