@@ -118,10 +118,14 @@ async fn two_clients_of_this_crate_read_what_the_other_sends() {
 
 /// Ours and the SDK's own sends at once, in a room that rotates its key after so many messages (100
 /// unless told); all can be read by the other, and none was refused.
-async fn all_at_once(rotation: Value, rounds: usize) {
+async fn all_at_once(rotation: Value, rounds: usize, base: BaseClientBuilder) {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = alice.encrypted_room_of(rotation, &[&bob]);
-    let (alice_watch, mut bob_watch, door, _) = two_in(&alice, &bob, &room).await;
+    let client = alice.encrypting_client_of(base, alice.url()).await;
+    let alice_watch = Watcher::with(client, &[&room]).await;
+    let mut bob_watch = Watcher::encrypting(&bob, &[&room]).await;
+    devices_are_there(&alice, &[&alice, &bob]).await;
+    let door = alice_watch.room(&room);
     let sdk_room = alice_watch.client.get_room(&room).unwrap();
     let ours = async {
         let mut sent = Vec::new();
@@ -167,12 +171,15 @@ async fn all_at_once(rotation: Value, rounds: usize) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ours_and_the_sdks_own_at_once_can_all_be_read_across_the_100_message_rotation() {
-    all_at_once(json!({}), 45).await;
+    all_at_once(json!({}), 45, BaseClientBuilder::in_memory()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ours_and_the_sdks_own_at_once_can_all_be_read_where_the_key_rotates_all_the_time() {
-    all_at_once(json!({ "rotation_period_msgs": 3 }), 15).await;
+    // A store in memory shows how far a session is used at once, this one a little later.
+    let folder = tempfile::tempdir().unwrap();
+    let base = BaseClientBuilder::sqlite(folder.path(), None);
+    all_at_once(json!({ "rotation_period_msgs": 3 }), 15, base).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
