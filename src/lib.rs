@@ -162,6 +162,10 @@ pub use self::{
         Subscription, View,
     },
 };
+/// What [`BaseClientBuilder`] takes and matrix-sdk does not export: `CollectStrategy`,
+/// `DecryptionSettings`, `DmRoomDefinition`, and `BaseClient` itself.
+#[cfg(feature = "e2e-encryption")]
+pub use matrix_sdk_base;
 
 /// The README's programs compile.
 #[cfg(all(doctest, feature = "e2e-encryption", feature = "sqlite"))]
