@@ -221,6 +221,10 @@ impl Encryptor {
             let Some(session) = machine.store().get_outbound_group_session(room_id).await? else {
                 continue;
             };
+            if !session.shared() {
+                // One of the SDK's own sends has rotated it since, and is sending it around.
+                continue;
+            }
             if is_worn(&session).await {
                 machine.discard_room_key(room_id).await?;
                 continue;
@@ -360,11 +364,10 @@ impl Encryptor {
     /// Sends the room key to whoever has not got it; makes a new one first where that is due: it
     /// has expired, somebody has left, a device is gone.
     ///
-    /// Two who make a new one at the same instant, the SDK's own sends and we, make two, of which
-    /// one is used by both. Its key is taken for all devices within some milliseconds; an event that
-    /// the SDK were to encrypt before that nobody could read, but it first sends the key of the
-    /// other one to the server, and waits for the answer. (The SDK keeps its own sends apart by a
-    /// lock that it shows nobody.)
+    /// A new one is everybody's at once, and some milliseconds pass until it is taken for the devices.
+    /// An event that is encrypted in between is read by nobody. Ours never is: `encrypt` looks again
+    /// which session it was. One of the SDK's own may be, as it may with two sends of its own; the
+    /// lock by which it keeps its sharing apart it shows nobody.
     async fn share_room_key(
         &self,
         room: &Room,
@@ -431,7 +434,7 @@ fn recipients_of(room: &Room) -> RoomMemberships {
 /// the last messages of a session to the SDK, which then never finds itself in that place because of
 /// us, nor we because of it.
 async fn is_worn(session: &OutboundGroupSession) -> bool {
-    if session.expired() || session.invalidated() || !session.shared() {
+    if session.expired() || session.invalidated() {
         return true;
     }
     // As the SDK clamps it.
