@@ -7,6 +7,7 @@ use std::{
     collections::HashMap,
     fmt,
     sync::{Arc, LazyLock, Mutex, PoisonError, Weak},
+    time::Duration,
 };
 
 use eyeball::{SharedObservable, Subscriber};
@@ -18,6 +19,7 @@ use serde_json::{Map, Value};
 #[cfg(feature = "e2e-encryption")]
 use crate::encrypt::Encryptor;
 use crate::{
+    delayed::{self, DelayedEvents, ScheduleDelayed},
     driver::{SystemClock, Task, Timer},
     event::StickyKey,
     map::Limits,
@@ -81,6 +83,7 @@ struct Inner {
     source: SharedObservable<SyncSource>,
     task: Mutex<Option<Task>>,
     turns: Turns,
+    delayed: Arc<Mutex<delayed::Known>>,
 }
 
 impl Sticky {
@@ -119,6 +122,20 @@ impl Sticky {
     /// it is.
     pub fn source(&self) -> SyncSource {
         self.inner.source.get()
+    }
+
+    /// Events that the server sends later: what is done with those that are scheduled, by their
+    /// [`DelayId`](crate::DelayId). [`RoomSticky::schedule`] schedules one.
+    ///
+    /// ```no_run
+    /// # use matrix_sdk_sticky::{ClientExt as _, DelayId, DelayedError};
+    /// # async fn example(client: matrix_sdk::Client, delay_id: DelayId) -> Result<(), DelayedError> {
+    /// client.sticky().delayed_events().restart(&delay_id).await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn delayed_events(&self) -> DelayedEvents {
+        let inner = &self.inner;
+        DelayedEvents::new(inner.client.clone(), inner.delayed.clone(), inner.timer.clone())
     }
 
     /// The moment now, on the clock that entries end by; what
@@ -228,6 +245,65 @@ impl RoomSticky {
     /// [MSC4354]: https://github.com/matrix-org/matrix-spec-proposals/pull/4354
     pub fn redact(&self, event_id: impl Into<OwnedEventId>) -> RedactSticky {
         RedactSticky::new(self.clone(), self.room.clone(), event_id.into())
+    }
+
+    /// Schedules a sticky event with this content, of its type: the server sends it by itself when
+    /// `delay` is over, unless it is told otherwise by the [`DelayId`](crate::DelayId) that this
+    /// gives ([MSC4140]). Awaiting it schedules it.
+    ///
+    /// The delay is from 1 ms on, in whole milliseconds. The longest is the server's to say:
+    /// [`DelayedEvents::limits`] tells it where the server does, and
+    /// [`DelayedError::TooLong`](crate::DelayedError) where it was too much.
+    ///
+    /// Encrypted in an encrypted room, as of now: a device that joins the room later can read the
+    /// event only if it is scheduled anew.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use matrix_sdk_sticky::{ClientExt as _, DelayedError, RoomExt as _};
+    /// # async fn example(client: matrix_sdk::Client, room: matrix_sdk::Room) -> Result<(), DelayedError> {
+    /// // "I am gone", unless I say within 15 s that I am not.
+    /// let delay_id = room
+    ///     .sticky()
+    ///     .schedule_removal("com.example.presence", "laptop", Duration::from_secs(15))
+    ///     .with_sticky_duration(Duration::from_secs(600))
+    ///     .await?;
+    /// client.sticky().delayed_events().restart(&delay_id).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`DelayedError`](crate::DelayedError).
+    ///
+    /// [MSC4140]: https://github.com/matrix-org/matrix-spec-proposals/pull/4140
+    pub fn schedule<C: StickyContent + Serialize>(
+        &self,
+        content: &C,
+        delay: Duration,
+    ) -> ScheduleDelayed {
+        ScheduleDelayed::new(self, self.room.clone(), content, delay)
+    }
+
+    /// As [`schedule`](Self::schedule), for a type that is only known at run time.
+    pub fn schedule_raw(
+        &self,
+        event_type: &str,
+        content: Map<String, Value>,
+        delay: Duration,
+    ) -> ScheduleDelayed {
+        ScheduleDelayed::raw(self, self.room.clone(), event_type, content, delay)
+    }
+
+    /// Schedules the removal of what we have sent for a key: see [`remove`](Self::remove) and
+    /// [`schedule`](Self::schedule).
+    pub fn schedule_removal(
+        &self,
+        event_type: &str,
+        sticky_key: impl Into<String>,
+        delay: Duration,
+    ) -> ScheduleDelayed {
+        self.schedule_raw(event_type, Map::new(), delay).with_sticky_key(sticky_key)
     }
 
     pub(crate) fn turns(&self) -> &Turns {
@@ -342,6 +418,7 @@ impl StickyBuilder {
             source: SharedObservable::new(self.source),
             task: Mutex::default(),
             turns: Turns::default(),
+            delayed: Arc::default(),
         });
         running.retain(|_, inner| inner.strong_count() > 0);
         running.insert(key, Arc::downgrade(&inner));

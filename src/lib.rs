@@ -131,6 +131,8 @@ pub mod view;
 pub mod wire;
 
 #[cfg(feature = "client")]
+pub mod delayed;
+#[cfg(feature = "client")]
 mod driver;
 #[cfg(feature = "e2e-encryption")]
 mod encrypt;
@@ -150,6 +152,7 @@ mod testing;
 pub use self::encrypt::{BaseClientBuilder, EncryptError};
 #[cfg(feature = "client")]
 pub use self::{
+    delayed::{DelayId, DelayedError, DelayedEvents},
     driver::{SystemClock, Timer},
     ext::{ClientExt, RoomExt, RoomSticky, StartError, Sticky, StickyBuilder},
     send::{RedactSticky, SendError, SendSticky, Sent},

@@ -48,18 +48,18 @@ use crate::{
 };
 
 /// How long one try may take.
-const TRY: Duration = Duration::from_secs(15);
+pub(crate) const TRY: Duration = Duration::from_secs(15);
 
 /// How often a send is tried.
-const TRIES: u32 = 6;
+pub(crate) const TRIES: u32 = 6;
 
 /// The wait after the first try that brought no answer, on average; it doubles with each further
 /// one.
-const FIRST_WAIT: Duration = Duration::from_millis(250);
+pub(crate) const FIRST_WAIT: Duration = Duration::from_millis(250);
 
 /// The longest wait that a server may ask for before a send is tried again. Who is told to wait
 /// longer is told so: [`SendError::RateLimited`].
-const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(30);
+pub(crate) const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(30);
 
 /// The time between two sends of a key. [MSC4354] asks for at least 1 ms, as the order of two
 /// events of the same millisecond is chance.
@@ -68,7 +68,7 @@ const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(30);
 const BETWEEN_SENDS: Duration = Duration::from_millis(2);
 
 /// The shortest duration that is sent: the server accepts 0, and delivers it to nobody.
-const SHORTEST: Duration = Duration::from_millis(1);
+pub(crate) const SHORTEST: Duration = Duration::from_millis(1);
 
 /// What was sent.
 #[derive(Clone, Debug, PartialEq, Eq)]

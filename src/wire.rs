@@ -39,6 +39,18 @@ pub mod names {
     pub const EXTENSION: [&str; 2] = ["sticky_events", "org.matrix.msc4354.sticky_events"];
     /// The flag in the `unstable_features` of `/versions`.
     pub const FEATURE: &str = "org.matrix.msc4354";
+    /// The parameter of a send that makes the event sticky. Servers of today take no stable one.
+    pub const STICKY_DURATION: &str = "org.matrix.msc4354.sticky_duration_ms";
+    /// Delayed events (MSC4140): their flag in the `unstable_features` of `/versions`, and a part of
+    /// the paths of their endpoints.
+    pub const DELAYED: &str = "org.matrix.msc4140";
+    /// The parameter of a send that makes it a delayed one, in the older form.
+    pub const DELAY: &str = "org.matrix.msc4140.delay";
+    /// In the `unsigned` of one's own copy of an event that was a delayed one.
+    pub const DELAY_ID: [&str; 2] = ["delay_id", "org.matrix.msc4140.delay_id"];
+    /// The capability that tells a server's limits.
+    pub const DELAYED_CAPABILITY: [&str; 2] =
+        ["m.delayed_events", "org.matrix.msc4140.delayed_events"];
 }
 
 /// The longest event text that is read, in bytes: 1 MiB. An event of a room is at most 64 KiB

@@ -14,6 +14,7 @@ mod builder;
 mod clock;
 mod connection;
 #[cfg(feature = "e2e-encryption")]
+mod delayed;
 mod encrypted_send;
 mod features;
 mod nonsense;

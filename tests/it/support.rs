@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 pub(crate) use self::{
     clock::{ManualClock, START_MS},
     homeserver::{Ask, Homeserver, V3_SYNC},
-    log::log,
+    log::{all_logs, log},
 };
 
 pub(crate) const ROOM: &str = "!room:hs";

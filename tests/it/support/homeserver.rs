@@ -6,7 +6,7 @@
 //!
 //! - what our sources ask, of sliding sync, of v3 `/sync` and of a room's history:
 //!   [`Homeserver::ask`];
-//! - events that are sent: [`Homeserver::sent`].
+//! - events that are sent, and whatever is about delayed ones: [`Homeserver::sent`].
 
 use std::{
     collections::HashMap,
@@ -108,7 +108,7 @@ impl Homeserver {
         }
     }
 
-    /// The next event that is sent.
+    /// The next event that is sent, or request about a delayed one.
     #[track_caller]
     pub(crate) fn sent(&mut self) -> impl Future<Output = Ask> {
         within("an event to be sent", async { self.sends.recv().await.unwrap() })
@@ -213,7 +213,8 @@ impl Shared {
         let handed_to = if ask.is_of_a_source() {
             Some(&self.asks)
         } else {
-            let is_sent = ["/send/", "/redact/"].iter().any(|part| ask.path.contains(part));
+            let is_sent =
+                ["/send/", "/redact/", "/delayed_event"].iter().any(|part| ask.path.contains(part));
             is_sent.then_some(&self.sends)
         };
         if let Some(test) = handed_to {
@@ -240,6 +241,7 @@ impl Shared {
 
 /// A request, and the way to answer it. Dropping it hangs up.
 pub(crate) struct Ask {
+    pub(crate) method: String,
     pub(crate) path: String,
     pub(crate) query: HashMap<String, String>,
     pub(crate) authorization: Option<String>,
@@ -262,7 +264,8 @@ impl Ask {
         };
         let head = String::from_utf8(bytes[..head_end].to_vec()).unwrap();
         let mut lines = head.lines();
-        let target = lines.next()?.split(' ').nth(1)?.to_owned();
+        let mut request = lines.next()?.split(' ').map(ToOwned::to_owned);
+        let (method, target) = (request.next()?, request.next()?);
         let headers: HashMap<String, String> = lines
             .filter_map(|line| line.split_once(": "))
             .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
@@ -278,6 +281,7 @@ impl Ask {
         let target: Uri = target.parse().unwrap();
         let query = target.query().unwrap_or_default();
         Some(Self {
+            method,
             path: target.path().to_owned(),
             query: serde_html_form::from_str(query).unwrap(),
             authorization: headers.get("authorization").cloned(),
@@ -320,10 +324,15 @@ impl Ask {
             || self.path.ends_with("/messages")
     }
 
-    pub(crate) async fn answer(mut self, status: u16, body: impl AsRef<[u8]>) {
+    pub(crate) async fn answer(self, status: u16, body: impl AsRef<[u8]>) {
+        self.answer_with(status, "", body).await;
+    }
+
+    /// As [`answer`](Self::answer), with further headers, each with its end of line.
+    pub(crate) async fn answer_with(mut self, status: u16, headers: &str, body: impl AsRef<[u8]>) {
         let body = body.as_ref();
         let head = format!(
-            "HTTP/1.1 {status} Whatever\r\ncontent-type: application/json\r\n\
+            "HTTP/1.1 {status} Whatever\r\ncontent-type: application/json\r\n{headers}\
              content-length: {}\r\nconnection: close\r\n\r\n",
             body.len()
         );

@@ -3,8 +3,13 @@
 //! One subscriber for the process, and a buffer for each thread: a test runs on a thread of its
 //! own, with all its tasks.
 
-use std::{cell::RefCell, io, sync::Once};
+use std::{
+    cell::RefCell,
+    io,
+    sync::{Arc, Mutex, Once},
+};
 
+use tracing::subscriber::DefaultGuard;
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 
 thread_local! {
@@ -26,6 +31,46 @@ pub(super) fn start() {
 /// What was logged so far.
 pub(crate) fn log() -> String {
     LINES.with_borrow(|lines| String::from_utf8(lines.clone()).unwrap())
+}
+
+/// What everybody logs on this thread, at every level, as long as this is there.
+pub(crate) struct AllLogs {
+    lines: ToBuffer,
+    _guard: DefaultGuard,
+}
+
+pub(crate) fn all_logs() -> AllLogs {
+    // So that lines of the `log` crate come, too.
+    start();
+    let lines = ToBuffer::default();
+    let writer = lines.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new("trace"))
+        .with_ansi(false)
+        .with_span_events(tracing_subscriber::fmt::format::FmtSpan::FULL)
+        .with_writer(move || writer.clone())
+        .finish();
+    AllLogs { lines, _guard: tracing::subscriber::set_default(subscriber) }
+}
+
+impl AllLogs {
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8(self.lines.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+#[derive(Clone, Default)]
+struct ToBuffer(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for ToBuffer {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 struct ToThisThread;

@@ -1,0 +1,312 @@
+//! What a server has answered, and what that means: pure.
+
+use std::time::{Duration, SystemTime};
+
+use ruma::{
+    OwnedRoomId,
+    api::error::RetryAfter,
+    exports::http::{HeaderMap, StatusCode, header},
+};
+use serde::Deserialize;
+use serde_json::{Map, Value, value::RawValue};
+
+use super::{Action, DelayId, DelayedError, ScheduledEvent, unix, unreachable};
+use crate::wire::names;
+
+/// A wait of more than this, after scheduling was refused with 429, is not that of a rate limit.
+///
+/// Rate limits of events let the next one through within seconds. A quota that is full has a place
+/// again only when one of the user's own events is due.
+const LONGEST_RATE_LIMIT: Duration = Duration::from_secs(60);
+
+/// What a server allows, as its capabilities say. A server that has no such limit leaves it out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DelayedLimits {
+    /// The longest delay.
+    pub max_delay: Option<Duration>,
+    /// How many events a user may have scheduled at once.
+    pub max_scheduled: Option<u64>,
+}
+
+impl DelayedLimits {
+    /// Whether nothing at all may be scheduled.
+    pub fn is_disabled(&self) -> bool {
+        self.max_delay == Some(Duration::ZERO) || self.max_scheduled == Some(0)
+    }
+}
+
+/// An answer, whatever it says. It has no `Debug`: a server may say a delay id anywhere in it.
+pub(super) struct Answer {
+    status: StatusCode,
+    retry_after: Option<RetryAfter>,
+    body: Vec<u8>,
+    refusal: Refusal,
+}
+
+/// What a refusal says. All of it is optional, and may be of any type.
+#[derive(Default)]
+struct Refusal {
+    /// Whether it is Matrix at all.
+    errcode: Option<String>,
+    /// The code that older servers give beside `M_UNKNOWN`.
+    unstable_errcode: Option<String>,
+    error: String,
+    retry_after: Option<Duration>,
+    max_delay: Option<Duration>,
+}
+
+impl Refusal {
+    fn read(body: &[u8]) -> Self {
+        let Ok(body) = serde_json::from_slice::<Map<String, Value>>(body) else {
+            return Self::default();
+        };
+        let text = |name: &str| body.get(name).and_then(Value::as_str).map(ToOwned::to_owned);
+        let time = |name: &str| body.get(name).and_then(Value::as_u64).map(Duration::from_millis);
+        Self {
+            errcode: text("errcode"),
+            unstable_errcode: text("org.matrix.msc4140.errcode"),
+            error: text("error").unwrap_or_default(),
+            retry_after: time("retry_after_ms"),
+            max_delay: ["max_delay", "max_delay_ms"].into_iter().find_map(|name| {
+                time(&format!("{}.{name}", names::DELAYED)).or_else(|| time(name))
+            }),
+        }
+    }
+
+    /// Whether it has a code that ends so. Stable and unstable codes differ in what is before.
+    fn is(&self, errcode: &str) -> bool {
+        [&self.unstable_errcode, &self.errcode]
+            .into_iter()
+            .flatten()
+            .any(|code| code.to_ascii_uppercase().ends_with(errcode))
+    }
+
+    fn is_too_long(&self) -> bool {
+        self.is("DELAY_TOO_LARGE") || self.is("MAX_DELAY_EXCEEDED")
+    }
+
+    /// Whether it is about delayed events as such, by its words. They are of [MSC4140] and Synapse;
+    /// no code tells.
+    ///
+    /// [MSC4140]: https://github.com/matrix-org/matrix-spec-proposals/pull/4140
+    fn speaks_of_delayed_events(&self) -> bool {
+        self.error.to_ascii_lowercase().contains("delayed event")
+    }
+}
+
+impl Answer {
+    pub(super) fn new(status: StatusCode, headers: &HeaderMap, body: Vec<u8>) -> Self {
+        let retry_after =
+            headers.get(header::RETRY_AFTER).and_then(|value| RetryAfter::try_from(value).ok());
+        let refusal = if status.is_success() { Refusal::default() } else { Refusal::read(&body) };
+        Self { status, retry_after, body, refusal }
+    }
+
+    pub(super) fn is_success(&self) -> bool {
+        self.status.is_success()
+    }
+
+    /// Whether the server does not know the endpoint, in this form. Only then is another form
+    /// tried: nothing can have happened.
+    ///
+    /// A 404 that says something else of Matrix is about the event; one that is no Matrix is of a
+    /// proxy, which knows no such path.
+    pub(super) fn is_unrecognized(&self) -> bool {
+        match self.refusal.errcode.as_deref() {
+            Some(errcode) => errcode == "M_UNRECOGNIZED",
+            None => {
+                matches!(self.status, StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED)
+            }
+        }
+    }
+
+    /// Whether another access token might do, or none.
+    pub(super) fn is_about_the_token(&self) -> bool {
+        self.status == StatusCode::UNAUTHORIZED
+    }
+
+    /// The delay id of what was scheduled. None: something else was done.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read: then it is not the homeserver's.
+    pub(super) fn delay_id(&self) -> Result<Option<DelayId>, DelayedError> {
+        let body = self.object().ok_or_else(Self::unreadable)?;
+        let delay_id = body.get("delay_id").and_then(Value::as_str).filter(|id| !id.is_empty());
+        Ok(delay_id.map(|id| DelayId(id.to_owned())))
+    }
+
+    /// The answer, if it is an object of JSON: a portal in the way answers with a page.
+    pub(super) fn object(&self) -> Option<Map<String, Value>> {
+        serde_json::from_slice(&self.body).ok()
+    }
+
+    /// The unstable features of `/versions`.
+    pub(super) fn features(&self) -> Option<Map<String, Value>> {
+        match self.object()?.remove("unstable_features") {
+            Some(Value::Object(features)) => Some(features),
+            _ => Some(Map::new()),
+        }
+    }
+
+    /// The limits among the capabilities; `Some(None)` when they are not said.
+    pub(super) fn limits(&self) -> Option<Option<DelayedLimits>> {
+        let mut body = self.object()?;
+        let Some(Value::Object(capabilities)) = body.get_mut("capabilities") else {
+            return Some(None);
+        };
+        let limits =
+            names::DELAYED_CAPABILITY.iter().rev().find_map(|name| capabilities.get(*name));
+        Some(limits.and_then(Value::as_object).map(|limits| {
+            let number = |name: &str| limits.get(name).and_then(Value::as_u64);
+            DelayedLimits {
+                max_delay: number("max_delay_ms").map(Duration::from_millis),
+                max_scheduled: number("max_scheduled"),
+            }
+        }))
+    }
+
+    /// The events that are listed, those of them that can be read.
+    pub(super) fn scheduled(&self) -> Option<Vec<ScheduledEvent>> {
+        #[derive(Deserialize)]
+        struct List {
+            delayed_events: Vec<Box<RawValue>>,
+        }
+        /// The names have changed from one iteration to the next, and Synapse gives several.
+        #[derive(Deserialize)]
+        struct Listed {
+            delay_id: String,
+            room_id: OwnedRoomId,
+            #[serde(rename = "type")]
+            event_type: String,
+            state_key: Option<String>,
+            content: Box<RawValue>,
+            delay_ms: Option<u64>,
+            delay: Option<u64>,
+            scheduled_at: Option<u64>,
+            delayed_since_ts: Option<u64>,
+            running_since: Option<u64>,
+        }
+        let list: List = serde_json::from_slice(&self.body).ok()?;
+        let events = list.delayed_events.iter().filter_map(|event| {
+            let event: Listed = serde_json::from_str(event.get()).ok()?;
+            let since = event.scheduled_at.or(event.delayed_since_ts).or(event.running_since)?;
+            Some(ScheduledEvent {
+                delay_id: DelayId(event.delay_id),
+                room_id: event.room_id,
+                event_type: event.event_type,
+                state_key: event.state_key,
+                content: event.content,
+                delay: Duration::from_millis(event.delay_ms.or(event.delay)?),
+                waits_since: unix(since),
+            })
+        });
+        Some(events.collect())
+    }
+
+    /// Whether what was meant is told by what the server allows: [MSC4140] has one code for a user
+    /// who may not, a delay that is too long, and a server that schedules nothing.
+    ///
+    /// [MSC4140]: https://github.com/matrix-org/matrix-spec-proposals/pull/4140
+    pub(super) fn asks_for_limits(&self) -> bool {
+        let refusal = &self.refusal;
+        self.status == StatusCode::FORBIDDEN && refusal.is("M_FORBIDDEN")
+            || refusal.is_too_long() && refusal.max_delay.is_none()
+    }
+
+    /// Why an event was not scheduled.
+    pub(super) fn schedule_error(
+        &self,
+        delay: Duration,
+        limits: Option<DelayedLimits>,
+        now: SystemTime,
+    ) -> DelayedError {
+        let refusal = &self.refusal;
+        let max_delay = limits.and_then(|limits| limits.max_delay);
+        if refusal.is_too_long() {
+            return DelayedError::TooLong { max: refusal.max_delay.or(max_delay) };
+        }
+        if refusal.is("MAX_DELAYED_EVENTS_EXCEEDED") {
+            return DelayedError::QuotaFull { retry_after: self.retry_after(now) };
+        }
+        match self.status {
+            StatusCode::TOO_MANY_REQUESTS => {
+                let retry_after = self.retry_after(now);
+                // By its words or by its wait: no code tells, and to count would be two questions
+                // more to a server that wants fewer. Whichever it is, the wait is the server's.
+                if refusal.speaks_of_delayed_events() || retry_after > Some(LONGEST_RATE_LIMIT) {
+                    DelayedError::QuotaFull { retry_after }
+                } else {
+                    DelayedError::RateLimited { retry_after }
+                }
+            }
+            StatusCode::FORBIDDEN if refusal.is("M_FORBIDDEN") => match limits {
+                Some(limits) if limits.is_disabled() => DelayedError::Disabled,
+                _ if max_delay.is_some_and(|max| delay > max) => {
+                    DelayedError::TooLong { max: max_delay }
+                }
+                // Synapse of before it told its limits.
+                None if refusal.speaks_of_delayed_events() => DelayedError::Disabled,
+                _ => self.error(now),
+            },
+            _ => self.error(now),
+        }
+    }
+
+    /// Why an event was not restarted, sent or cancelled.
+    pub(super) fn manage_error(
+        &self,
+        action: Action,
+        now: SystemTime,
+        delay_id: &DelayId,
+    ) -> DelayedError {
+        match (self.status, action) {
+            (StatusCode::NOT_FOUND, _) => DelayedError::Gone,
+            (StatusCode::CONFLICT, Action::Send) => DelayedError::AlreadyCancelled,
+            (StatusCode::CONFLICT, Action::Cancel) => DelayedError::AlreadySent,
+            // Whether it was sent or cancelled is not said.
+            (StatusCode::CONFLICT, Action::Restart) => DelayedError::Gone,
+            _ => self.error(now).without(delay_id),
+        }
+    }
+
+    /// What an answer that is no success means, whatever was asked.
+    pub(super) fn error(&self, now: SystemTime) -> DelayedError {
+        match self.status {
+            StatusCode::TOO_MANY_REQUESTS => {
+                DelayedError::RateLimited { retry_after: self.retry_after(now) }
+            }
+            StatusCode::UNAUTHORIZED => DelayedError::NotLoggedIn,
+            // A server or a proxy that gave up may have done it all the same.
+            status if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => {
+                unreachable(&format!("the server answers with status {}", status.as_u16()), true)
+            }
+            _ if self.is_unrecognized() => DelayedError::NotSupported { may_have_been_sent: false },
+            status if status.is_client_error() => DelayedError::Refused {
+                status: status.as_u16(),
+                errcode: self.refusal.errcode.clone().filter(|code| is_errcode(code)),
+            },
+            _ => Self::unreadable(),
+        }
+    }
+
+    /// Something answers, and it is not the homeserver.
+    pub(super) fn unreadable() -> DelayedError {
+        unreachable("the server's answer cannot be read", true)
+    }
+
+    /// How long the server wants to be left alone: what the body says, else the header.
+    fn retry_after(&self, now: SystemTime) -> Option<Duration> {
+        self.refusal.retry_after.or_else(|| match self.retry_after.as_ref()? {
+            RetryAfter::Delay(wait) => Some(*wait),
+            RetryAfter::DateTime(time) => Some(time.duration_since(now).unwrap_or_default()),
+        })
+    }
+}
+
+/// Whether it is the code of an error, and not a text.
+fn is_errcode(code: &str) -> bool {
+    let of_a_code = |b: u8| b.is_ascii_uppercase() || b.is_ascii_digit() || b"_.".contains(&b);
+    code.len() <= 64 && code.bytes().all(of_a_code)
+}

@@ -1,0 +1,749 @@
+//! Delayed events on servers of each iteration of MSC4140, that refuse, lose answers, or tell what
+//! nobody may read.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use matrix_sdk_sticky::{
+    DelayId, DelayedError, RoomSticky, SendError, StickyContent, SyncState, Unsupported,
+    delayed::{PreparedEvent, ScheduleDelayed},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+
+use crate::support::{
+    Ask, NEW_TOKEN, REFRESH_TOKEN, ROOM, TOKEN, World, all_logs, client_builder, log_in, millis,
+    secs, within,
+};
+
+#[derive(Serialize, Deserialize)]
+struct Presence {
+    status: String,
+}
+
+impl StickyContent for Presence {
+    const TYPE: &str = "com.example.t";
+}
+
+fn gone() -> Presence {
+    Presence { status: "gone".to_owned() }
+}
+
+const SECRET: &str = "syd_the_delay_id";
+
+const BASE: &str = "/_matrix/client/unstable/org.matrix.msc4140";
+
+const FEATURES: [&str; 3] =
+    ["org.matrix.msc4354", "org.matrix.simplified_msc3575", "org.matrix.msc4140"];
+
+const CAPABILITIES: &str = "/v3/capabilities";
+
+/// Who is in a room of a server that has delayed events, their door to it, and the long poll that is
+/// held.
+async fn at_the_door() -> (World, RoomSticky, Ask) {
+    let (world, poll) = World::live(vec![]).await;
+    world.server.has(&FEATURES);
+    let door = world.is_in(ROOM).await;
+    (world, door, poll)
+}
+
+type Doing<T> = JoinHandle<Result<T, DelayedError>>;
+
+fn start(schedule: ScheduleDelayed) -> Doing<DelayId> {
+    tokio::spawn(schedule.into_future())
+}
+
+fn schedule(door: &RoomSticky) -> Doing<DelayId> {
+    start(door.schedule(&gone(), secs(15)).with_sticky_key("k"))
+}
+
+async fn outcome<T>(doing: Doing<T>) -> Result<T, DelayedError> {
+    within("it to be done", doing).await.unwrap()
+}
+
+async fn prepared(door: &RoomSticky) -> PreparedEvent {
+    let schedule = door.schedule(&gone(), secs(15)).with_sticky_key("k");
+    within("it to be prepared", schedule.prepare()).await.unwrap()
+}
+
+/// One try to schedule it.
+fn put(world: &World, event: &PreparedEvent) -> Doing<DelayId> {
+    let (events, event) = (world.sticky.delayed_events(), event.clone());
+    tokio::spawn(async move { events.schedule(&event).with_timeout(secs(5)).await })
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Act {
+    Restart,
+    Send,
+    Cancel,
+}
+
+const ACTS: [(Act, &str); 3] =
+    [(Act::Restart, "restart"), (Act::Send, "send"), (Act::Cancel, "cancel")];
+
+fn act(world: &World, act: Act) -> Doing<()> {
+    let events = world.sticky.delayed_events();
+    tokio::spawn(async move {
+        let id = DelayId::from(SECRET.to_owned());
+        let done = match act {
+            Act::Restart => events.restart(&id),
+            Act::Send => events.send(&id),
+            Act::Cancel => events.cancel(&id),
+        };
+        done.with_timeout(secs(5)).await
+    })
+}
+
+async fn scheduled(ask: Ask) {
+    ask.answer(200, json!({ "delay_id": SECRET }).to_string()).await;
+}
+
+fn assert_no_more(world: &mut World) {
+    assert!(!world.server.is_sent_more());
+}
+
+/// What is asked under the old form.
+fn old_form(ask: &Ask) -> &str {
+    let path = format!("/_matrix/client/v3/rooms/{ROOM}/send/com.example.t/");
+    assert_eq!(ask.method, "PUT");
+    assert_eq!(ask.param("org.matrix.msc4140.delay"), Some("15000"));
+    assert_eq!(ask.param("org.matrix.msc4354.sticky_duration_ms"), Some("3600000"));
+    assert_eq!(ask.body, content());
+    ask.path.strip_prefix(&path).unwrap()
+}
+
+/// What is asked under the new form.
+fn new_form(ask: &Ask) -> &str {
+    let path = format!("{BASE}/rooms/{ROOM}/delayed_event/com.example.t/");
+    assert_eq!(ask.method, "PUT");
+    assert_eq!(ask.query.len(), 1);
+    assert_eq!(ask.param("org.matrix.msc4354.sticky_duration_ms"), Some("3600000"));
+    assert_eq!(ask.body, json!({ "delay": 15_000, "delay_ms": 15_000, "content": content() }));
+    ask.path.strip_prefix(&path).unwrap()
+}
+
+fn content() -> Value {
+    json!({ "status": "gone", "sticky_key": "k", "msc4354_sticky_key": "k" })
+}
+
+#[tokio::test]
+async fn an_event_is_scheduled_in_the_old_form_where_the_new_is_not_known_and_that_is_remembered() {
+    let (mut world, door, _poll) = at_the_door().await;
+    let doing = schedule(&door);
+    let ask = world.server.sent().await;
+    let transaction = new_form(&ask).to_owned();
+    assert_eq!(ask.authorization.as_deref(), Some(&*format!("Bearer {TOKEN}")));
+    ask.refuse(404, "M_UNRECOGNIZED").await;
+    let ask = world.server.sent().await;
+    assert_eq!(old_form(&ask), transaction);
+    scheduled(ask).await;
+    assert_eq!(outcome(doing).await.unwrap().as_secret_str(), SECRET);
+    assert_no_more(&mut world);
+
+    let doing = schedule(&door);
+    let ask = world.server.sent().await;
+    assert_ne!(old_form(&ask), transaction, "another one");
+    scheduled(ask).await;
+    outcome(doing).await.unwrap();
+    assert_no_more(&mut world);
+
+    // The server has become a newer one.
+    let doing = schedule(&door);
+    let ask = world.server.sent().await;
+    old_form(&ask);
+    ask.refuse(404, "M_UNRECOGNIZED").await;
+    let ask = world.server.sent().await;
+    new_form(&ask);
+    scheduled(ask).await;
+    outcome(doing).await.unwrap();
+
+    let doing = schedule(&door);
+    let ask = world.server.sent().await;
+    new_form(&ask);
+    scheduled(ask).await;
+    outcome(doing).await.unwrap();
+    assert_no_more(&mut world);
+    assert_eq!(world.server.count("/client/versions"), VERSIONS_OF_THE_SYNC + 1);
+}
+
+/// How often the sync asks for `/versions` until it is live.
+const VERSIONS_OF_THE_SYNC: usize = 1;
+
+#[tokio::test]
+async fn what_is_done_with_it_is_asked_in_the_old_form_where_the_new_is_not_known_and_remembered() {
+    for (first, name) in ACTS {
+        let (mut world, _door, _poll) = at_the_door().await;
+        let doing = act(&world, first);
+        let ask = world.server.sent().await;
+        assert_eq!(ask.method, "POST");
+        assert_eq!(ask.path, format!("{BASE}/delayed_events/{SECRET}/{name}"));
+        assert_eq!(ask.body, json!({}));
+        assert_eq!(ask.authorization.as_deref(), Some(&*format!("Bearer {TOKEN}")));
+        ask.refuse(404, "M_UNRECOGNIZED").await;
+        let ask = world.server.sent().await;
+        assert_eq!(ask.path, format!("{BASE}/delayed_events/{SECRET}"));
+        assert_eq!(ask.body, json!({ "action": name }));
+        ask.answer(200, "{}").await;
+        outcome(doing).await.unwrap();
+
+        for (next, name) in ACTS {
+            let doing = act(&world, next);
+            let ask = world.server.sent().await;
+            assert_eq!(ask.body, json!({ "action": name }), "one request");
+            ask.answer(200, "{}").await;
+            outcome(doing).await.unwrap();
+        }
+        assert_no_more(&mut world);
+    }
+    let (mut world, _door, _poll) = at_the_door().await;
+    for (next, name) in ACTS {
+        let doing = act(&world, next);
+        let ask = world.server.sent().await;
+        assert!(ask.path.ends_with(name), "the new form is known");
+        ask.answer(200, "{}").await;
+        outcome(doing).await.unwrap();
+    }
+    assert_no_more(&mut world);
+}
+
+#[tokio::test]
+async fn nothing_is_scheduled_where_versions_does_not_list_it_and_that_is_asked_again() {
+    let (mut world, door, _poll) = at_the_door().await;
+    world.server.has(&FEATURES[..2]);
+    for asked in 1..=2 {
+        let error = outcome(schedule(&door)).await.unwrap_err();
+        assert!(
+            matches!(error, DelayedError::NotSupported { may_have_been_sent: false }),
+            "{error:?}"
+        );
+        assert!(error.to_string().contains("MSC4140"));
+        assert_eq!(world.server.count("/client/versions"), VERSIONS_OF_THE_SYNC + asked);
+    }
+    // Delayed events without sticky ones: only for what is not sticky.
+    world.server.has(&FEATURES[1..]);
+    let error = outcome(schedule(&door)).await.unwrap_err();
+    assert!(
+        matches!(error, DelayedError::Prepare(SendError::Unsupported(Unsupported::StickyEvents))),
+        "{error:?}"
+    );
+    assert_no_more(&mut world);
+    let doing = start(door.schedule(&gone(), secs(15)).not_sticky());
+    let ask = world.server.sent().await;
+    assert!(ask.query.is_empty());
+    scheduled(ask).await;
+    outcome(doing).await.unwrap();
+
+    // Nor where it cannot be asked.
+    let (mut world, door, _poll) = at_the_door().await;
+    world.server.answers_to("/versions", 502, json!({}));
+    let error = outcome(schedule(&door)).await.unwrap_err();
+    assert!(
+        matches!(error, DelayedError::Unreachable { may_have_happened: false, .. }),
+        "{error:?}"
+    );
+    assert_no_more(&mut world);
+}
+
+#[tokio::test]
+async fn an_answer_without_a_delay_id_says_that_the_event_may_have_been_sent() {
+    for answer in [json!({ "event_id": "$sent" }), json!({}), json!({ "delay_id": "" })] {
+        let (mut world, door, _poll) = at_the_door().await;
+        let doing = schedule(&door);
+        world.server.sent().await.refuse(404, "M_UNRECOGNIZED").await;
+        world.server.sent().await.answer(200, answer.to_string()).await;
+        let error = outcome(doing).await.unwrap_err();
+        assert!(
+            matches!(error, DelayedError::NotSupported { may_have_been_sent: true }),
+            "{error:?}"
+        );
+        assert!(error.to_string().contains("may have sent"), "{error}");
+        assert_no_more(&mut world);
+
+        world.server.has(&FEATURES[..2]);
+        let error = outcome(schedule(&door)).await.unwrap_err();
+        assert!(!error.may_have_happened(), "it is asked before the next one: {error:?}");
+        assert_no_more(&mut world);
+    }
+}
+
+#[tokio::test]
+async fn each_refusal_to_schedule_is_told_at_once_after_one_try() {
+    type Is = fn(&DelayedError) -> bool;
+    let body = |errcode: &str, more: Value| {
+        let mut body = json!({ "errcode": errcode, "error": "as the test wants it" });
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        body
+    };
+    let cases: [(u16, Value, Is); 9] = [
+        (400, body("ORG.MATRIX.MSC4140_DELAY_TOO_LARGE", json!({})), |error| {
+            // The server's capabilities tell it.
+            matches!(error, DelayedError::TooLong { max: Some(max) } if *max == secs(86_400))
+        }),
+        (
+            403,
+            body("M_MAX_DELAY_EXCEEDED", json!({ "max_delay": 10_000 })),
+            |error| matches!(error, DelayedError::TooLong { max: Some(max) } if *max == secs(10)),
+        ),
+        (
+            400,
+            body(
+                "M_UNKNOWN",
+                json!({
+                    "org.matrix.msc4140.errcode": "M_MAX_DELAY_EXCEEDED",
+                    "org.matrix.msc4140.max_delay": 10_000,
+                }),
+            ),
+            |error| matches!(error, DelayedError::TooLong { max: Some(max) } if *max == secs(10)),
+        ),
+        (403, body("M_FORBIDDEN", json!({})), |error| {
+            matches!(error, DelayedError::Refused { status: 403, errcode: Some(errcode) }
+                if errcode == "M_FORBIDDEN")
+        }),
+        (429, body("M_LIMIT_EXCEEDED", json!({ "retry_after_ms": 1_200_000 })), |error| {
+            matches!(error, DelayedError::QuotaFull { retry_after: Some(wait) }
+                if *wait == secs(1_200))
+        }),
+        (429, body("M_LIMIT_EXCEEDED", json!({ "retry_after_ms": 31_000 })), |error| {
+            matches!(error, DelayedError::RateLimited { retry_after: Some(wait) }
+                if *wait == secs(31))
+        }),
+        (404, body("M_NOT_FOUND", json!({})), |error| {
+            matches!(error, DelayedError::Refused { status: 404, .. })
+        }),
+        (413, body("M_TOO_LARGE", json!({})), |error| {
+            matches!(error, DelayedError::Refused { status: 413, .. })
+        }),
+        (401, body("M_UNKNOWN_TOKEN", json!({})), |error| {
+            matches!(error, DelayedError::NotLoggedIn)
+        }),
+    ];
+    for (status, answer, is) in cases {
+        let (mut world, door, _poll) = at_the_door().await;
+        allow(&world, json!({ "max_delay_ms": 86_400_000, "max_scheduled": 100 }));
+        let doing = schedule(&door);
+        world.server.sent().await.answer(status, answer.to_string()).await;
+        let error = outcome(doing).await.unwrap_err();
+        assert!(is(&error), "{answer}: {error:?}");
+        assert!(!error.may_have_happened(), "{error:?}");
+        assert_no_more(&mut world);
+    }
+}
+
+/// From now on the server tells these limits.
+fn allow(world: &World, limits: Value) {
+    let capabilities = json!({ "org.matrix.msc4140.delayed_events": limits });
+    world.server.answers_to(CAPABILITIES, 200, json!({ "capabilities": capabilities }));
+}
+
+#[tokio::test]
+async fn a_403_is_a_server_that_allows_none_or_a_delay_that_is_too_long_by_its_limits() {
+    let (mut world, door, _poll) = at_the_door().await;
+    let refused = async |world: &mut World| {
+        let doing = schedule(&door);
+        world.server.sent().await.refuse(403, "M_FORBIDDEN").await;
+        outcome(doing).await.unwrap_err()
+    };
+    allow(&world, json!({ "max_delay_ms": 0, "max_scheduled": 100 }));
+    let error = refused(&mut world).await;
+    assert!(matches!(error, DelayedError::Disabled), "{error:?}");
+    allow(&world, json!({ "max_delay_ms": 14_999 }));
+    let error = refused(&mut world).await;
+    assert!(
+        matches!(error, DelayedError::TooLong { max: Some(max) } if max == millis(14_999)),
+        "{error:?}"
+    );
+    allow(&world, json!({ "max_delay_ms": 15_000 }));
+    let error = refused(&mut world).await;
+    assert!(matches!(error, DelayedError::Refused { status: 403, .. }), "{error:?}");
+    world.server.answers_to(CAPABILITIES, 500, json!({}));
+    let error = refused(&mut world).await;
+    assert!(matches!(error, DelayedError::Refused { status: 403, .. }), "{error:?}");
+    assert_no_more(&mut world);
+}
+
+#[tokio::test]
+async fn the_limits_are_told_where_the_server_tells_them() {
+    let (world, _door, _poll) = at_the_door().await;
+    let events = world.sticky.delayed_events();
+    allow(&world, json!({ "max_delay_ms": 86_400_000, "max_scheduled": 100 }));
+    let limits = within("limits", events.limits()).await.unwrap().unwrap();
+    assert_eq!((limits.max_delay, limits.max_scheduled), (Some(secs(86_400)), Some(100)));
+    assert!(!limits.is_disabled());
+    world.server.answers_to(CAPABILITIES, 200, json!({ "capabilities": {} }));
+    assert_eq!(within("limits", events.limits()).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn each_refusal_to_restart_send_or_cancel_is_told_after_one_request() {
+    let (mut world, _door, _poll) = at_the_door().await;
+    for (first, _) in ACTS {
+        let mut refused = async |status: u16, errcode: &str| {
+            let doing = act(&world, first);
+            world.server.sent().await.refuse(status, errcode).await;
+            let error = outcome(doing).await.unwrap_err();
+            assert!(!world.server.is_sent_more(), "{first:?}: {error:?}");
+            error
+        };
+        let error = refused(404, "M_NOT_FOUND").await;
+        assert!(matches!(error, DelayedError::Gone), "{first:?}: {error:?}");
+        let error = refused(409, "M_UNKNOWN").await;
+        let right = match first {
+            Act::Restart => matches!(error, DelayedError::Gone),
+            Act::Send => matches!(error, DelayedError::AlreadyCancelled),
+            Act::Cancel => matches!(error, DelayedError::AlreadySent),
+        };
+        assert!(right, "{first:?}: {error:?}");
+        let error = refused(403, "M_FORBIDDEN").await;
+        assert!(matches!(error, DelayedError::Refused { status: 403, .. }), "{error:?}");
+        for status in [500, 502, 504] {
+            let error = refused(status, "M_UNKNOWN").await;
+            assert!(
+                matches!(error, DelayedError::Unreachable { may_have_happened: true, .. }),
+                "{error:?}"
+            );
+        }
+        let doing = act(&world, first);
+        let ask = world.server.sent().await;
+        ask.answer_with(429, "Retry-After: 7\r\n", "<html>slow down</html>").await;
+        let error = outcome(doing).await.unwrap_err();
+        assert!(
+            matches!(error, DelayedError::RateLimited { retry_after: Some(wait) } if wait == secs(7)),
+            "{error:?}"
+        );
+        // A portal in the way is no homeserver that has done it.
+        let doing = act(&world, first);
+        world.server.sent().await.answer(200, "<html>log in to this wifi</html>").await;
+        let error = outcome(doing).await.unwrap_err();
+        assert!(matches!(error, DelayedError::Unreachable { .. }), "{error:?}");
+    }
+    for (first, _) in ACTS {
+        let doing = act(&world, first);
+        for _ in 0..2 {
+            world.server.sent().await.answer(404, "<html>not here</html>").await;
+        }
+        let error = outcome(doing).await.unwrap_err();
+        assert!(matches!(error, DelayedError::NotSupported { .. }), "{first:?}: {error:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_asked_for_again_under_the_same_transaction_and_tells_the_delay_id() {
+    for lost in ["hung up", "half of it", "a gateway's error", "a portal's page"] {
+        let (mut world, door, _poll) = at_the_door().await;
+        let doing = schedule(&door);
+        let first = world.server.sent().await;
+        let what = (first.path.clone(), first.query.clone(), first.body.clone());
+        let answer = json!({ "delay_id": SECRET }).to_string();
+        match lost {
+            "hung up" => drop(first),
+            "half of it" => first.answer_half(&answer).await,
+            "a portal's page" => first.answer(200, "<html>log in to this wifi</html>").await,
+            _ => first.refuse(502, "M_UNKNOWN").await,
+        }
+        world.settle().await;
+        let wait = world.sleep_over().await;
+        assert!(wait <= millis(375), "{lost}: {wait:?}");
+        let again = world.server.sent().await;
+        assert_eq!((again.path.clone(), again.query.clone(), again.body.clone()), what, "{lost}");
+        again.answer(200, answer).await;
+        assert_eq!(outcome(doing).await.unwrap().as_secret_str(), SECRET);
+        assert_no_more(&mut world);
+    }
+}
+
+#[tokio::test]
+async fn after_six_tries_it_is_told_that_one_may_have_arrived() {
+    let (mut world, door, _poll) = at_the_door().await;
+    let doing = schedule(&door);
+    for tried in 1..=6 {
+        drop(world.server.sent().await);
+        if tried == 5 {
+            // Nobody takes the last one.
+            world.settle().await;
+            world.server.shut_down().await;
+            world.sleep_over().await;
+            break;
+        }
+        world.settle().await;
+        world.sleep_over().await;
+    }
+    let error = outcome(doing).await.unwrap_err();
+    assert!(error.may_have_happened(), "{error:?}");
+    assert!(error.to_string().contains("not known"), "{error}");
+}
+
+#[tokio::test]
+async fn what_was_prepared_is_one_try_each_time_and_the_same_request_after_a_restart() {
+    let (mut world, door, _poll) = at_the_door().await;
+    let event = prepared(&door).await;
+    assert_no_more(&mut world);
+    let stored = serde_json::to_string(&event).unwrap();
+    let doing = put(&world, &event);
+    let first = world.server.sent().await;
+    let what = (first.path.clone(), first.query.clone(), first.body.clone());
+    assert_eq!(new_form(&first), event.transaction_id().as_str());
+    drop(first);
+    let error = outcome(doing).await.unwrap_err();
+    assert!(
+        matches!(error, DelayedError::Unreachable { may_have_happened: true, .. }),
+        "{error:?}"
+    );
+    assert_no_more(&mut world);
+
+    // The application has died, and finds it in its store.
+    let found: PreparedEvent = serde_json::from_str(&stored).unwrap();
+    let (mut world, _door, _poll) = at_the_door().await;
+    let doing = put(&world, &found);
+    let again = world.server.sent().await;
+    assert_eq!((again.path.clone(), again.query.clone(), again.body.clone()), what);
+    scheduled(again).await;
+    assert_eq!(outcome(doing).await.unwrap().as_secret_str(), SECRET);
+
+    let named = door.schedule(&gone(), secs(15)).with_transaction_id("mine");
+    let event = within("it to be prepared", named.prepare()).await.unwrap();
+    assert_eq!(event.transaction_id().as_str(), "mine");
+}
+
+#[tokio::test]
+async fn nothing_is_asked_after_its_time_and_nobody_waits_longer() {
+    let (mut world, door, _poll) = at_the_door().await;
+    let event = prepared(&door).await;
+    let doing = put(&world, &event);
+    let ask = world.server.sent().await;
+    world.clock.advance(millis(4_999));
+    world.settle().await;
+    assert!(!doing.is_finished());
+    world.clock.advance(millis(1));
+    let error = outcome(doing).await.unwrap_err();
+    assert!(
+        matches!(error, DelayedError::Unreachable { may_have_happened: true, .. }),
+        "{error:?}"
+    );
+    ask.given_up().await;
+
+    // The other form, but not after its time.
+    let doing = put(&world, &event);
+    let ask = world.server.sent().await;
+    world.clock.jump_unnoticed(secs(5));
+    ask.refuse(404, "M_UNRECOGNIZED").await;
+    outcome(doing).await.unwrap_err();
+    assert_no_more(&mut world);
+
+    for (first, _) in ACTS {
+        let doing = act(&world, first);
+        let ask = world.server.sent().await;
+        world.clock.advance(secs(5));
+        assert!(outcome(doing).await.unwrap_err().may_have_happened());
+        ask.given_up().await;
+    }
+}
+
+#[tokio::test]
+async fn where_connections_are_refused_nothing_was_done() {
+    let (mut world, door, _poll) = at_the_door().await;
+    let event = prepared(&door).await;
+    world.server.shut_down().await;
+    let error = outcome(put(&world, &event)).await.unwrap_err();
+    assert!(
+        matches!(error, DelayedError::Unreachable { may_have_happened: false, .. }),
+        "{error:?}"
+    );
+    for (first, _) in ACTS {
+        let error = outcome(act(&world, first)).await.unwrap_err();
+        assert!(!error.may_have_happened(), "{error:?}");
+        assert!(error.to_string().contains("nothing was done"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_has_run_out_is_refreshed_and_the_same_asked_once_more() {
+    let server = crate::support::Homeserver::start().await;
+    server.has(&FEATURES);
+    server.answers_to("/refresh", 200, json!({ "access_token": NEW_TOKEN }));
+    let client = client_builder(&server).handle_refresh_tokens().build().await.unwrap();
+    log_in(&client, Some(REFRESH_TOKEN)).await;
+    let mut world = World::of(server, client);
+    world.server.ask().await.page("pos-1", "batch-1", ROOM, vec![]).await;
+    let _poll = world.server.ask().await;
+    world.until(&SyncState::Live).await;
+
+    let whoami = json!({ "errcode": "M_UNKNOWN_TOKEN", "error": "expired", "soft_logout": true });
+    world.server.answers_to("/account/whoami", 401, whoami);
+    let doing = act(&world, Act::Restart);
+    let ask = world.server.sent().await;
+    assert_eq!(ask.authorization.as_deref(), Some(&*format!("Bearer {TOKEN}")));
+    ask.refuse(401, "M_UNKNOWN_TOKEN").await;
+    let ask = world.server.sent().await;
+    assert_eq!(ask.authorization.as_deref(), Some(&*format!("Bearer {NEW_TOKEN}")));
+    assert_eq!(ask.path, format!("{BASE}/delayed_events/{SECRET}/restart"));
+    ask.answer(200, "{}").await;
+    outcome(doing).await.unwrap();
+    assert_no_more(&mut world);
+}
+
+#[tokio::test]
+async fn an_event_can_be_sent_also_after_a_logout_where_the_server_asks_for_no_token() {
+    let (mut world, _door, _poll) = at_the_door().await;
+    let doing = act(&world, Act::Send);
+    world.server.sent().await.refuse(401, "M_UNKNOWN_TOKEN").await;
+    let ask = world.server.sent().await;
+    assert_eq!(ask.authorization, None);
+    ask.answer(200, "{}").await;
+    outcome(doing).await.unwrap();
+
+    let doing = act(&world, Act::Send);
+    world.server.sent().await.refuse(401, "M_UNKNOWN_TOKEN").await;
+    world.server.sent().await.refuse(401, "M_MISSING_TOKEN").await;
+    let error = outcome(doing).await.unwrap_err();
+    assert!(matches!(error, DelayedError::NotLoggedIn), "{error:?}");
+    assert_no_more(&mut world);
+}
+
+#[tokio::test]
+async fn what_is_scheduled_is_listed() {
+    let (mut world, _door, _poll) = at_the_door().await;
+    let events = world.sticky.delayed_events();
+    let list = tokio::spawn(async move { events.list().await });
+    let ask = world.server.sent().await;
+    assert_eq!((&*ask.method, &*ask.path), ("GET", &*format!("{BASE}/delayed_events")));
+    // As Synapse answers.
+    let event = json!({
+        "delay_id": SECRET, "room_id": ROOM, "type": "com.example.t", "content": content(),
+        "delay": 15_000, "delay_ms": 15_000, "running_since": 5_000, "delayed_since_ts": 5_000,
+    });
+    ask.answer(200, json!({ "delayed_events": [event] }).to_string()).await;
+    let list = outcome(list).await.unwrap();
+    assert_eq!(list.len(), 1);
+    assert_eq!(list[0].delay_id.as_secret_str(), SECRET);
+    assert_eq!((list[0].room_id.as_str(), &*list[0].event_type), (ROOM, "com.example.t"));
+    assert_eq!((list[0].delay, list[0].waits_since), (secs(15), UNIX_EPOCH + secs(5)));
+
+    let events = world.sticky.delayed_events();
+    let list = tokio::spawn(async move { events.list().await });
+    world.server.sent().await.refuse(404, "M_UNRECOGNIZED").await;
+    let error = outcome(list).await.unwrap_err();
+    assert!(matches!(error, DelayedError::NotSupported { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn content_that_is_no_object_is_not_scheduled() {
+    #[derive(Serialize, Deserialize)]
+    struct Bare(String);
+    impl StickyContent for Bare {
+        const TYPE: &str = "com.example.t";
+    }
+    let (mut world, door, _poll) = at_the_door().await;
+    let bare = Bare("text".to_owned());
+    let error = outcome(start(door.schedule(&bare, secs(15)))).await.unwrap_err();
+    assert!(matches!(error, DelayedError::Prepare(SendError::Content(_))), "{error:?}");
+    assert_no_more(&mut world);
+}
+
+#[tokio::test]
+async fn delays_and_durations_are_clamped_to_what_can_be_asked_for() {
+    let (_world, door, _poll) = at_the_door().await;
+    let at_least = door.schedule(&gone(), Duration::ZERO).with_sticky_duration(Duration::ZERO);
+    let event = at_least.prepare().await.unwrap();
+    assert_eq!((event.delay(), event.sticky()), (millis(1), Some(millis(1))));
+    let at_most = door.schedule(&gone(), Duration::MAX).with_sticky_duration(Duration::MAX);
+    let event = at_most.prepare().await.unwrap();
+    assert_eq!((event.delay(), event.sticky()), (millis((1 << 53) - 1), Some(secs(3_600))));
+}
+
+/// Not in an error, and not in the log of anybody, matrix-sdk's and reqwest's included, at whatever
+/// level.
+#[tokio::test]
+async fn no_error_and_no_log_of_anybody_has_a_delay_id() {
+    let logs = all_logs();
+    let (mut world, door, _poll) = at_the_door().await;
+    let mut errors: Vec<DelayedError> = Vec::new();
+    let said = json!({
+        "errcode": SECRET, "error": format!("no {SECRET}"), "delay_id": SECRET, SECRET: SECRET,
+    });
+    for (first, _) in ACTS {
+        // It hangs up.
+        let doing = act(&world, first);
+        drop(world.server.sent().await);
+        errors.push(outcome(doing).await.unwrap_err());
+        // In the middle of an answer.
+        let doing = act(&world, first);
+        world.server.sent().await.answer_half(&said.to_string()).await;
+        errors.push(outcome(doing).await.unwrap_err());
+        // It says it.
+        for status in [400, 401, 403, 404, 409, 413, 418, 429, 500, 502, 300] {
+            let doing = act(&world, first);
+            world.server.sent().await.answer(status, said.to_string()).await;
+            if status == 401 {
+                // Without a token.
+                world.server.sent().await.answer(status, said.to_string()).await;
+            }
+            errors.push(outcome(doing).await.unwrap_err());
+        }
+        for status in [404, 405] {
+            let doing = act(&world, first);
+            for _ in 0..2 {
+                world.server.sent().await.answer(status, SECRET).await;
+            }
+            errors.push(outcome(doing).await.unwrap_err());
+        }
+        // It sends elsewhere: where nobody is, and in circles.
+        for to in [
+            format!("http://127.0.0.1:1/{SECRET}"),
+            format!("http://[{SECRET}"),
+            format!("mxc://{SECRET}/{SECRET}"),
+        ] {
+            let doing = act(&world, first);
+            let header = format!("Location: {to}\r\n");
+            world.server.sent().await.answer_with(307, &header, SECRET).await;
+            errors.push(outcome(doing).await.unwrap_err());
+        }
+        let doing = act(&world, first);
+        let around = format!("Location: {BASE}/delayed_events/{SECRET}/x\r\n");
+        while !doing.is_finished() {
+            tokio::select! {
+                ask = world.server.sent() => ask.answer_with(308, &around, SECRET).await,
+                () = async { while !doing.is_finished() { tokio::task::yield_now().await } } => {}
+            }
+        }
+        errors.push(outcome(doing).await.unwrap_err());
+        // It does not answer.
+        let doing = act(&world, first);
+        let ask = world.server.sent().await;
+        world.clock.advance(secs(5));
+        errors.push(outcome(doing).await.unwrap_err());
+        drop(ask);
+    }
+    // It is said where something is scheduled, or listed, too.
+    let event = prepared(&door).await;
+    for status in [400, 403, 404, 409, 429, 500] {
+        let doing = put(&world, &event);
+        world.server.sent().await.answer(status, said.to_string()).await;
+        errors.push(outcome(doing).await.unwrap_err());
+    }
+    let events = world.sticky.delayed_events();
+    let list = tokio::spawn(async move { events.list().await });
+    let broken = json!({ "delayed_events": [{ "delay_id": SECRET }, SECRET] });
+    world.server.sent().await.answer(200, broken.to_string()).await;
+    assert!(outcome(list).await.unwrap().is_empty());
+    // It is gone.
+    world.server.shut_down().await;
+    for (first, _) in ACTS {
+        errors.push(outcome(act(&world, first)).await.unwrap_err());
+    }
+
+    for error in &errors {
+        let text = format!("{error} {error:?} {error:#?}");
+        assert!(!text.contains(SECRET), "{text}");
+        assert!(!text.contains("delayed_events/"), "not the URL either: {text}");
+    }
+    let text = format!("{:?} {:?}", world.sticky.delayed_events(), event);
+    assert!(!text.contains(SECRET), "{text}");
+    let log = logs.text();
+    assert!(log.contains("matrix_sdk::http_client") && log.contains("TRACE"), "all is logged");
+    assert!(!log.contains(SECRET), "{}", line_with(&log, SECRET));
+}
+
+fn line_with<'a>(log: &'a str, text: &str) -> &'a str {
+    log.lines().find(|line| line.contains(text)).unwrap_or_default()
+}
