@@ -99,8 +99,12 @@ impl fmt::Debug for DelayId {
 
 /// An event that is ready to be scheduled: encrypted, where its room is, and with the transaction id
 /// of its request. Each request for it is the same, so that the server schedules it once, however
-/// often it has to be asked; and the answer, whenever it comes, tells the same delay id. Synapse
-/// remembers that for half an hour to an hour, and not across its own restart.
+/// often it has to be asked; and the answer, whenever it comes, tells the same delay id.
+///
+/// A server remembers that for a while: Synapse for at least half an hour, and **not across its own
+/// restart**, while the scheduled event survives that. After a longer time, or a failure of the
+/// server, look into [`DelayedEvents::list`] for one that it [`matches`](Self::matches), before
+/// another is scheduled.
 ///
 /// With `serde_json` it can be kept in a store, and scheduled after a crash. It holds the content as
 /// it goes over the wire: in plaintext, where the room is not encrypted.
@@ -133,6 +137,18 @@ impl PreparedEvent {
     /// For how long it is sticky from when it is sent, if it is.
     pub fn sticky(&self) -> Option<Duration> {
         self.sticky_ms.map(Duration::from_millis)
+    }
+
+    /// Whether that may be this one: of the same room and type, with the same content and delay. What
+    /// is encrypted is like no other; in plaintext one that was scheduled before may be just the
+    /// same.
+    pub fn matches(&self, scheduled: &ScheduledEvent) -> bool {
+        let value = |content: &RawValue| serde_json::from_str::<Value>(content.get()).ok();
+        scheduled.room_id == self.room_id
+            && scheduled.event_type == self.event_type
+            && scheduled.state_key.is_none()
+            && scheduled.delay == self.delay()
+            && value(&scheduled.content) == value(&self.content)
     }
 
     /// Its request. [MSC4140] has a new form, which no server of today answers, and the old form is
@@ -355,6 +371,9 @@ impl fmt::Debug for ScheduleDelayed {
 /// call on a server may make one request more, to find out which form of [MSC4140] it speaks, and a
 /// refusal is followed by a look at the server's limits, to tell what was meant.)
 ///
+/// Rather than dropping one of these futures, give it a time: `.with_timeout(..)`. One that is
+/// dropped leaves open what was done, and may break off a refresh of the access token.
+///
 /// [MSC4140]: https://github.com/matrix-org/matrix-spec-proposals/pull/4140
 #[derive(Clone)]
 pub struct DelayedEvents {
@@ -478,7 +497,13 @@ impl DelayedEvents {
             known.sticky = has_sticky;
         }
         if !delayed {
-            return Err(DelayedError::NotSupported { may_have_been_sent: false });
+            // Synapse, when its administrator has not allowed them, does not list them either; but
+            // it has limits for them.
+            let limits = self.limits_within(deadline).await.ok().flatten();
+            return Err(match limits {
+                Some(limits) if limits.is_disabled() => DelayedError::Disabled,
+                _ => DelayedError::NotSupported { may_have_been_sent: false },
+            });
         }
         if sticky && !has_sticky {
             let unsupported = SendError::Unsupported(Unsupported::StickyEvents);

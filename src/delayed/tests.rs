@@ -88,6 +88,29 @@ fn a_prepared_event_is_the_same_request_after_a_store() {
 }
 
 #[test]
+fn a_prepared_event_is_found_in_a_list() {
+    let event = prepared(None);
+    let listed = |change: Value| {
+        let mut listed = json!({
+            "delay_id": "id", "room_id": "!room:hs", "type": "com.example.t",
+            "content": { "text": "secret" }, "delay_ms": 15_000, "scheduled_at": 5_000,
+        });
+        listed.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        answer(200, json!({ "delayed_events": [listed] })).scheduled().unwrap().remove(0)
+    };
+    assert!(event.matches(&listed(json!({}))));
+    for other in [
+        json!({ "room_id": "!other:hs" }),
+        json!({ "type": "com.example.other" }),
+        json!({ "state_key": "" }),
+        json!({ "content": {} }),
+        json!({ "delay_ms": 15_001 }),
+    ] {
+        assert!(!event.matches(&listed(other)));
+    }
+}
+
+#[test]
 fn one_that_is_not_sticky_has_no_such_parameter() {
     let event = prepared(None);
     assert_eq!(event.request(Form::Old).unwrap().query, [(names::DELAY, 15_000)]);

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
+use matrix_sdk::ruma::api::client::delayed_events::update_delayed_event::{self, UpdateAction};
 use matrix_sdk_sticky::{
     DelayId, DelayedError, RoomSticky, SendError, StickyContent, SyncState, Unsupported,
     delayed::{PreparedEvent, ScheduleDelayed},
@@ -12,8 +13,8 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use crate::support::{
-    Ask, NEW_TOKEN, REFRESH_TOKEN, ROOM, TOKEN, World, all_logs, client_builder, log_in, millis,
-    secs, within,
+    Ask, Homeserver, NEW_TOKEN, REFRESH_TOKEN, ROOM, TOKEN, World, all_logs, client,
+    client_builder, log_in, millis, secs, within,
 };
 
 #[derive(Serialize, Deserialize)]
@@ -220,6 +221,10 @@ async fn nothing_is_scheduled_where_versions_does_not_list_it_and_that_is_asked_
         assert!(error.to_string().contains("MSC4140"));
         assert_eq!(world.server.count("/client/versions"), VERSIONS_OF_THE_SYNC + asked);
     }
+    // A server whose administrator has not allowed them does not list them, and tells limits.
+    allow(&world, json!({ "max_delay_ms": 0, "max_scheduled": 100 }));
+    let error = outcome(schedule(&door)).await.unwrap_err();
+    assert!(matches!(error, DelayedError::Disabled), "{error:?}");
     // Delayed events without sticky ones: only for what is not sticky.
     world.server.has(&FEATURES[1..]);
     let error = outcome(schedule(&door)).await.unwrap_err();
@@ -558,7 +563,7 @@ async fn where_connections_are_refused_nothing_was_done() {
 
 #[tokio::test]
 async fn a_token_that_has_run_out_is_refreshed_and_the_same_asked_once_more() {
-    let server = crate::support::Homeserver::start().await;
+    let server = Homeserver::start().await;
     server.has(&FEATURES);
     server.answers_to("/refresh", 200, json!({ "access_token": NEW_TOKEN }));
     let client = client_builder(&server).handle_refresh_tokens().build().await.unwrap();
@@ -655,7 +660,7 @@ async fn delays_and_durations_are_clamped_to_what_can_be_asked_for() {
 /// level.
 #[tokio::test]
 async fn no_error_and_no_log_of_anybody_has_a_delay_id() {
-    let logs = all_logs();
+    let logs = all_logs("trace");
     let (mut world, door, _poll) = at_the_door().await;
     let mut errors: Vec<DelayedError> = Vec::new();
     let said = json!({
@@ -746,4 +751,23 @@ async fn no_error_and_no_log_of_anybody_has_a_delay_id() {
 
 fn line_with<'a>(log: &'a str, text: &str) -> &'a str {
     log.lines().find(|line| line.contains(text)).unwrap_or_default()
+}
+
+/// What `lib.rs` says to those who make such requests by matrix-sdk itself.
+#[tokio::test]
+async fn matrix_sdk_logs_the_path_and_the_filter_that_is_documented_takes_it_out() {
+    let mut server = Homeserver::start().await;
+    let client = client(&server).await;
+    let request =
+        || update_delayed_event::unstable_v2::Request::new(SECRET.into(), UpdateAction::Restart);
+    for (filter, shows) in
+        [("info", true), ("error", true), ("trace,matrix_sdk::http_client=off", false)]
+    {
+        let logs = all_logs(filter);
+        let sending = tokio::spawn(client.send(request()).into_future());
+        drop(server.sent().await);
+        within("an error", sending).await.unwrap().unwrap_err();
+        let log = logs.text();
+        assert_eq!(log.contains(SECRET), shows, "{filter}: {}", line_with(&log, SECRET));
+    }
 }

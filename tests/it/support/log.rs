@@ -33,19 +33,20 @@ pub(crate) fn log() -> String {
     LINES.with_borrow(|lines| String::from_utf8(lines.clone()).unwrap())
 }
 
-/// What everybody logs on this thread, at every level, as long as this is there.
+/// What everybody logs on this thread, as long as this is there.
 pub(crate) struct AllLogs {
     lines: ToBuffer,
     _guard: DefaultGuard,
 }
 
-pub(crate) fn all_logs() -> AllLogs {
+/// Keeps what everybody logs from now on, as far as a filter lets it through.
+pub(crate) fn all_logs(filter: &str) -> AllLogs {
     // So that lines of the `log` crate come, too.
     start();
     let lines = ToBuffer::default();
     let writer = lines.clone();
     let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new("trace"))
+        .with_env_filter(EnvFilter::new(filter))
         .with_ansi(false)
         .with_span_events(tracing_subscriber::fmt::format::FmtSpan::FULL)
         .with_writer(move || writer.clone())
