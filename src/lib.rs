@@ -48,6 +48,9 @@
 //! - **[`View::subscribe_list`]** gives an ordered list and `VectorDiff`s, for user interfaces.
 //! - **`room.sticky().view::<MyContent>()`** reads contents typed: [`StickyContent`].
 //! - **[`View::get`]** tells what is there for a key now.
+//! - **`room.sticky().send(..)`**, `remove` and `redact` send, as sentences.
+//! - **`room.sticky().schedule(..)`** has the server send an event later by itself ([MSC4140]), unless
+//!   it is restarted, sent or cancelled by its [`DelayId`]: [`delayed`].
 //! - **`client.sticky().state()`** tells how current all that is: connecting, catching up, live,
 //!   offline and since when, unsupported and why.
 //!
@@ -108,7 +111,13 @@
 //! # Logs
 //!
 //! The crate logs with `tracing`, under the target `matrix_sdk_sticky`: a malformed event is a
-//! warning with its event id. The text of events, and access tokens, are never logged.
+//! warning with its event id. The text of events, access tokens and delay ids are never logged.
+//!
+//! A [`DelayId`] is a capability, and stands in the path of requests. This crate makes them without
+//! matrix-sdk's HTTP client, which shows paths in its span `send` (level INFO) and the URL of a
+//! request that failed (level ERROR), both under the target `matrix_sdk::http_client`. An application
+//! that makes such requests by matrix-sdk itself can turn that off: `matrix_sdk::http_client=off`
+//! in an `EnvFilter`. The access log of a proxy before the homeserver has the path all the same.
 //!
 //! # Features
 //!
@@ -121,6 +130,7 @@
 //! Without `client` the crate has no matrix-sdk in it: [`wire`], [`event`], [`map`] and [`view`]
 //! are for whoever drives their own sync, with [`EphemeralMaps`] as the door.
 //!
+//! [MSC4140]: https://github.com/matrix-org/matrix-spec-proposals/pull/4140
 //! [MSC4354]: https://github.com/matrix-org/matrix-spec-proposals/pull/4354
 
 pub mod event;
