@@ -139,6 +139,22 @@ impl PreparedEvent {
         self.sticky_ms.map(Duration::from_millis)
     }
 
+    /// Whether it is encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        self.event_type == "m.room.encrypted"
+    }
+
+    /// The Megolm session that it is encrypted with. Who has not got that session's key cannot read
+    /// it: when the room's session is another one, it is time to schedule it anew.
+    pub fn session_id(&self) -> Option<String> {
+        #[derive(Deserialize)]
+        struct Encrypted {
+            session_id: String,
+        }
+        let content = Some(self.content.get()).filter(|_| self.is_encrypted())?;
+        Some(serde_json::from_str::<Encrypted>(content).ok()?.session_id)
+    }
+
     /// Whether that may be this one: of the same room and type, with the same content and delay. What
     /// is encrypted is like no other; in plaintext one that was scheduled before may be just the
     /// same.
@@ -520,6 +536,13 @@ impl DelayedEvents {
         self.ensure_supported(event.sticky_ms.is_some(), deadline).await?;
         let known = self.known().schedule;
         for form in Form::order(known) {
+            // It is as the room was when it was prepared, which may be long ago.
+            let room = self.client.get_room(&event.room_id);
+            if room.is_some_and(|room| room.encryption_state().is_encrypted())
+                && !event.is_encrypted()
+            {
+                return Err(DelayedError::BecameEncrypted);
+            }
             let request = event
                 .request(form)
                 .map_err(|error| DelayedError::Prepare(SendError::Content(error)))?;

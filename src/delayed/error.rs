@@ -59,6 +59,10 @@ pub enum DelayedError {
         /// The code of Matrix: `M_FORBIDDEN`, where the user may not do this in the room.
         errcode: Option<String>,
     },
+    /// The room has become encrypted since the event was prepared in plaintext. It is not asked for
+    /// any more; an earlier request may have scheduled it, which
+    /// [`DelayedEvents::list`](super::DelayedEvents::list) tells. Prepare another.
+    BecameEncrypted,
     /// The event could not be made ready, and nothing was scheduled: the content is no object, the
     /// server does not know sticky events, or it could not be encrypted.
     Prepare(SendError),
@@ -167,6 +171,10 @@ impl fmt::Display for DelayedError {
             Self::Refused { status, errcode: None } => {
                 write!(f, "the server refuses, and will again: status {status}")
             }
+            Self::BecameEncrypted => f.write_str(
+                "the room has become encrypted since the event was prepared in plaintext: prepare \
+                 another, and cancel this one if it is listed",
+            ),
             Self::Prepare(error) => error.fmt(f),
         }
     }

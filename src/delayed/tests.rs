@@ -88,6 +88,17 @@ fn a_prepared_event_is_the_same_request_after_a_store() {
 }
 
 #[test]
+fn the_session_that_a_prepared_event_is_encrypted_with_is_known() {
+    let mut event = prepared(None);
+    assert_eq!((event.is_encrypted(), event.session_id()), (false, None));
+    let content = json!({ "algorithm": "m.megolm.v1.aes-sha2", "session_id": "S" }).to_string();
+    event.content = RawValue::from_string(content).unwrap();
+    assert_eq!(event.session_id(), None, "anybody can write that");
+    event.event_type = "m.room.encrypted".to_owned();
+    assert_eq!((event.is_encrypted(), event.session_id().as_deref()), (true, Some("S")));
+}
+
+#[test]
 fn a_prepared_event_is_found_in_a_list() {
     let event = prepared(None);
     let listed = |change: Value| {

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use crate::support::{
-    Ask, Homeserver, NEW_TOKEN, REFRESH_TOKEN, ROOM, TOKEN, World, all_logs, client,
+    Ask, Homeserver, ME, NEW_TOKEN, REFRESH_TOKEN, ROOM, TOKEN, World, all_logs, client,
     client_builder, log_in, millis, secs, within,
 };
 
@@ -629,6 +629,29 @@ async fn what_is_scheduled_is_listed() {
     world.server.sent().await.refuse(404, "M_UNRECOGNIZED").await;
     let error = outcome(list).await.unwrap_err();
     assert!(matches!(error, DelayedError::NotSupported { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn what_was_prepared_in_plaintext_is_not_asked_for_once_the_room_is_encrypted() {
+    let (mut world, door, _poll) = at_the_door().await;
+    let event = prepared(&door).await;
+    let doing = schedule(&door);
+    drop(world.server.sent().await);
+    world.settle().await;
+    let encryption = json!({
+        "event_id": "$encryption", "sender": ME, "type": "m.room.encryption", "state_key": "",
+        "origin_server_ts": 1, "content": { "algorithm": "m.megolm.v1.aes-sha2" },
+    });
+    let room = json!({ "state": { "events": [encryption] } });
+    world.main_loop(json!({ "join": { ROOM: room } })).await;
+    // Neither by who tries again,
+    world.sleep_over().await;
+    let error = outcome(doing).await.unwrap_err();
+    assert!(matches!(error, DelayedError::BecameEncrypted), "{error:?}");
+    // nor by who has kept it.
+    let error = outcome(put(&world, &event)).await.unwrap_err();
+    assert!(matches!(error, DelayedError::BecameEncrypted), "{error:?}");
+    assert_no_more(&mut world);
 }
 
 #[tokio::test]
