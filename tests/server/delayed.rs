@@ -162,12 +162,12 @@ async fn send_has_it_sent_at_once_and_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_cancelled_never_comes() {
     let mut pair = Pair::new().await;
-    let delay_id = pair.schedule("k", SOON).await;
+    let delay_id = pair.schedule("k", SOON * 2).await;
     pair.events.cancel(&delay_id).await.unwrap();
     let error = pair.events.cancel(&delay_id).await.unwrap_err();
     assert!(matches!(error, DelayedError::Gone), "{error:?}");
     // One that is due later comes.
-    pair.schedule("later", SOON + Duration::from_millis(500)).await;
+    pair.schedule("later", SOON * 2 + Duration::from_millis(500)).await;
     pair.watcher.added("later").await;
     let room = pair.room();
     pair.assert_nothing_came(&room).await;
