@@ -14,7 +14,7 @@ use xtask::{api::encode, homeserver::Options};
 
 use crate::{
     proxy::Proxy,
-    support::{LONG, Person, TYPE, Watcher, start, status},
+    support::{LONG, Person, TYPE, Watcher, devices_are_there, start, status},
 };
 
 #[derive(Serialize, Deserialize)]
@@ -336,4 +336,31 @@ async fn a_delay_id_is_enough_to_send_after_a_logout() {
     pair.watcher.added("k").await;
     let error = pair.events.list().await.unwrap_err();
     assert!(matches!(error, DelayedError::NotLoggedIn), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_an_encrypted_room_it_is_scheduled_encrypted_and_read_when_it_comes() {
+    let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+    let room = alice.encrypted_room_with(&[&bob]);
+    let sender = Watcher::encrypting(&alice, &[&room]).await;
+    let mut watcher = Watcher::encrypting(&bob, &[&room]).await;
+    devices_are_there(&alice, &[&alice, &bob]).await;
+    let (door, events) = (sender.room(&room), sender.sticky.delayed_events());
+    let content = json!({ "status": "later" }).as_object().unwrap().clone();
+    let schedule = door.schedule_raw(TYPE, content, HOUR).with_sticky_key("k");
+    let event = schedule.with_sticky_duration(LONG).prepare().await.unwrap();
+    assert!(event.is_encrypted() && event.session_id().is_some(), "{event:?}");
+    let delay_id = events.schedule(&event).await.unwrap();
+
+    let list = events.list().await.unwrap();
+    assert_eq!((&list[0].delay_id, &*list[0].event_type), (&delay_id, "m.room.encrypted"));
+    assert!(event.matches(&list[0]));
+    assert!(!list[0].content.get().contains("later"));
+
+    events.send(&delay_id).await.unwrap();
+    let entry = watcher.added("k").await;
+    assert!(entry.is_encrypted());
+    assert_eq!((status(&entry), entry.duration()), ("later".into(), LONG));
+    door.schedule_removal(TYPE, "k", SOON).with_sticky_duration(LONG).await.unwrap();
+    assert_eq!(watcher.removed("k").await, RemovalReason::Removed);
 }
