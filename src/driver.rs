@@ -130,6 +130,24 @@ pub(crate) fn random_name() -> String {
     format!("sticky-{:08x}", rand::random::<u32>())
 }
 
+/// A number to seed with.
+pub(crate) fn random_seed() -> u64 {
+    rand::random()
+}
+
+/// When a process of this machine started, on a clock of the system's, so that it is known from
+/// another one that got its number later; `None` where no such process runs, or the system does not
+/// tell.
+pub(crate) fn process_started(process: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // The second part is the program's name in parentheses, and may have any in it.
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut rest = rest.split_whitespace();
+    // A dead one stays in the list until its parent has looked.
+    let runs = !matches!(rest.next()?, "Z" | "X");
+    runs.then(|| rest.nth(18)?.parse().ok())?
+}
+
 /// A running task that ends when this is dropped.
 pub(crate) struct Task(JoinHandle<()>);
 
@@ -210,6 +228,22 @@ mod tests {
         while Arc::strong_count(&held) > 1 {
             tokio::task::yield_now().await;
         }
+    }
+
+    #[test]
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    fn a_process_is_known_by_when_it_started_and_not_once_it_is_dead() {
+        let ours = process_started(std::process::id());
+        assert!(ours.is_some());
+        assert_eq!(process_started(std::process::id()), ours);
+        let mut other = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        assert!(process_started(other.id()) > ours);
+        other.kill().unwrap();
+        while process_started(other.id()).is_some() {
+            std::thread::yield_now();
+        }
+        other.wait().unwrap();
+        assert_eq!(process_started(other.id()), None);
     }
 
     #[test]

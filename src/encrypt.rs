@@ -258,32 +258,10 @@ impl Encryptor {
         Err(EncryptError::Busy)
     }
 
-    /// Whether an event would still be encrypted with this session, as far as can be told without
-    /// asking the server: reads one row of the crypto store.
-    ///
-    /// That is not to say that everybody in the room could read an older event of this session: a
-    /// device that came later gets the key from a later index, and the session stays. Nor does it
-    /// tell what the next send would find out: that somebody has left, and the session is rotated.
-    /// [`recipients`](Self::recipients) tells of both.
-    #[allow(dead_code, reason = "for heartbeats")]
-    pub(crate) async fn still_encrypts_with(
-        &self,
-        room: &Room,
-        session_id: &str,
-    ) -> Result<bool, EncryptError> {
-        let machine = self.machine().await?;
-        let session = machine.store().get_outbound_group_session(room.room_id()).await?;
-        Ok(match session {
-            Some(session) => session.session_id() == session_id && !is_worn(&session).await,
-            None => false,
-        })
-    }
-
     /// A number that changes with the devices that an event in this room would be encrypted for, as
     /// far as they are known without asking the server. Not cheap: reads one row of the crypto store
     /// for each member. To be asked when something may have changed it
     /// (`client.encryption().devices_stream()`, somebody's membership), not on a timer.
-    #[allow(dead_code, reason = "for heartbeats")]
     pub(crate) async fn recipients(&self, room: &Room) -> Result<u64, EncryptError> {
         let machine = self.machine().await?;
         let mut members = self.members(room, recipients_of(room)).await?;

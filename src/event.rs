@@ -81,10 +81,9 @@ pub struct StickyEvent {
 }
 
 /// An identifier, whose text all share who know of it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Shared<T>(Arc<Counted<T>>);
 
-#[derive(Debug)]
 struct Counted<T> {
     id: T,
     /// An atomic, so that it can be counted where the identifier is and need not be looked up.
@@ -125,6 +124,12 @@ impl<T> Shared<T> {
     /// The map uses it once less. Whether that was the last use.
     pub(crate) fn end_use(&self) -> bool {
         self.0.uses.fetch_sub(1, Relaxed) == 1
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for Shared<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.id.fmt(f)
     }
 }
 

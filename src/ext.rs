@@ -22,6 +22,7 @@ use crate::{
     delayed::{self, DelayedEvents, ScheduleDelayed},
     driver::{SystemClock, Task, Timer},
     event::StickyKey,
+    heartbeat::{Beating, StartHeartbeat},
     map::Limits,
     send::{RedactSticky, SendError, SendSticky, Turns, ensure_sticky_events},
     sync::{SyncSource, SyncState, Worker},
@@ -84,6 +85,7 @@ struct Inner {
     task: Mutex<Option<Task>>,
     turns: Turns,
     delayed: Arc<Mutex<delayed::Known>>,
+    beating: Beating,
 }
 
 impl Sticky {
@@ -142,6 +144,12 @@ impl Sticky {
     /// [`StickyEvent::expires_in`](crate::event::StickyEvent::expires_in) asks for.
     pub fn now(&self) -> Moment {
         self.inner.maps.now()
+    }
+}
+
+impl Sticky {
+    pub(crate) fn beating(&self) -> &Beating {
+        &self.inner.beating
     }
 }
 
@@ -306,6 +314,31 @@ impl RoomSticky {
         self.schedule_raw(event_type, Map::new(), delay).with_sticky_key(sticky_key)
     }
 
+    /// A member under this key, of ours, that is there for as long as we are: everybody sees it gone
+    /// soon after a crash, as a leave is armed with the server before it joins ([MSC4140]).
+    ///
+    /// ```no_run
+    /// # use matrix_sdk_sticky::{RoomExt as _, StickyContent, heartbeat::StartHeartbeatError};
+    /// #[derive(serde::Serialize, serde::Deserialize)]
+    /// struct Looking {
+    ///     page: u32,
+    /// }
+    /// impl StickyContent for Looking {
+    ///     const TYPE: &str = "com.example.looking";
+    /// }
+    ///
+    /// # async fn example(room: matrix_sdk::Room) -> Result<(), Box<dyn std::error::Error>> {
+    /// let looking = room.sticky().heartbeat("laptop").content(&Looking { page: 1 }).start().await?;
+    /// looking.update(&Looking { page: 2 })?;
+    /// looking.leave().await;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// [MSC4140]: https://github.com/matrix-org/matrix-spec-proposals/pull/4140
+    pub fn heartbeat(&self, sticky_key: impl Into<String>) -> StartHeartbeat {
+        StartHeartbeat::new(self.clone(), self.room.clone(), sticky_key.into())
+    }
+
     pub(crate) fn turns(&self) -> &Turns {
         &self.sticky.inner.turns
     }
@@ -419,6 +452,7 @@ impl StickyBuilder {
             task: Mutex::default(),
             turns: Turns::default(),
             delayed: Arc::default(),
+            beating: Beating::default(),
         });
         running.retain(|_, inner| inner.strong_count() > 0);
         running.insert(key, Arc::downgrade(&inner));

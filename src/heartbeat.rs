@@ -19,10 +19,18 @@
 //! is outside of the promise.
 
 mod pace;
+#[cfg(feature = "client")]
+mod run;
+#[cfg(feature = "client")]
+mod store;
 
 use std::time::Duration;
 
 pub use self::pace::{Pace, PaceError};
+#[cfg(feature = "client")]
+pub(crate) use self::run::Beating;
+#[cfg(feature = "client")]
+pub use self::run::{HeartbeatHandle, StartHeartbeat, StartHeartbeatError};
 use crate::time::{Deadline, Moment};
 
 /// The number of a lease, of this heartbeat's. Every try to arm it carries the same transaction id
@@ -138,6 +146,23 @@ pub enum State {
     Left,
     /// It cannot go on, and the member has left.
     Failed(Failure),
+}
+
+impl State {
+    /// The state in one word, as the examples print it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Joining => "joining",
+            Self::Joined => "joined",
+            Self::Degraded => "degraded",
+            Self::ProbablyLeft { .. } => "probably_left",
+            Self::Rejoining => "rejoining",
+            Self::Suspended { .. } => "suspended",
+            Self::Leaving => "leaving",
+            Self::Left => "left",
+            Self::Failed(_) => "failed",
+        }
+    }
 }
 
 /// Why a heartbeat cannot go on.
@@ -368,6 +393,11 @@ impl Heartbeat {
         }
     }
 
+    /// The member may be gone without our having left: what became of the lease is asked next.
+    pub fn handle_doubt(&mut self, now: Moment) {
+        self.restart_at = Some(now.deadline(Duration::ZERO));
+    }
+
     /// Takes what became of the last action.
     pub fn handle_outcome(&mut self, now: Moment, outcome: Outcome) {
         let Some((step, started)) = self.doing.take() else {
@@ -487,6 +517,12 @@ impl Heartbeat {
         self.held.is_some_and(|held| held.id == lease)
             || self.arming.is_some_and(|arming| arming.id == lease)
             || self.retiring.iter().any(|retiring| retiring.id == lease)
+    }
+
+    /// For how long join and leave are sticky: as long as those of an earlier process, if that was
+    /// longer, as a shorter one would lose to them.
+    pub fn sticky(&self) -> Duration {
+        self.sticky
     }
 
     /// The lease that is held, to hand it to somebody else.

@@ -51,6 +51,8 @@
 //! - **`room.sticky().send(..)`**, `remove` and `redact` send, as sentences.
 //! - **`room.sticky().schedule(..)`** has the server send an event later by itself ([MSC4140]), unless
 //!   it is restarted, sent or cancelled by its [`DelayId`]: [`delayed`].
+//! - **`room.sticky().heartbeat(..)`** keeps a member there for as long as its owner calls, and has
+//!   the server say that it left soon after: [`heartbeat`] tells what is promised.
 //! - **`client.sticky().state()`** tells how current all that is: connecting, catching up, live,
 //!   offline and since when, unsupported and why.
 //!
@@ -104,9 +106,9 @@
 //! [`map::Limits`] what bounds the memory.
 //!
 //! **What to trust.** An entry says how it was protected ([`Encryption`]). Encryption covers the
-//! type and the content, with the sticky key in it. The sticky object and the timestamps are outside of it: a server can lie
-//! about both, and so make an entry end sooner or later than its sender wanted ([MSC4354],
-//! "Security Considerations").
+//! type and the content, with the sticky key in it. The sticky object and the timestamps are outside
+//! of it: a server can lie about both, and so make an entry end sooner or later than its sender
+//! wanted ([MSC4354], "Security Considerations").
 //!
 //! # Logs
 //!

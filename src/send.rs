@@ -152,6 +152,20 @@ impl fmt::Display for SendError {
 
 impl std::error::Error for SendError {}
 
+impl SendError {
+    /// Whether the same would fail the same way again.
+    pub(crate) fn is_final(&self) -> bool {
+        match self {
+            Self::Unsupported(_) | Self::NoBaseClient | Self::Content(_) | Self::Refused(_) => true,
+            #[cfg(feature = "e2e-encryption")]
+            Self::Encrypt(error) => {
+                matches!(error, EncryptError::NotJoined | EncryptError::Algorithm)
+            }
+            _ => false,
+        }
+    }
+}
+
 /// A sticky event to be sent. Awaiting it sends it; made by [`RoomSticky::send`].
 #[must_use = "it is sent when it is awaited"]
 pub struct SendSticky {
@@ -502,7 +516,7 @@ fn known_duration(sticky: &RoomSticky, event_id: &EventId) -> Option<Duration> {
     Some(duration.clamp(SHORTEST, MAX_STICKY))
 }
 
-fn millis(duration: Duration) -> StickyDurationMs {
+pub(crate) fn millis(duration: Duration) -> StickyDurationMs {
     StickyDurationMs::new_clamped(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
 }
 
@@ -554,14 +568,15 @@ where
     }
 }
 
-enum Verdict {
+/// What an error says of another try of the same.
+pub(crate) enum Verdict {
     Again,
     RateLimited(Option<Duration>),
     Hopeless,
 }
 
 impl Verdict {
-    fn of(error: &HttpError) -> Self {
+    pub(crate) fn of(error: &HttpError) -> Self {
         let Some(api_error) = error.as_client_api_error() else { return Self::Again };
         match api_error.error_kind() {
             Some(ErrorKind::LimitExceeded(limit)) => Self::RateLimited(match limit.retry_after {

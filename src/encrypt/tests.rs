@@ -116,28 +116,6 @@ async fn the_machine_panics_with_a_session_that_is_used_up_and_goes_on_with_a_ne
     assert_ne!(session(&machine).await.session_id(), before);
 }
 
-#[tokio::test]
-async fn a_session_is_still_used_until_another_is_or_it_is_worn() {
-    let (client, base, machine) = machine_with_session(4).await;
-    Encryptor::attach(&client, base.clone()).unwrap();
-    let encryptor = Encryptor::of(&client).unwrap();
-    base.get_or_create_room(room_id(), RoomState::Joined);
-    let room = client.get_room(room_id()).unwrap();
-
-    let session_id = session(&machine).await.session_id().to_owned();
-    assert!(encryptor.still_encrypts_with(&room, &session_id).await.unwrap());
-    assert!(!encryptor.still_encrypts_with(&room, "another").await.unwrap());
-    encrypt(&machine).await;
-    assert!(encryptor.still_encrypts_with(&room, &session_id).await.unwrap());
-    encrypt(&machine).await;
-    assert!(!encryptor.still_encrypts_with(&room, &session_id).await.unwrap());
-
-    let elsewhere = room_id!("!elsewhere:hs");
-    base.get_or_create_room(elsewhere, RoomState::Joined);
-    let elsewhere = client.get_room(elsewhere).unwrap();
-    assert!(!encryptor.still_encrypts_with(&elsewhere, &session_id).await.unwrap());
-}
-
 /// The room has these members, as a sync says.
 async fn members(base: &BaseClient, memberships: &[(&UserId, &str)]) {
     let events = memberships.iter().map(|(user_id, membership)| {

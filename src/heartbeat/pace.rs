@@ -69,6 +69,17 @@ impl Pace {
     /// The longest delay; servers may take less. For a lease that somebody else restarts.
     pub const LONGEST_DELAY: Duration = Duration::from_secs(24 * 3_600);
 
+    /// A delay and a stickiness at once, in whichever order they were chosen.
+    ///
+    /// # Errors
+    ///
+    /// [`PaceError`], as of [`with_delay`](Self::with_delay) and [`with_sticky`](Self::with_sticky).
+    pub fn new(delay: Duration, sticky: Duration) -> Result<Self, PaceError> {
+        Self { delay: Self::SHORTEST_DELAY, sticky: MAX_STICKY }
+            .with_delay(delay)?
+            .with_sticky(sticky)
+    }
+
     /// How long after the last restart the leave fires; 15 s unless set. A crash is noticed by
     /// everybody after between two thirds of it and all of it.
     ///

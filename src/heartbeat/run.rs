@@ -1,0 +1,889 @@
+//! A heartbeat that beats: the machine, and what performs its actions.
+//!
+//! In: contents, the owner's wishes, the answers of the server, our own events as they come back,
+//! news of the room's keys. Out: requests, and the state to show. It decides nothing that the machine
+//! could.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    future::pending,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use eyeball::{SharedObservable, Subscriber};
+use futures_core::Stream;
+use futures_util::{FutureExt as _, StreamExt as _};
+use matrix_sdk::{
+    Room, StoreError,
+    config::RequestConfig,
+    sync::{RoomUpdate, State as RoomState},
+};
+use ruma::{
+    TransactionId, api::client::message::send_message_event, events::MessageLikeEventType,
+    serde::Raw,
+};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use tokio::sync::{broadcast::error::RecvError, mpsc};
+use tracing::{debug, warn};
+
+use super::{
+    Action, Heartbeat, LeaseId, Outcome, Pace, PaceError, SendId, State, Step,
+    store::{Armed, Place, Store},
+};
+use crate::{
+    delayed::{DelayId, DelayedError, DelayedEvents, PreparedEvent},
+    driver::{BoxFuture, Task, Timer, random_seed},
+    event::RemovalReason,
+    ext::RoomSticky,
+    send::{Outgoing, SendError, Verdict, millis},
+    time::Deadline,
+    view::{Change, EntryChange, StickyContent, Subscription},
+    wire::names,
+};
+
+/// How often the store is told that this process beats.
+const OWN_AGAIN: Duration = Duration::from_secs(20);
+
+/// A heartbeat to be started; made by [`RoomSticky::heartbeat`].
+#[must_use = "it is started by `start`"]
+pub struct StartHeartbeat {
+    sticky: RoomSticky,
+    room: Room,
+    sticky_key: String,
+    event_type: Option<String>,
+    content: Result<Map<String, Value>, serde_json::Error>,
+    leave_content: Result<Map<String, Value>, serde_json::Error>,
+    delay: Duration,
+    sticky_for: Duration,
+}
+
+/// Why a heartbeat was not started. Nothing was sent.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum StartHeartbeatError {
+    /// No content was given, so that its type is not known either.
+    NoContent,
+    /// A content is no JSON object.
+    Content(serde_json::Error),
+    /// The delay or the stickiness is out of range.
+    Pace(PaceError),
+    /// This key has a heartbeat already, in this process: leave with that first, or update it.
+    InUse,
+    /// Another process has heartbeats on the same store: two would retire each other's. End that
+    /// one, or give this one a store of its own.
+    OtherProcess,
+    /// The client's store failed. Nothing that could not be found again may be armed.
+    Store(StoreError),
+}
+
+impl fmt::Display for StartHeartbeatError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoContent => f.write_str("a heartbeat needs a content: give it one"),
+            Self::Content(error) => write!(f, "the content is no JSON object: {error}"),
+            Self::Pace(error) => error.fmt(f),
+            Self::InUse => f.write_str(
+                "this key has a heartbeat already: leave with that one first, or update it",
+            ),
+            Self::OtherProcess => f.write_str(
+                "another process has heartbeats on the same store: end it, or use another store",
+            ),
+            Self::Store(error) => write!(f, "the client's store failed: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for StartHeartbeatError {}
+
+impl StartHeartbeat {
+    pub(crate) fn new(sticky: RoomSticky, room: Room, sticky_key: String) -> Self {
+        Self {
+            sticky,
+            room,
+            sticky_key,
+            event_type: None,
+            content: Ok(Map::new()),
+            leave_content: Ok(Map::new()),
+            delay: Pace::default().delay(),
+            sticky_for: Pace::default().sticky(),
+        }
+    }
+
+    /// What everybody sees while the member is there.
+    pub fn content<C: StickyContent + Serialize>(mut self, content: &C) -> Self {
+        self.event_type = Some(C::TYPE.to_owned());
+        self.content = as_object(content);
+        self
+    }
+
+    /// As [`content`](Self::content), for a type that is only known at run time.
+    pub fn raw_content(mut self, event_type: &str, content: Map<String, Value>) -> Self {
+        self.event_type = Some(event_type.to_owned());
+        self.content = Ok(content);
+        self
+    }
+
+    /// What everybody sees after it has left: an event of the same type and key. Nothing unless told:
+    /// then the entry is removed.
+    pub fn leave_content(mut self, content: &impl Serialize) -> Self {
+        self.leave_content = as_object(content);
+        self
+    }
+
+    /// How long after a crash everybody sees it gone, 15 s unless told; see [`Pace::with_delay`].
+    pub fn delay(mut self, delay: Duration) -> Self {
+        self.delay = delay;
+        self
+    }
+
+    /// For how long the events are sticky, 1 h unless told; see [`Pace::with_sticky`].
+    pub fn sticky(mut self, sticky: Duration) -> Self {
+        self.sticky_for = sticky;
+        self
+    }
+
+    /// Starts: it joins as soon as the server lets it.
+    ///
+    /// What an earlier process of the same store has left armed is retired before that: of this key
+    /// by handing over to the new one, of all other keys by leaving.
+    ///
+    /// # Errors
+    ///
+    /// [`StartHeartbeatError`].
+    pub async fn start(self) -> Result<HeartbeatHandle, StartHeartbeatError> {
+        let Self {
+            sticky,
+            room,
+            sticky_key,
+            event_type,
+            content,
+            leave_content,
+            delay,
+            sticky_for,
+        } = self;
+        let pace = Pace::new(delay, sticky_for).map_err(StartHeartbeatError::Pace)?;
+        let event_type = event_type.ok_or(StartHeartbeatError::NoContent)?;
+        let mut content = content.map_err(StartHeartbeatError::Content)?;
+        let mut leave_content = leave_content.map_err(StartHeartbeatError::Content)?;
+        for content in [&mut content, &mut leave_content] {
+            add_key(content, &sticky_key);
+        }
+        let place = Place { room_id: room.room_id().to_owned(), event_type, sticky_key };
+        let beating = sticky.client().beating();
+        let live = beating.live(place.clone()).ok_or(StartHeartbeatError::InUse)?;
+
+        let timer = sticky.timer().clone();
+        let store = Store::new(room.client(), beating.store_turn.clone());
+        if !store.own(timer.now()).await.map_err(StartHeartbeatError::Store)? {
+            return Err(StartHeartbeatError::OtherProcess);
+        }
+        let armed = store.armed().await.map_err(StartHeartbeatError::Store)?;
+        let (own, others): (Vec<_>, Vec<_>) =
+            armed.into_iter().partition(|armed| armed.place == place);
+        let others = others.into_iter().filter(|armed| !beating.is_live(&armed.place)).collect();
+
+        let mut machine = Heartbeat::new(pace, random_seed());
+        let mut kept = Kept { content, leave_content, ..Kept::default() };
+        for Armed { leave, .. } in own {
+            let sticky = leave.sticky().unwrap_or_default();
+            let lease = machine.handle_found(timer.now(), sticky);
+            kept.leases.insert(lease, Lease { leave, delay_id: None, is_found: true });
+        }
+        kept.sticky = machine.sticky();
+        let state = SharedObservable::new(machine.state(timer.now()));
+        let context = Arc::new(Context {
+            events: sticky.client().delayed_events(),
+            sticky,
+            room,
+            store,
+            timer,
+            place,
+            kept: Mutex::new(kept),
+        });
+        let (wishes, wished) = mpsc::unbounded_channel();
+        let run = Run { context: context.clone(), machine, state: state.clone(), live };
+        let task = Task::spawn(run.run(wished, others));
+        Ok(HeartbeatHandle { context, state, wishes, _task: task })
+    }
+}
+
+impl fmt::Debug for StartHeartbeat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StartHeartbeat")
+            .field("event_type", &self.event_type)
+            .field("sticky_key", &self.sticky_key)
+            .field("delay", &self.delay)
+            .field("sticky_for", &self.sticky_for)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A member that is there for as long as this is. Made by [`StartHeartbeat::start`].
+///
+/// Dropping it without [`leave`](Self::leave) is what a crash is: the armed leave fires within the
+/// delay.
+pub struct HeartbeatHandle {
+    context: Arc<Context>,
+    state: SharedObservable<State>,
+    wishes: mpsc::UnboundedSender<Wish>,
+    _task: Option<Task>,
+}
+
+impl HeartbeatHandle {
+    /// How the member stands.
+    pub fn state(&self) -> State {
+        self.state.get()
+    }
+
+    /// How the member stands, and each change of that.
+    pub fn subscribe_state(&self) -> Subscriber<State> {
+        self.state.subscribe()
+    }
+
+    /// What went wrong last, in words; for [`State::Failed`] and [`State::ProbablyLeft`].
+    pub fn last_error(&self) -> Option<String> {
+        self.context.kept().last_error.clone()
+    }
+
+    /// What everybody sees from now on.
+    ///
+    /// # Errors
+    ///
+    /// When the content is no JSON object: nothing changes.
+    pub fn update<C: StickyContent + Serialize>(
+        &self,
+        content: &C,
+    ) -> Result<(), serde_json::Error> {
+        self.update_raw(as_object(content)?);
+        Ok(())
+    }
+
+    /// As [`update`](Self::update), for a type that is only known at run time.
+    pub fn update_raw(&self, content: Map<String, Value>) {
+        self.wish(Wish::Update(content));
+    }
+
+    /// Leaves. Returns when the server has the leave, or [`State::Failed`] is reached; until then it
+    /// is tried again and again. Giving up waiting is safe: the armed leave fires all the same.
+    pub async fn leave(&self) -> State {
+        self.wish(Wish::Leave);
+        let mut states = self.state.subscribe();
+        loop {
+            match states.get() {
+                state @ (State::Left | State::Failed(_)) => return state,
+                state => {
+                    if states.next().await.is_none() {
+                        return state;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The application goes into the background. The member leaves; or, with `keep`, stays for as
+    /// long as the armed leave holds, which [`State::Suspended`] tells, and no request goes out.
+    pub fn suspend(&self, keep: bool) {
+        self.wish(Wish::Suspend { keep });
+    }
+
+    /// The application is back: what became of the armed leave is asked first.
+    pub fn resume(&self) {
+        self.wish(Wish::Resume);
+    }
+
+    /// Hands the armed leave to somebody who restarts it from now on and fires it when the member is
+    /// gone, such as an SFU's authorization service (MSC4195). `None` while none is armed.
+    ///
+    /// Choose a delay that is as long as they ask for. It is restarted by us only when the join is
+    /// refreshed.
+    pub fn delegate(&self) -> Option<DelayId> {
+        let delay_id = {
+            let kept = self.context.kept();
+            kept.leases.get(&kept.held?)?.delay_id.clone()
+        };
+        self.wish(Wish::Delegate);
+        delay_id
+    }
+
+    /// Takes the armed leave back from whom it was delegated to, as when they fail.
+    pub fn take_back(&self) {
+        self.wish(Wish::TakeBack);
+    }
+
+    fn wish(&self, wish: Wish) {
+        // Nobody listens any more where all is over.
+        let _ = self.wishes.send(wish);
+    }
+}
+
+impl fmt::Debug for HeartbeatHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HeartbeatHandle")
+            .field("place", &self.context.place)
+            .field("state", &self.state())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the owner wants.
+enum Wish {
+    Update(Map<String, Value>),
+    Leave,
+    Suspend { keep: bool },
+    Resume,
+    Delegate,
+    TakeBack,
+}
+
+/// The heartbeats of a client.
+#[derive(Debug, Default)]
+pub(crate) struct Beating {
+    live: Arc<Mutex<HashSet<Place>>>,
+    store_turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// The one live owner of a key, for as long as this is.
+struct Live {
+    all: Arc<Mutex<HashSet<Place>>>,
+    place: Place,
+}
+
+impl Beating {
+    fn live(&self, place: Place) -> Option<Live> {
+        let is_free = lock(&self.live).insert(place.clone());
+        is_free.then(|| Live { all: self.live.clone(), place })
+    }
+
+    fn is_live(&self, place: &Place) -> bool {
+        lock(&self.live).contains(place)
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        lock(&self.all).remove(&self.place);
+    }
+}
+
+/// What the actions are performed with.
+struct Context {
+    sticky: RoomSticky,
+    room: Room,
+    events: DelayedEvents,
+    store: Store,
+    timer: Arc<dyn Timer>,
+    place: Place,
+    kept: Mutex<Kept>,
+}
+
+/// What stands behind the machine's numbers.
+#[derive(Default)]
+struct Kept {
+    content: Map<String, Value>,
+    leave_content: Map<String, Value>,
+    leases: HashMap<LeaseId, Lease>,
+    held: Option<LeaseId>,
+    /// Who could read the leave that was armed last: a number of [`Context::readers`].
+    readers: Option<u64>,
+    sticky: Duration,
+    sending: Option<(SendId, send_message_event::v3::Request)>,
+    last_error: Option<String>,
+}
+
+struct Lease {
+    leave: PreparedEvent,
+    delay_id: Option<DelayId>,
+    /// Whether an earlier process has armed it.
+    is_found: bool,
+}
+
+/// What the task waits for.
+enum Event {
+    Done(Outcome),
+    Due,
+    Wish(Option<Wish>),
+    /// Something of ours has changed.
+    Change(Option<Change>),
+    /// Somebody's devices, or who is in the room.
+    Readers,
+    /// What other keys had armed is retired.
+    Retired,
+}
+
+struct Run {
+    context: Arc<Context>,
+    machine: Heartbeat,
+    state: SharedObservable<State>,
+    live: Live,
+}
+
+impl Run {
+    async fn run(mut self, mut wished: mpsc::UnboundedReceiver<Wish>, others: Vec<Armed>) {
+        let context = self.context.clone();
+        let own = context.room.own_user_id().to_owned();
+        let events = context.sticky.events().of_type(&*context.place.event_type).from(own);
+        let Subscription { mut changes, .. } = events.subscribe();
+        let mut readers = readers_change(&context.room).await;
+        let mut retired = Some(context.clone().retire(others).boxed());
+        let mut doing: Option<BoxFuture<'static, Outcome>> = None;
+        let mut owned_at = context.timer.now();
+
+        loop {
+            let now = context.timer.now();
+            if now.since(owned_at) >= OWN_AGAIN {
+                owned_at = now;
+                if let Err(error) = context.store.own(now).await {
+                    warn!(%error, "the store does not take that a heartbeat beats");
+                }
+            }
+            if let Some(action) = self.machine.poll_action(now) {
+                doing = Some(context.clone().perform(action).boxed());
+            }
+            self.state.set_if_not_eq(self.machine.state(now));
+            context.kept().held = self.machine.held();
+            if self.machine.is_over() && doing.is_none() {
+                break;
+            }
+            let due = self.machine.deadline(now);
+            let event = tokio::select! {
+                biased;
+                wish = wished.recv() => Event::Wish(wish),
+                outcome = optional(&mut doing) => Event::Done(outcome),
+                change = changes.next() => Event::Change(change),
+                () = optional(&mut retired) => Event::Retired,
+                _ = readers.next() => Event::Readers,
+                () = sleep(&*context.timer, due) => Event::Due,
+            };
+            let now = context.timer.now();
+            match event {
+                Event::Done(outcome) => {
+                    doing = None;
+                    self.machine.handle_outcome(now, outcome);
+                    self.forget_leases().await;
+                }
+                Event::Due => {}
+                Event::Wish(Some(wish)) => self.handle_wish(wish),
+                // The handle is gone without having left: as after a crash, the leave fires.
+                Event::Wish(None) => return,
+                Event::Change(Some(change)) => self.handle_change(&change),
+                Event::Change(None) => changes = context.sticky.events().subscribe().changes,
+                Event::Readers => self.look_at_readers().await,
+                Event::Retired => retired = None,
+            }
+        }
+        self.forget_leases().await;
+        drop(self.live);
+    }
+
+    fn handle_wish(&mut self, wish: Wish) {
+        let now = self.context.timer.now();
+        match wish {
+            Wish::Update(mut content) => {
+                add_key(&mut content, &self.context.place.sticky_key);
+                self.context.kept().content = content;
+                self.machine.handle_update();
+            }
+            Wish::Leave => self.machine.handle_leave(),
+            Wish::Suspend { keep } => self.machine.handle_suspend(keep),
+            Wish::Resume => self.machine.handle_resume(now),
+            Wish::Delegate => self.machine.handle_delegated(),
+            Wish::TakeBack => self.machine.handle_taken_back(now),
+        }
+    }
+
+    /// Our own leave comes back, with its delay id; or all that is known is that the entry is gone,
+    /// and then it is asked what became of the lease.
+    fn handle_change(&mut self, change: &Change) {
+        let key = self.context.place.sticky_key.as_str();
+        for change in &change.entries {
+            let entry = change.entry();
+            if entry.sticky_key() != Some(key) {
+                continue;
+            }
+            match change {
+                EntryChange::Removed { reason: RemovalReason::Removed, .. } => {
+                    self.machine.handle_doubt(self.context.timer.now());
+                }
+                EntryChange::Removed { .. } => {}
+                _ => {
+                    let Some(delay_id) = DelayId::of_event(entry.raw()) else { continue };
+                    let kept = self.context.kept();
+                    let fired = kept
+                        .leases
+                        .iter()
+                        .find(|(_, lease)| lease.delay_id.as_ref() == Some(&delay_id));
+                    if let Some((lease, _)) = fired {
+                        self.machine.handle_fired(*lease);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether all who are there can read the leave that is armed; else a fresh one takes over.
+    async fn look_at_readers(&mut self) {
+        if self.machine.held().is_none() {
+            return;
+        }
+        let now_there = self.context.readers().await;
+        let before = self.context.kept().readers;
+        if before.is_some() && now_there.is_some() && before != now_there {
+            self.machine.handle_key_change(self.context.timer.now());
+        }
+    }
+
+    /// What cannot fire any more need not be found by the next process.
+    async fn forget_leases(&mut self) {
+        let gone: Vec<_> = {
+            let mut kept = self.context.kept();
+            let gone: Vec<_> =
+                kept.leases.keys().copied().filter(|lease| !self.machine.needs(*lease)).collect();
+            gone.iter().filter_map(|lease| kept.leases.remove(lease)).collect()
+        };
+        for lease in gone {
+            if let Err(error) = self.context.store.remove(lease.leave.transaction_id()).await {
+                warn!(%error, "a leave that is over could not be removed from the store");
+            }
+        }
+    }
+}
+
+impl Context {
+    async fn perform(self: Arc<Self>, Action { step, timeout }: Action) -> Outcome {
+        let deadline = self.timer.now().deadline(timeout);
+        match step {
+            Step::Arm { lease, delay } => self.arm(lease, delay, deadline).await,
+            Step::Restart(lease) => {
+                let Some(id) = self.delay_id(lease) else { return Outcome::Gone };
+                self.outcome(self.events.restart(&id).with_timeout(self.left(deadline)).await)
+            }
+            Step::Fire(lease) => {
+                let Some(id) = self.delay_id(lease) else { return Outcome::Gone };
+                self.outcome(self.events.send(&id).with_timeout(self.left(deadline)).await)
+            }
+            Step::Cancel(lease) => {
+                let Some(id) = self.delay_id(lease) else { return Outcome::Gone };
+                self.outcome(self.events.cancel(&id).with_timeout(self.left(deadline)).await)
+            }
+            Step::Join { send, sticky } => {
+                let content = self.kept().content.clone();
+                self.send(send, sticky, &content, deadline).await
+            }
+            Step::Leave { send, sticky } => {
+                let content = self.kept().leave_content.clone();
+                self.send(send, sticky, &content, deadline).await
+            }
+        }
+    }
+
+    async fn arm(&self, lease: LeaseId, delay: Duration, deadline: Deadline) -> Outcome {
+        let known = {
+            let kept = self.kept();
+            kept.leases.get(&lease).map(|lease| (lease.leave.clone(), lease.is_found))
+        };
+        let leave = match known {
+            Some((leave, true)) => return self.find(lease, &leave, deadline).await,
+            Some((leave, false)) => leave,
+            None => {
+                let readers = self.readers().await;
+                let leave = match self.prepare_leave(delay, deadline).await {
+                    Ok(leave) => leave,
+                    Err(outcome) => return outcome,
+                };
+                // Before the request goes out, so that whatever becomes of it can be found again.
+                let armed = Armed { place: self.place.clone(), leave: leave.clone() };
+                if let Err(error) = self.store.add(armed).await {
+                    self.note(&error);
+                    return Outcome::Unknown;
+                }
+                let mut kept = self.kept();
+                let new = Lease { leave: leave.clone(), delay_id: None, is_found: false };
+                kept.leases.insert(lease, new);
+                kept.readers = readers;
+                leave
+            }
+        };
+        let scheduled = self.events.schedule(&leave).with_timeout(self.left(deadline)).await;
+        if let Err(DelayedError::BecameEncrypted) = scheduled {
+            // The next try makes another ready. Should this one have been armed by an earlier try
+            // whose answer was lost, it fires, which is noticed, and the member joins again.
+            self.kept().leases.remove(&lease);
+        }
+        self.learn(lease, scheduled)
+    }
+
+    /// Finds out what an earlier process's leave is called.
+    async fn find(&self, lease: LeaseId, leave: &PreparedEvent, deadline: Deadline) -> Outcome {
+        let find = self.scheduled_as(leave);
+        let found = tokio::select! {
+            biased;
+            () = self.timer.sleep_until(deadline) => return Outcome::Unknown,
+            found = find => found,
+        };
+        self.learn(lease, found)
+    }
+
+    /// The delay id of a leave of an earlier process's. From the list of what is scheduled, as a
+    /// server that has restarted since knows no transaction ids of before, and would schedule a
+    /// second one. If it is not there it has fired, or never was: the same request once more tells,
+    /// and at worst makes one that is then cancelled.
+    async fn scheduled_as(&self, leave: &PreparedEvent) -> Result<DelayId, DelayedError> {
+        let all = self.events.list().await?;
+        let ours: HashSet<_> =
+            self.kept().leases.values().filter_map(|lease| lease.delay_id.clone()).collect();
+        let found = all
+            .into_iter()
+            .find(|scheduled| leave.matches(scheduled) && !ours.contains(&scheduled.delay_id));
+        match found {
+            Some(scheduled) => Ok(scheduled.delay_id),
+            None => self.events.schedule(leave).await,
+        }
+    }
+
+    fn learn(&self, lease: LeaseId, scheduled: Result<DelayId, DelayedError>) -> Outcome {
+        match scheduled {
+            Ok(delay_id) => {
+                if let Some(lease) = self.kept().leases.get_mut(&lease) {
+                    lease.delay_id = Some(delay_id);
+                }
+                Outcome::Done
+            }
+            Err(error) => self.outcome(Err(error)),
+        }
+    }
+
+    async fn prepare_leave(
+        &self,
+        delay: Duration,
+        deadline: Deadline,
+    ) -> Result<PreparedEvent, Outcome> {
+        let content = self.kept().leave_content.clone();
+        let prepare = self
+            .sticky
+            .schedule_raw(&self.place.event_type, content, delay)
+            .with_sticky_duration(self.sticky_of_leave())
+            .with_timeout(self.left(deadline))
+            .prepare();
+        tokio::select! {
+            biased;
+            () = self.timer.sleep_until(deadline) => Err(Outcome::Unknown),
+            prepared = prepare => prepared.map_err(|error| self.outcome(Err(error))),
+        }
+    }
+
+    /// One event, the same at each try.
+    async fn send(
+        &self,
+        send: SendId,
+        sticky: Duration,
+        content: &Map<String, Value>,
+        deadline: Deadline,
+    ) -> Outcome {
+        let known = self.kept().sending.as_ref().filter(|(known, _)| *known == send).cloned();
+        let known = known.map(|(_, request)| request).filter(|request| {
+            // What was made ready in plaintext does not go out once the room is encrypted.
+            request.event_type == MessageLikeEventType::RoomEncrypted
+                || !self.room.encryption_state().is_encrypted()
+        });
+        let request = match known {
+            Some(request) => request,
+            None => {
+                let prepare = Outgoing::of(&self.room, &self.place.event_type, content);
+                let prepared = tokio::select! {
+                    biased;
+                    () = self.timer.sleep_until(deadline) => return Outcome::Unknown,
+                    prepared = prepare => prepared,
+                };
+                let outgoing = match prepared {
+                    Ok(outgoing) => outgoing,
+                    Err(error) => return self.not_prepared(&error),
+                };
+                let mut request = send_message_event::v3::Request::new_raw(
+                    self.place.room_id.clone(),
+                    TransactionId::new(),
+                    outgoing.event_type.into(),
+                    Raw::from_json(outgoing.content),
+                );
+                request.sticky_duration_ms = Some(millis(sticky));
+                self.kept().sending = Some((send, request.clone()));
+                request
+            }
+        };
+        let left = self.left(deadline);
+        if left.is_zero() {
+            return Outcome::Unknown;
+        }
+        let config = RequestConfig::new().timeout(left).disable_retry();
+        let sent = self.room.client();
+        let sent = sent.send(request).with_request_config(config).into_future();
+        let sent = tokio::select! {
+            biased;
+            () = self.timer.sleep_until(deadline) => return Outcome::Unknown,
+            sent = sent => sent,
+        };
+        match sent {
+            Ok(_) => Outcome::Done,
+            Err(error) => {
+                let verdict = Verdict::of(&error);
+                self.note(&SendError::Unreachable(Box::new(error)));
+                match verdict {
+                    Verdict::Again => Outcome::Unknown,
+                    Verdict::RateLimited(retry_after) => Outcome::RateLimited { retry_after },
+                    Verdict::Hopeless => Outcome::Refused,
+                }
+            }
+        }
+    }
+
+    /// Fires what earlier processes have left armed under other keys: their members are not there
+    /// any more, and nobody else would say so before the leave fires by itself.
+    async fn retire(self: Arc<Self>, others: Vec<Armed>) {
+        for Armed { leave, .. } in others {
+            let retired = async {
+                let delay_id = self.scheduled_as(&leave).await?;
+                self.events.send(&delay_id).await
+            };
+            match retired.await {
+                Ok(())
+                | Err(
+                    DelayedError::Gone | DelayedError::AlreadySent | DelayedError::AlreadyCancelled,
+                ) => {
+                    if let Err(error) = self.store.remove(leave.transaction_id()).await {
+                        warn!(%error, "a leave that is over could not be removed from the store");
+                    }
+                }
+                // The next start tries again; and it fires by itself.
+                Err(error) => debug!(%error, "an earlier process's leave could not be fired"),
+            }
+        }
+    }
+
+    /// A number that changes when somebody comes who could not read the leave that is armed, or when
+    /// that was not encrypted and would be now.
+    async fn readers(&self) -> Option<u64> {
+        if !self.room.encryption_state().is_encrypted() {
+            return Some(0);
+        }
+        #[cfg(feature = "e2e-encryption")]
+        if let Some(encryptor) = crate::encrypt::Encryptor::of(&self.room.client()) {
+            return encryptor.recipients(&self.room).await.ok();
+        }
+        None
+    }
+
+    fn outcome(&self, result: Result<(), DelayedError>) -> Outcome {
+        let Err(error) = result else { return Outcome::Done };
+        self.note(&error);
+        match error {
+            DelayedError::NotSupported { .. } | DelayedError::Disabled => Outcome::NoDelayedEvents,
+            DelayedError::TooLong { max } => Outcome::TooLong { max },
+            DelayedError::QuotaFull { retry_after } => Outcome::QuotaFull { retry_after },
+            DelayedError::Gone | DelayedError::AlreadySent | DelayedError::AlreadyCancelled => {
+                Outcome::Gone
+            }
+            DelayedError::RateLimited { retry_after } => Outcome::RateLimited { retry_after },
+            DelayedError::Refused { .. } => Outcome::Refused,
+            DelayedError::Prepare(error) => self.not_prepared(&error),
+            DelayedError::BecameEncrypted
+            | DelayedError::Unreachable { .. }
+            | DelayedError::NotLoggedIn => Outcome::Unknown,
+        }
+    }
+
+    /// What was not sent, as it could not be made ready.
+    fn not_prepared(&self, error: &SendError) -> Outcome {
+        self.note(error);
+        if error.is_final() { Outcome::Refused } else { Outcome::Unknown }
+    }
+
+    fn note(&self, error: &dyn fmt::Display) {
+        let error = error.to_string();
+        debug!(room_id = %self.place.room_id, "a heartbeat's request failed: {error}");
+        self.kept().last_error = Some(error);
+    }
+
+    fn sticky_of_leave(&self) -> Duration {
+        self.kept().sticky
+    }
+
+    fn delay_id(&self, lease: LeaseId) -> Option<DelayId> {
+        self.kept().leases.get(&lease)?.delay_id.clone()
+    }
+
+    fn left(&self, deadline: Deadline) -> Duration {
+        deadline.left(self.timer.now())
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        lock(&self.kept)
+    }
+}
+
+/// News of somebody's devices, of who is in the room, or of its encryption.
+async fn readers_change(room: &Room) -> impl Stream<Item = ()> + Unpin + use<> {
+    let updates = room.subscribe_to_updates();
+    let updates = futures_util::stream::unfold(updates, async |mut updates| {
+        loop {
+            match updates.recv().await {
+                Err(RecvError::Closed) => return pending().await,
+                Ok(update) if !concerns_readers(&update) => {}
+                _ => return Some(((), updates)),
+            }
+        }
+    });
+    #[cfg(feature = "e2e-encryption")]
+    let devices = match room.client().encryption().devices_stream().await {
+        Ok(devices) => devices.map(drop).boxed(),
+        Err(error) => {
+            debug!(%error, "devices are not watched");
+            futures_util::stream::pending().boxed()
+        }
+    };
+    #[cfg(not(feature = "e2e-encryption"))]
+    let devices = futures_util::stream::pending::<()>().boxed();
+    Box::pin(futures_util::stream::select(updates, devices))
+}
+
+/// Whether somebody came or left, or encryption was switched on. Messages come by here by the
+/// hundreds, so nothing is parsed.
+fn concerns_readers(update: &RoomUpdate) -> bool {
+    let RoomUpdate::Joined { updates, .. } = update else { return false };
+    let (RoomState::Before(state) | RoomState::After(state)) = &updates.state;
+    let state = state.iter().map(|event| event.json().get());
+    let timeline = updates.timeline.events.iter().map(|event| event.raw().json().get());
+    let mut texts = state.chain(timeline);
+    updates.timeline.limited
+        || texts.any(|text| text.contains("m.room.member") || text.contains("m.room.encryption"))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn as_object(content: &impl Serialize) -> Result<Map<String, Value>, serde_json::Error> {
+    serde_json::to_value(content).and_then(serde_json::from_value)
+}
+
+/// Both spellings of the key: peers that know only one of them read that one.
+fn add_key(content: &mut Map<String, Value>, sticky_key: &str) {
+    for name in names::STICKY_KEY {
+        content.insert(name.to_owned(), sticky_key.into());
+    }
+}
+
+async fn optional<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
+    match future {
+        Some(future) => future.await,
+        None => pending().await,
+    }
+}
+
+async fn sleep(timer: &dyn Timer, until: Option<Deadline>) {
+    match until {
+        Some(until) => timer.sleep_until(until).await,
+        None => pending().await,
+    }
+}
