@@ -5,18 +5,27 @@
 mod log;
 
 use std::{
-    error::Error, fmt::Display, future::Future, io, pin::pin, process::ExitCode, time::Duration,
+    error::Error,
+    fmt::Display,
+    future::Future,
+    io,
+    path::{Path, PathBuf},
+    pin::pin,
+    process::ExitCode,
+    time::Duration,
 };
 
 use futures_util::StreamExt as _;
 use matrix_sdk::{
     Client, HttpError, Room, RoomState,
+    authentication::matrix::MatrixSession,
     config::{RequestConfig, SyncSettings},
     ruma::{RoomId, RoomOrAliasId, api::error::ErrorKind},
 };
 use matrix_sdk_sticky::{BaseClientBuilder, Sticky, SyncState};
 use tokio::{
     runtime::Runtime,
+    sync::oneshot,
     time::{sleep, timeout},
 };
 
@@ -36,6 +45,9 @@ const SYNC_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// When to leave without having said goodbye.
 const BYE_WITHIN: Duration = Duration::from_secs(2);
+
+/// When to give up on saying goodbye.
+const POLITE_WITHIN: Duration = Duration::from_secs(15);
 
 /// Whose eyes we look through.
 #[derive(Clone, Debug, clap::Args)]
@@ -60,9 +72,29 @@ pub(crate) fn run<F>(
 where
     F: Future<Output = Result> + Send + 'static,
 {
+    end(|| session(device_name, account, None, None, work))
+}
+
+#[allow(dead_code, reason = "not all examples have somebody to say goodbye to")]
+/// As [`run`], but whoever ends it lets `work` say goodbye: it is told, and has a while for that.
+/// With a folder the device stays, and is the same the next time.
+pub(crate) fn run_politely<F>(
+    device_name: &'static str,
+    account: Account,
+    store: Option<PathBuf>,
+    work: impl FnOnce(Client, oneshot::Receiver<()>) -> F,
+) -> ExitCode
+where
+    F: Future<Output = Result> + Send + 'static,
+{
+    let (stop, stopped) = oneshot::channel();
+    end(|| session(device_name, account, store, Some(stop), |client| work(client, stopped)))
+}
+
+fn end<F: Future<Output = Result>>(session: impl FnOnce() -> F) -> ExitCode {
     log::start();
     let result = Runtime::new().map_err(Into::into).and_then(|runtime| {
-        let result = runtime.block_on(session(device_name, account, work));
+        let result = runtime.block_on(session());
         // Do not wait for a task that is stuck: stdout may be a pipe that nobody reads.
         runtime.shutdown_background();
         result
@@ -81,25 +113,47 @@ where
     ExitCode::FAILURE
 }
 
-async fn session<F>(device_name: &str, account: Account, work: impl FnOnce(Client) -> F) -> Result
+async fn session<F>(
+    device_name: &str,
+    account: Account,
+    store: Option<PathBuf>,
+    stop: Option<oneshot::Sender<()>>,
+    work: impl FnOnce(Client) -> F,
+) -> Result
 where
     F: Future<Output = Result> + Send + 'static,
 {
     let mut stopped = pin!(stopped()?);
     let client = tokio::select! {
-        client = log_in(device_name, &account) => client?,
+        client = log_in(device_name, &account, store.as_deref()) => client?,
         () = &mut stopped => return Ok(()),
     };
     // A task of its own, so that one that blocks on a full stdout can still be ended.
     let mut work = tokio::spawn(work(client.clone()));
     let result = tokio::select! {
         result = &mut work => result?,
-        () = &mut stopped => {
-            work.abort();
-            let _ = timeout(BYE_WITHIN, work).await;
-            Ok(())
-        }
+        () = &mut stopped => match stop {
+            Some(stop) => {
+                let _ = stop.send(());
+                // A second Ctrl-C is for who has no more patience.
+                tokio::select! {
+                    result = timeout(POLITE_WITHIN, &mut work) => match result {
+                        Ok(result) => result?,
+                        Err(_) => fail("the server did not answer the goodbye in time"),
+                    },
+                    _ = tokio::signal::ctrl_c() => Ok(()),
+                }
+            }
+            None => {
+                work.abort();
+                let _ = timeout(BYE_WITHIN, work).await;
+                Ok(())
+            }
+        },
     };
+    if store.is_some() {
+        return result;
+    }
     // Best effort: otherwise the account fills with devices that nobody uses any more.
     let _ = timeout(BYE_WITHIN, client.logout()).await;
     result
@@ -124,7 +178,7 @@ fn stopped() -> io::Result<impl Future<Output = ()>> {
     })
 }
 
-async fn log_in(device_name: &str, account: &Account) -> Result<Client> {
+async fn log_in(device_name: &str, account: &Account, store: Option<&Path>) -> Result<Client> {
     let Account { homeserver: url, username, password } = account;
     if !url.starts_with("https://") && !url.starts_with("http://") {
         return fail(format!("{url} is no homeserver's URL: it begins with https:// or http://"));
@@ -143,7 +197,15 @@ async fn log_in(device_name: &str, account: &Account) -> Result<Client> {
         // Who starts a program wants to hear what is wrong, rather than wait while it tries again.
         .request_config(RequestConfig::new().disable_retry());
     // On a base client that is shared with this crate, so that it can encrypt what it sends.
-    let client = BaseClientBuilder::in_memory()
+    let base = match store {
+        Some(folder) => {
+            std::fs::create_dir_all(folder)
+                .map_err(|error| format!("{} is no folder: {error}", folder.display()))?;
+            BaseClientBuilder::sqlite(folder, None)
+        }
+        None => BaseClientBuilder::in_memory(),
+    };
+    let client = base
         .build_client(builder)
         .await
         .map_err(|error| format!("{url} is no homeserver's URL: {}", with_causes(&error)))?;
@@ -154,6 +216,12 @@ async fn log_in(device_name: &str, account: &Account) -> Result<Client> {
         .await
         .map_err(|error| why_no_homeserver(url, &error))?;
 
+    let session_file = store.map(|folder| folder.join("session.json"));
+    if let Some(file) = session_file.as_ref().filter(|file| file.exists()) {
+        let session: MatrixSession = serde_json::from_slice(&std::fs::read(file)?)?;
+        client.restore_session(session).await?;
+        return Ok(client);
+    }
     let login = client
         .matrix_auth()
         .login_username(username, &password)
@@ -166,7 +234,19 @@ async fn log_in(device_name: &str, account: &Account) -> Result<Client> {
             Some(refusal) => format!("{url} refused to log {username} in: {refusal}"),
             None => format!("logging in on {url} failed: {}", with_causes(&error)),
         })?;
+    if let (Some(file), Some(session)) = (session_file, client.matrix_auth().session()) {
+        write_secret(&file, &serde_json::to_vec(&session)?)?;
+    }
     Ok(client)
+}
+
+/// Writes a file that nobody else may read: the session has the access token.
+fn write_secret(file: &Path, content: &[u8]) -> io::Result<()> {
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    io::Write::write_all(&mut options.open(file)?, content)
 }
 
 fn why_no_homeserver(url: &str, error: &HttpError) -> String {
