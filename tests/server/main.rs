@@ -11,6 +11,7 @@
 mod delayed;
 mod encrypted;
 mod encrypted_send;
+mod heartbeat;
 mod live;
 mod main_loops;
 mod outages;

@@ -246,7 +246,8 @@ impl Person {
     }
 }
 
-const PASSWORD: &str = "secret";
+/// Of everybody here.
+pub(crate) const PASSWORD: &str = "secret";
 
 /// A client without a session.
 pub(crate) async fn build_client(url: &str) -> Client {

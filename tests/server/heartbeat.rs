@@ -1,0 +1,377 @@
+//! Heartbeats: members that are there for as long as their owner calls.
+
+use std::{process::Stdio, time::Duration};
+
+use matrix_sdk::{authentication::matrix::MatrixSession, ruma::RoomId};
+use matrix_sdk_sticky::{
+    BaseClientBuilder, RemovalReason, StickyContent,
+    heartbeat::{HeartbeatHandle, StartHeartbeatError, State},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader, Lines},
+    process::{Child, ChildStdout, Command},
+    time::Instant,
+};
+use xtask::homeserver::Options;
+
+use crate::{
+    proxy::Proxy,
+    support::{
+        DEADLINE, PASSWORD, Person, TYPE, Watcher, devices_are_there, eventually, start, status,
+    },
+};
+
+#[derive(Serialize, Deserialize)]
+struct Presence {
+    status: String,
+}
+
+impl StickyContent for Presence {
+    const TYPE: &str = TYPE;
+}
+
+fn presence(status: &str) -> Presence {
+    Presence { status: status.to_owned() }
+}
+
+const DELAY: Duration = Duration::from_secs(4);
+
+async fn until(heartbeat: &HeartbeatHandle, wanted: State) {
+    until_state(heartbeat, |state| state == wanted).await;
+}
+
+async fn until_state(heartbeat: &HeartbeatHandle, is: impl Fn(State) -> bool) {
+    let mut states = heartbeat.subscribe_state();
+    let wait = async {
+        while !is(states.get()) {
+            states.next().await.expect("the state goes on");
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(60), wait).await;
+    waited.unwrap_or_else(|_| panic!("{:?}: {:?}", heartbeat.state(), heartbeat.last_error()));
+}
+
+/// Two who watch a room: the one whose heartbeat it is, and one who looks on.
+async fn two_in(person: &Person, other: &Person, encrypted: bool) -> (Watcher, Watcher) {
+    let room = match encrypted {
+        true => person.encrypted_room_with(&[other]),
+        false => person.room_with(&[other]),
+    };
+    let own = Watcher::encrypting(person, &[&room]).await;
+    let looking = Watcher::encrypting(other, &[&room]).await;
+    if encrypted {
+        devices_are_there(person, &[person, other]).await;
+    }
+    (own, looking)
+}
+
+fn room_of(watcher: &Watcher) -> matrix_sdk_sticky::RoomSticky {
+    let joined = watcher.client.joined_rooms();
+    watcher.room(joined[0].room_id())
+}
+
+async fn joins_updates_and_leaves(encrypted: bool) {
+    let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+    let (own, mut looking) = two_in(&alice, &bob, encrypted).await;
+    let room = room_of(&own);
+    let heartbeat =
+        room.heartbeat("k").content(&presence("here")).delay(DELAY).start().await.unwrap();
+    let entry = looking.added("k").await;
+    assert_eq!((status(&entry), entry.is_encrypted()), ("here".into(), encrypted));
+    until(&heartbeat, State::Joined).await;
+    let again = room.heartbeat("k").content(&presence("twice")).start().await;
+    assert!(matches!(again, Err(StartHeartbeatError::InUse)));
+
+    // Through several delays.
+    tokio::time::sleep(DELAY * 3).await;
+    looking.assert_silent();
+    heartbeat.update(&presence("away")).unwrap();
+    assert_eq!(status(&looking.updated("k").await), "away");
+
+    assert_eq!(heartbeat.leave().await, State::Left);
+    let left = Instant::now();
+    assert_eq!(looking.removed("k").await, RemovalReason::Removed);
+    assert!(left.elapsed() < Duration::from_secs(4));
+    assert!(own.sticky.delayed_events().list().await.unwrap().is_empty());
+    tokio::time::sleep(DELAY * 2).await;
+    looking.assert_silent();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_joins_stays_through_many_delays_updates_and_leaves() {
+    joins_updates_and_leaves(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_an_encrypted_room_join_and_leave_are_encrypted() {
+    joins_updates_and_leaves(true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_comes_later_can_read_the_leave_that_fires() {
+    let (alice, bob, carol) = (Person::new("alice"), Person::new("bob"), Person::new("carol"));
+    let (own, mut looking) = two_in(&alice, &bob, true).await;
+    let room = room_of(&own);
+    let heartbeat =
+        room.heartbeat("k").content(&presence("here")).delay(DELAY * 2).start().await.unwrap();
+    looking.added("k").await;
+    alice.api.invite(room.room_id().as_str(), carol.id().as_str()).unwrap();
+    carol.join(room.room_id());
+    let mut later = Watcher::encrypting(&carol, &[room.room_id()]).await;
+    devices_are_there(&alice, &[&carol]).await;
+    // It hands over to a leave and a join that she can read.
+    later.added("k").await;
+    until(&heartbeat, State::Joined).await;
+    drop(heartbeat);
+    for watcher in [&mut looking, &mut later] {
+        while watcher.keys() != Vec::<String>::new() {
+            watcher.next("the leave").await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_crash_everybody_sees_it_gone_within_the_delay() {
+    let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+    let (own, mut looking) = two_in(&alice, &bob, false).await;
+    let heartbeat =
+        room_of(&own).heartbeat("k").content(&presence("here")).delay(DELAY).start().await.unwrap();
+    looking.added("k").await;
+    until(&heartbeat, State::Joined).await;
+    // What a crash does: nothing is said, and no request goes out any more.
+    drop(heartbeat);
+    let crashed = Instant::now();
+    assert_eq!(looking.removed("k").await, RemovalReason::Removed);
+    assert!(crashed.elapsed() < DELAY + Duration::from_secs(4), "{:?}", crashed.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_start_retires_what_was_armed_and_joins_again() {
+    let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+    let room_id = alice.room_with(&[&bob]);
+    let mut looking = Watcher::of(&bob, &[&room_id]).await;
+    let store = TempDir::new().unwrap();
+    let delay = Duration::from_secs(6);
+    let launch = async || {
+        let base = BaseClientBuilder::sqlite(store.path(), None);
+        let client = alice.encrypting_client_of(base, alice.url()).await;
+        Watcher::with(client, &[&room_id]).await
+    };
+    let first = launch().await;
+    let mut beating = Vec::new();
+    for key in ["k", "other"] {
+        let heartbeat = first.room(&room_id).heartbeat(key).content(&presence("first"));
+        let heartbeat = heartbeat.delay(delay).start().await.unwrap();
+        looking.added(key).await;
+        until(&heartbeat, State::Joined).await;
+        beating.push(heartbeat);
+    }
+    drop(beating);
+    drop(first);
+
+    let second = launch().await;
+    let heartbeat = second.room(&room_id).heartbeat("k").content(&presence("second"));
+    let heartbeat = heartbeat.delay(delay).start().await.unwrap();
+    // The other key's ghost leaves at once, and this one's never does.
+    let changes = looking.until_keys(&["k"]).await;
+    assert!(!changes.is_empty());
+    until(&heartbeat, State::Joined).await;
+    eventually("the second life is seen", async || {
+        match looking.sticky.events().snapshot().iter().next() {
+            Some(entry) if status(&entry) == "second" => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    tokio::time::sleep(delay * 2).await;
+    assert_eq!(looking.keys(), ["k"]);
+    assert_eq!(second.sticky.delayed_events().list().await.unwrap().len(), 1);
+    heartbeat.leave().await;
+    looking.until_keys(&[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cut_off_it_says_so_and_is_back_soon_after_the_network_is() {
+    let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+    let room_id = alice.room_with(&[&bob]);
+    let mut looking = Watcher::of(&bob, &[&room_id]).await;
+    let proxy = Proxy::before(alice.url()).await;
+    let own = Watcher::with(alice.client_through(&proxy).await, &[&room_id]).await;
+    let heartbeat =
+        own.room(&room_id).heartbeat("k").content(&presence("here")).delay(DELAY).start().await;
+    let heartbeat = heartbeat.unwrap();
+    looking.added("k").await;
+    until(&heartbeat, State::Joined).await;
+
+    proxy.cut();
+    until_state(&heartbeat, |state| matches!(state, State::ProbablyLeft { .. })).await;
+    assert_eq!(looking.removed("k").await, RemovalReason::Removed);
+    proxy.mend();
+    let restored = Instant::now();
+    until(&heartbeat, State::Joined).await;
+    looking.added("k").await;
+    assert!(restored.elapsed() < Duration::from_secs(30), "{:?}", restored.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_of_the_server_is_survived() {
+    let mut server = start(&Options::default());
+    let alice = Person::on(&server, "alice");
+    let room = alice.room();
+    let watcher = Watcher::of(&alice, &[&room]).await;
+    let heartbeat = watcher.room(&room).heartbeat("k").content(&presence("here"));
+    let heartbeat = heartbeat.delay(DELAY).start().await.unwrap();
+    until(&heartbeat, State::Joined).await;
+    server.stop().unwrap();
+    until_state(&heartbeat, |state| matches!(state, State::ProbablyLeft { .. })).await;
+    server.restart().unwrap();
+    until(&heartbeat, State::Joined).await;
+    tokio::time::sleep(DELAY * 2).await;
+    assert_eq!(heartbeat.state(), State::Joined);
+    assert_eq!(heartbeat.leave().await, State::Left);
+    let left = heartbeat.leave().await;
+    assert_eq!(left, State::Left, "once more is no harm");
+}
+
+/// The example of that name, in a process of its own.
+struct Example {
+    process: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Example {
+    /// Started, and joined.
+    async fn joined(person: &Person, room: &RoomId, more: &[&str]) -> Self {
+        let mut program = std::env::current_exe().unwrap();
+        program.pop();
+        program.set_file_name("examples");
+        program.push(format!("heartbeat{}", std::env::consts::EXE_SUFFIX));
+        assert!(program.exists(), "build it first: cargo build --example heartbeat");
+        let mut process = Command::new(program)
+            .args(["--homeserver", person.url(), "--username", person.id().as_str()])
+            .args(["--password", PASSWORD, "--room", room.as_str(), "--type", TYPE, "--key", "k"])
+            .args(["--content", r#"{"status":"here"}"#, "--delay", "4", "--json"])
+            .args(more)
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let mut example = Self { process, lines };
+        example.says("joining").await;
+        example.says("joined").await;
+        example
+    }
+
+    async fn says(&mut self, state: &str) {
+        let next = tokio::time::timeout(DEADLINE, self.lines.next_line());
+        let line = next.await.expect("it says something").unwrap().unwrap_or_default();
+        assert_eq!(line, json!({ "kind": "own", "state": state }).to_string());
+    }
+
+    async fn signal(&self, signal: &str) {
+        let process = self.process.id().expect("it runs").to_string();
+        let sent = Command::new("kill").args([signal, &process]).status().await.unwrap();
+        assert!(sent.success());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_it_is_seen_to_be_gone_within_the_delay_and_the_next_start_finds_its_device() {
+    let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+    let room = alice.room_with(&[&bob]);
+    let mut looking = Watcher::of(&bob, &[&room]).await;
+    let folder = TempDir::new().unwrap();
+    let store = ["--store", folder.path().to_str().unwrap()];
+    let example = Example::joined(&alice, &room, &store).await;
+    looking.added("k").await;
+    example.signal("-KILL").await;
+    let killed = Instant::now();
+    assert_eq!(looking.removed("k").await, RemovalReason::Removed);
+    assert!(killed.elapsed() < DELAY + Duration::from_secs(4), "{:?}", killed.elapsed());
+
+    let mut example = Example::joined(&alice, &room, &store).await;
+    looking.added("k").await;
+    tokio::time::sleep(DELAY * 2).await;
+    looking.assert_silent();
+    // Politely, this time.
+    example.signal("-INT").await;
+    let told = Instant::now();
+    assert_eq!(looking.removed("k").await, RemovalReason::Removed);
+    assert!(told.elapsed() < Duration::from_secs(4), "{:?}", told.elapsed());
+    example.says("left").await;
+    assert!(example.process.wait().await.unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_process_on_the_same_store_is_refused() {
+    let alice = Person::new("alice");
+    let room = alice.room();
+    let folder = TempDir::new().unwrap();
+    let store = ["--store", folder.path().to_str().unwrap()];
+    let _first = Example::joined(&alice, &room, &store).await;
+    let client = {
+        let session = std::fs::read(folder.path().join("session.json")).unwrap();
+        let session: MatrixSession = serde_json::from_slice(&session).unwrap();
+        let base = BaseClientBuilder::sqlite(folder.path(), None);
+        let builder = matrix_sdk::Client::builder().homeserver_url(alice.url());
+        let client = base.build_client(builder).await.unwrap();
+        client.restore_session(session).await.unwrap();
+        client
+    };
+    let watcher = Watcher::with(client, &[&room]).await;
+    let second = watcher.room(&room).heartbeat("other").content(&presence("here")).start().await;
+    let error = second.unwrap_err();
+    assert!(matches!(error, StartHeartbeatError::OtherProcess), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stopped_for_three_delays_and_continued_it_notices_and_joins_again() {
+    let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+    let room = alice.room_with(&[&bob]);
+    let mut looking = Watcher::of(&bob, &[&room]).await;
+    let mut example = Example::joined(&alice, &room, &[]).await;
+    looking.added("k").await;
+    example.signal("-STOP").await;
+    assert_eq!(looking.removed("k").await, RemovalReason::Removed);
+    tokio::time::sleep(DELAY * 2).await;
+    example.signal("-CONT").await;
+    looking.added("k").await;
+    let until_joined = async {
+        while let Ok(Some(line)) = example.lines.next_line().await {
+            if line.contains(r#""joined""#) {
+                return;
+            }
+        }
+        panic!("it ended");
+    };
+    tokio::time::timeout(DEADLINE, until_joined).await.expect("it joins again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_the_server_has_no_delayed_events_it_is_degraded_and_short() {
+    let server = start(&Options { delayed_events: false, ..Options::default() });
+    let alice = Person::on(&server, "alice");
+    let room = alice.room();
+    let watcher = Watcher::of(&alice, &[&room]).await;
+    let heartbeat = watcher.room(&room).heartbeat("k").content(&presence("here"));
+    let heartbeat = heartbeat.start().await.unwrap();
+    until(&heartbeat, State::Degraded).await;
+    eventually("it is there", async || match watcher.sticky.events().snapshot().iter().next() {
+        Some(entry) => {
+            assert_eq!(entry.duration(), Duration::from_secs(600));
+            Ok(())
+        }
+        None => Err("nobody"),
+    })
+    .await;
+    assert_eq!(heartbeat.leave().await, State::Left);
+    eventually("it is gone", async || match watcher.keys().is_empty() {
+        true => Ok(()),
+        false => Err("still there"),
+    })
+    .await;
+}
