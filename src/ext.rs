@@ -148,6 +148,13 @@ impl Sticky {
 }
 
 impl Sticky {
+    /// Has all heartbeats of this client leave, and what an earlier process has left armed. To be
+    /// called before a logout: afterwards nobody has the right to. Returns when the server has it all;
+    /// whoever will not wait that long may give up, as the armed leaves fire by themselves.
+    pub async fn leave_heartbeats(&self) {
+        self.inner.beating.leave_all(&self.inner.client, &self.delayed_events()).await;
+    }
+
     pub(crate) fn beating(&self) -> &Beating {
         &self.inner.beating
     }

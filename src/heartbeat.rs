@@ -130,14 +130,15 @@ pub enum State {
     Degraded,
     /// The leave may have fired, as the server could not be reached in time.
     ProbablyLeft {
-        /// Since when.
+        /// Since when: [`Deadline::passed`] tells how long ago that is.
         since: Deadline,
     },
     /// The leave has fired, and the member is about to be there again.
     Rejoining,
     /// Left for as long as the application is in the background, or about to.
     Suspended {
-        /// Until when everybody sees the member, where that was to be kept.
+        /// Until when everybody sees the member, where that was to be kept: [`Deadline::left`] tells
+        /// for how long.
         holds_until: Option<Deadline>,
     },
     /// The server is being told that the member leaves.

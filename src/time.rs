@@ -78,6 +78,11 @@ impl Deadline {
         Duration::from_millis(self.0.saturating_sub(now.boot_ms))
     }
 
+    /// The time since this deadline, zero before it.
+    pub fn passed(self, now: Moment) -> Duration {
+        Duration::from_millis(now.boot_ms.saturating_sub(self.0))
+    }
+
     /// How many milliseconds this lies after an earlier one.
     pub(crate) fn millis_after(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)
@@ -150,6 +155,11 @@ mod tests {
         assert!(deadline.is_over(now.advanced(Duration::from_millis(5))));
         assert_eq!(deadline.left(now.advanced(Duration::from_millis(2))), Duration::from_millis(3));
         assert_eq!(deadline.left(now.advanced(Duration::from_secs(9))), Duration::ZERO);
+        assert_eq!(deadline.passed(now), Duration::ZERO);
+        assert_eq!(
+            deadline.passed(now.advanced(Duration::from_millis(7))),
+            Duration::from_millis(2)
+        );
     }
 
     #[test]

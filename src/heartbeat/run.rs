@@ -5,7 +5,7 @@
 //! could.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     fmt,
     future::pending,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -16,7 +16,7 @@ use eyeball::{SharedObservable, Subscriber};
 use futures_core::Stream;
 use futures_util::{FutureExt as _, StreamExt as _};
 use matrix_sdk::{
-    Room, StoreError,
+    Client, Room, StoreError,
     config::RequestConfig,
     sync::{RoomUpdate, State as RoomState},
 };
@@ -172,8 +172,9 @@ impl StartHeartbeat {
             add_key(content, &sticky_key);
         }
         let place = Place { room_id: room.room_id().to_owned(), event_type, sticky_key };
-        let beating = sticky.client().beating();
-        let live = beating.live(place.clone()).ok_or(StartHeartbeatError::InUse)?;
+        let beating = sticky.client().beating().clone();
+        let (wishes, wished) = mpsc::unbounded_channel();
+        let live = beating.live(&place, &wishes).ok_or(StartHeartbeatError::InUse)?;
 
         let timer = sticky.timer().clone();
         let store = Store::new(room.client(), beating.store_turn.clone());
@@ -203,10 +204,11 @@ impl StartHeartbeat {
             place,
             kept: Mutex::new(kept),
         });
-        let (wishes, wished) = mpsc::unbounded_channel();
-        let run = Run { context: context.clone(), machine, state: state.clone(), live };
+        let live = Arc::new(Mutex::new(Some(live)));
+        let run =
+            Run { context: context.clone(), machine, state: state.clone(), live: live.clone() };
         let task = Task::spawn(run.run(wished, others));
-        Ok(HeartbeatHandle { context, state, wishes, _task: task })
+        Ok(HeartbeatHandle { context, state, wishes, live, _task: task })
     }
 }
 
@@ -229,7 +231,15 @@ pub struct HeartbeatHandle {
     context: Arc<Context>,
     state: SharedObservable<State>,
     wishes: mpsc::UnboundedSender<Wish>,
+    live: Arc<Mutex<Option<Live>>>,
     _task: Option<Task>,
+}
+
+impl Drop for HeartbeatHandle {
+    fn drop(&mut self) {
+        // At once, and not when the task has ended: the key may be wanted again.
+        lock(&self.live).take();
+    }
 }
 
 impl HeartbeatHandle {
@@ -339,32 +349,62 @@ enum Wish {
 }
 
 /// The heartbeats of a client.
-#[derive(Debug, Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Beating {
-    live: Arc<Mutex<HashSet<Place>>>,
+    live: Arc<Mutex<HashMap<Place, mpsc::UnboundedSender<Wish>>>>,
     store_turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// The one live owner of a key, for as long as this is.
 struct Live {
-    all: Arc<Mutex<HashSet<Place>>>,
+    beating: Beating,
     place: Place,
 }
 
 impl Beating {
-    fn live(&self, place: Place) -> Option<Live> {
-        let is_free = lock(&self.live).insert(place.clone());
-        is_free.then(|| Live { all: self.live.clone(), place })
+    fn live(&self, place: &Place, wishes: &mpsc::UnboundedSender<Wish>) -> Option<Live> {
+        let mut live = lock(&self.live);
+        if live.contains_key(place) {
+            return None;
+        }
+        live.insert(place.clone(), wishes.clone());
+        Some(Live { beating: self.clone(), place: place.clone() })
     }
 
     fn is_live(&self, place: &Place) -> bool {
-        lock(&self.live).contains(place)
+        lock(&self.live).contains_key(place)
+    }
+
+    fn is_idle(&self) -> bool {
+        lock(&self.live).is_empty()
+    }
+
+    /// All leave, and what earlier processes have left armed is fired. Returns when the server has it.
+    pub(crate) async fn leave_all(&self, client: &Client, events: &DelayedEvents) {
+        let wishes: Vec<_> = lock(&self.live).values().cloned().collect();
+        for wish in &wishes {
+            let _ = wish.send(Wish::Leave);
+        }
+        for wish in wishes {
+            wish.closed().await;
+        }
+        let store = Store::new(client.clone(), self.store_turn.clone());
+        match store.armed().await {
+            Ok(armed) => retire(&store, events, armed).await,
+            Err(error) => warn!(%error, "the client's store does not tell what is armed"),
+        }
+    }
+}
+
+impl fmt::Debug for Beating {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Beating").field("live", &lock(&self.live).len()).finish_non_exhaustive()
     }
 }
 
 impl Drop for Live {
     fn drop(&mut self) {
-        lock(&self.all).remove(&self.place);
+        lock(&self.beating.live).remove(&self.place);
     }
 }
 
@@ -417,7 +457,7 @@ struct Run {
     context: Arc<Context>,
     machine: Heartbeat,
     state: SharedObservable<State>,
-    live: Live,
+    live: Arc<Mutex<Option<Live>>>,
 }
 
 impl Run {
@@ -427,7 +467,9 @@ impl Run {
         let events = context.sticky.events().of_type(&*context.place.event_type).from(own);
         let Subscription { mut changes, .. } = events.subscribe();
         let mut readers = readers_change(&context.room).await;
-        let mut retired = Some(context.clone().retire(others).boxed());
+        let retiring = context.clone();
+        let retired = async move { retire(&retiring.store, &retiring.events, others).await };
+        let mut retired = Some(retired.boxed());
         let mut doing: Option<BoxFuture<'static, Outcome>> = None;
         let mut owned_at = context.timer.now();
 
@@ -475,7 +517,10 @@ impl Run {
             }
         }
         self.forget_leases().await;
-        drop(self.live);
+        lock(&self.live).take();
+        if context.sticky.client().beating().is_idle() {
+            context.store.disown().await;
+        }
     }
 
     fn handle_wish(&mut self, wish: Wish) {
@@ -617,30 +662,15 @@ impl Context {
 
     /// Finds out what an earlier process's leave is called.
     async fn find(&self, lease: LeaseId, leave: &PreparedEvent, deadline: Deadline) -> Outcome {
-        let find = self.scheduled_as(leave);
+        let ours: Vec<_> =
+            self.kept().leases.values().filter_map(|lease| lease.delay_id.clone()).collect();
+        let find = scheduled_as(&self.events, leave, &ours);
         let found = tokio::select! {
             biased;
             () = self.timer.sleep_until(deadline) => return Outcome::Unknown,
             found = find => found,
         };
         self.learn(lease, found)
-    }
-
-    /// The delay id of a leave of an earlier process's. From the list of what is scheduled, as a
-    /// server that has restarted since knows no transaction ids of before, and would schedule a
-    /// second one. If it is not there it has fired, or never was: the same request once more tells,
-    /// and at worst makes one that is then cancelled.
-    async fn scheduled_as(&self, leave: &PreparedEvent) -> Result<DelayId, DelayedError> {
-        let all = self.events.list().await?;
-        let ours: HashSet<_> =
-            self.kept().leases.values().filter_map(|lease| lease.delay_id.clone()).collect();
-        let found = all
-            .into_iter()
-            .find(|scheduled| leave.matches(scheduled) && !ours.contains(&scheduled.delay_id));
-        match found {
-            Some(scheduled) => Ok(scheduled.delay_id),
-            None => self.events.schedule(leave).await,
-        }
     }
 
     fn learn(&self, lease: LeaseId, scheduled: Result<DelayId, DelayedError>) -> Outcome {
@@ -738,29 +768,6 @@ impl Context {
         }
     }
 
-    /// Fires what earlier processes have left armed under other keys: their members are not there
-    /// any more, and nobody else would say so before the leave fires by itself.
-    async fn retire(self: Arc<Self>, others: Vec<Armed>) {
-        for Armed { leave, .. } in others {
-            let retired = async {
-                let delay_id = self.scheduled_as(&leave).await?;
-                self.events.send(&delay_id).await
-            };
-            match retired.await {
-                Ok(())
-                | Err(
-                    DelayedError::Gone | DelayedError::AlreadySent | DelayedError::AlreadyCancelled,
-                ) => {
-                    if let Err(error) = self.store.remove(leave.transaction_id()).await {
-                        warn!(%error, "a leave that is over could not be removed from the store");
-                    }
-                }
-                // The next start tries again; and it fires by itself.
-                Err(error) => debug!(%error, "an earlier process's leave could not be fired"),
-            }
-        }
-    }
-
     /// A number that changes when somebody comes who could not read the leave that is armed, or when
     /// that was not encrypted and would be now.
     async fn readers(&self) -> Option<u64> {
@@ -819,6 +826,52 @@ impl Context {
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
         lock(&self.kept)
+    }
+}
+
+/// Fires what earlier processes have left armed: their members are not there any more, and nobody else
+/// would say so before the leaves fire by themselves.
+async fn retire(store: &Store, events: &DelayedEvents, armed: Vec<Armed>) {
+    for Armed { leave, .. } in armed {
+        let retired = async {
+            let delay_id = scheduled_as(events, &leave, &[]).await?;
+            events.send(&delay_id).await
+        };
+        match retired.await {
+            // Refused: we may not send there any more, and the server has not either.
+            Ok(())
+            | Err(
+                DelayedError::Gone
+                | DelayedError::AlreadySent
+                | DelayedError::AlreadyCancelled
+                | DelayedError::Refused { .. },
+            ) => {
+                if let Err(error) = store.remove(leave.transaction_id()).await {
+                    warn!(%error, "a leave that is over could not be removed from the store");
+                }
+            }
+            // The next start tries again; and it fires by itself.
+            Err(error) => debug!(%error, "an earlier process's leave could not be fired"),
+        }
+    }
+}
+
+/// The delay id of a leave of an earlier process's, which is none of `ours`. From the list of what is
+/// scheduled, as a server that has restarted since knows no transaction ids of before, and would
+/// schedule a second one. If it is not there it has fired, or never was: the same request once more
+/// tells, and at worst makes one that is then retired.
+async fn scheduled_as(
+    events: &DelayedEvents,
+    leave: &PreparedEvent,
+    ours: &[DelayId],
+) -> Result<DelayId, DelayedError> {
+    let all = events.list().await?;
+    let found = all
+        .into_iter()
+        .find(|scheduled| leave.matches(scheduled) && !ours.contains(&scheduled.delay_id));
+    match found {
+        Some(scheduled) => Ok(scheduled.delay_id),
+        None => events.schedule(leave).await,
     }
 }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use matrix_sdk::{Client, StoreError};
 use ruma::{OwnedRoomId, TransactionId};
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 
 use crate::{delayed::PreparedEvent, driver::process_started, time::Moment};
 
@@ -101,6 +102,14 @@ impl Store {
         let owner = serde_json::to_vec(&Owner { process, started, until_unix_ms })?;
         store.set_custom_value_no_read(OWNER, owner).await?;
         Ok(true)
+    }
+
+    /// Says that this process beats no more.
+    pub(super) async fn disown(&self) {
+        let _turn = self.turn.lock().await;
+        if let Err(error) = self.client.state_store().remove_custom_value(OWNER).await {
+            warn!(%error, "the store does not take that no heartbeat beats any more");
+        }
     }
 
     async fn read(&self) -> Result<Vec<Armed>, StoreError> {

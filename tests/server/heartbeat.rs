@@ -134,6 +134,105 @@ async fn who_comes_later_can_read_the_leave_that_fires() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_new_device_of_somebody_who_is_there_can_read_the_leave_that_fires() {
+    let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+    let (own, mut looking) = two_in(&alice, &bob, true).await;
+    let room = room_of(&own);
+    let heartbeat =
+        room.heartbeat("k").content(&presence("here")).delay(DELAY * 2).start().await.unwrap();
+    looking.added("k").await;
+    until(&heartbeat, State::Joined).await;
+    let bobs_other = bob.on_another_device();
+    let mut other = Watcher::encrypting(&bobs_other, &[room.room_id()]).await;
+    other.added("k").await;
+    until(&heartbeat, State::Joined).await;
+    drop(heartbeat);
+    other.until_keys(&[]).await;
+    looking.until_keys(&[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_encryption_is_switched_on_join_and_leave_become_encrypted() {
+    let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+    let (own, mut looking) = two_in(&alice, &bob, false).await;
+    let room = room_of(&own);
+    let heartbeat =
+        room.heartbeat("k").content(&presence("here")).delay(DELAY * 2).start().await.unwrap();
+    assert!(!looking.added("k").await.is_encrypted());
+    devices_are_there(&alice, &[&alice, &bob]).await;
+    let algorithm = json!({ "algorithm": "m.megolm.v1.aes-sha2" });
+    alice.api.set_state(room.room_id().as_str(), "m.room.encryption", "", &algorithm).unwrap();
+    while !looking.updated("k").await.is_encrypted() {}
+    until(&heartbeat, State::Joined).await;
+    let armed = own.sticky.delayed_events().list().await.unwrap();
+    let types: Vec<_> = armed.iter().map(|scheduled| scheduled.event_type.as_str()).collect();
+    assert_eq!(types, ["m.room.encrypted"]);
+    drop(heartbeat);
+    assert_eq!(looking.removed("k").await, RemovalReason::Removed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_the_background_it_leaves_or_holds_and_is_back_when_the_application_is() {
+    let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+    let (own, mut looking) = two_in(&alice, &bob, false).await;
+    let heartbeat =
+        room_of(&own).heartbeat("k").content(&presence("here")).delay(DELAY).start().await.unwrap();
+    looking.added("k").await;
+    heartbeat.suspend(false);
+    assert_eq!(looking.removed("k").await, RemovalReason::Removed);
+    until(&heartbeat, State::Suspended { holds_until: None }).await;
+    heartbeat.resume();
+    looking.added("k").await;
+    until(&heartbeat, State::Joined).await;
+
+    // Kept, it is there for as long as the leave holds.
+    heartbeat.suspend(true);
+    let kept = |state| matches!(state, State::Suspended { holds_until: Some(_) });
+    until_state(&heartbeat, kept).await;
+    assert_eq!(looking.removed("k").await, RemovalReason::Removed);
+    heartbeat.resume();
+    looking.added("k").await;
+    until(&heartbeat, State::Joined).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delegated_leave_that_is_fired_is_noticed() {
+    let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+    let (own, mut looking) = two_in(&alice, &bob, false).await;
+    let room = room_of(&own);
+    let heartbeat = room.heartbeat("k").content(&presence("here"));
+    let heartbeat = heartbeat.delay(Duration::from_secs(600)).start().await.unwrap();
+    looking.added("k").await;
+    until(&heartbeat, State::Joined).await;
+    let delay_id = heartbeat.delegate().expect("it holds a lease");
+    // As an SFU would, which has no token of ours.
+    own.sticky.delayed_events().restart(&delay_id).await.unwrap();
+    own.sticky.delayed_events().send(&delay_id).await.unwrap();
+    assert_eq!(looking.removed("k").await, RemovalReason::Removed);
+    heartbeat.take_back();
+    looking.added("k").await;
+    until(&heartbeat, State::Joined).await;
+    assert_ne!(heartbeat.delegate().expect("another one"), delay_id);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn before_a_logout_all_leave() {
+    let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+    let (own, mut looking) = two_in(&alice, &bob, false).await;
+    let room = room_of(&own);
+    let mut beating = Vec::new();
+    for key in ["k", "l"] {
+        let heartbeat = room.heartbeat(key).content(&presence("here")).start().await.unwrap();
+        looking.added(key).await;
+        beating.push(heartbeat);
+    }
+    own.sticky.leave_heartbeats().await;
+    own.client.logout().await.unwrap();
+    looking.until_keys(&[]).await;
+    assert!(beating.iter().all(|heartbeat| heartbeat.state() == State::Left));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn after_a_crash_everybody_sees_it_gone_within_the_delay() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let (own, mut looking) = two_in(&alice, &bob, false).await;
