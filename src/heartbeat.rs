@@ -198,6 +198,7 @@ enum Wanted {
 #[derive(Clone, Copy, Debug)]
 struct Lease {
     id: LeaseId,
+    delay: Duration,
     /// Before this it does not fire.
     holds_until: Deadline,
 }
@@ -214,16 +215,25 @@ struct Arming {
 #[derive(Clone, Copy, Debug)]
 struct Retiring {
     id: LeaseId,
+    delay: Duration,
     /// Whether its delay id is known; else arming it once more tells.
     is_known: bool,
+    /// From then on it may have fired, where it is not an earlier process's.
+    holds_until: Option<Deadline>,
 }
 
 /// An event whose sending has not been answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 struct Sending {
     id: SendId,
     version: u64,
     sticky: Duration,
+    /// When it was first tried: from then on it may be there.
+    since: Moment,
+    /// Whether the member could be seen before it.
+    was_exposed: bool,
+    /// Whether a try was not answered, so that it may have landed.
+    is_unsure: bool,
 }
 
 /// What the others see of the member, as far as we know.
@@ -233,6 +243,7 @@ struct Seen {
     sticky: Duration,
     /// When to send it again, well ahead of its end.
     refresh_at: Deadline,
+    ends_at: Deadline,
 }
 
 /// The pure machine of one heartbeat.
@@ -264,11 +275,20 @@ pub struct Heartbeat {
     is_exposed: bool,
     has_fired: bool,
     is_degraded: bool,
-    is_delegated: bool,
+    /// The lease that somebody else restarts.
+    delegated: Option<LeaseId>,
+    /// The server refuses our leave as an event: what is armed is fired, also where it was to be
+    /// cancelled.
+    is_muted: bool,
     /// Our latest event of the full stickiness is over at this: until then a shorter one loses.
     outranked_until: Option<Deadline>,
     /// To restart the held lease.
     restart_at: Option<Deadline>,
+    /// To ask what became of it, also where somebody else restarts it.
+    ask_at: Option<Deadline>,
+    /// To try a restart again after it failed. Of its own, as the lease runs out whatever else the
+    /// server refuses meanwhile.
+    restart_again_at: Option<Deadline>,
     /// To arm where the server would not.
     arm_at: Option<Deadline>,
     /// To hand over to a fresh lease, as the room's key has changed hands.
@@ -301,9 +321,12 @@ impl Heartbeat {
             is_exposed: false,
             has_fired: false,
             is_degraded: false,
-            is_delegated: false,
+            delegated: None,
+            is_muted: false,
             outranked_until: None,
             restart_at: None,
+            ask_at: None,
+            restart_again_at: None,
             arm_at: None,
             hand_over_at: None,
             again_at: None,
@@ -313,13 +336,13 @@ impl Heartbeat {
         }
     }
 
-    /// Takes a leave that an earlier process has armed, or was about to, with the stickiness that it
-    /// and its join had: a fresh one takes over from it before the join is sent. Its number is for
+    /// Takes a leave that an earlier process has armed, or was about to, with its delay and with the
+    /// stickiness that it and its join had: a fresh one takes over from it before the join is sent. Its number is for
     /// [`Step::Arm`], which repeats the request word by word and so tells the delay id, and for the
     /// steps after that.
-    pub fn handle_found(&mut self, now: Moment, sticky: Duration) -> LeaseId {
+    pub fn handle_found(&mut self, now: Moment, sticky: Duration, delay: Duration) -> LeaseId {
         let id = LeaseId(self.number());
-        self.retiring.push(Retiring { id, is_known: false });
+        self.retiring.push(Retiring { id, delay, is_known: false, holds_until: None });
         // That process's join may still be there. What is shorter would lose to it.
         self.is_exposed = true;
         self.sticky = self.sticky.max(sticky);
@@ -351,10 +374,12 @@ impl Heartbeat {
     /// The application goes into the background: the member leaves, unless it is to be kept there
     /// for as long as the lease holds.
     pub fn handle_suspend(&mut self, keep: bool) {
-        if self.wanted == Wanted::In {
-            self.wanted = if keep { Wanted::Kept } else { Wanted::Away };
-            self.again_at = None;
+        match self.wanted {
+            Wanted::In if keep => self.wanted = Wanted::Kept,
+            Wanted::In | Wanted::Kept if !keep => self.wanted = Wanted::Away,
+            _ => return,
         }
+        self.again_at = None;
     }
 
     /// The application is back: what became of the lease is asked first.
@@ -362,41 +387,44 @@ impl Heartbeat {
         if matches!(self.wanted, Wanted::Kept | Wanted::Away) {
             if self.wanted == Wanted::Away {
                 // A leave may be out there: the next join is another event, and so is the next leave.
-                self.must_join_anew();
+                self.has_left();
                 self.leaving = None;
                 self.must_send_leave = false;
             }
             self.wanted = Wanted::In;
             self.is_done = false;
             self.again_at = None;
-            self.restart_at = Some(now.deadline(Duration::ZERO));
+            self.ask_at = Some(now.deadline(Duration::ZERO));
         }
     }
 
-    /// Somebody else restarts the lease from now on, and fires it (MSC4195).
-    pub fn handle_delegated(&mut self) {
-        self.is_delegated = true;
+    /// Somebody else restarts this lease from now on, and fires it (MSC4195). Another one, which may
+    /// take over from it, is ours.
+    pub fn handle_delegated(&mut self, lease: LeaseId) {
+        self.delegated = Some(lease);
     }
 
     /// The lease is ours again: what became of it is asked first.
     pub fn handle_taken_back(&mut self, now: Moment) {
-        self.is_delegated = false;
-        self.restart_at = Some(now.deadline(Duration::ZERO));
+        self.delegated = None;
+        self.ask_at = Some(now.deadline(Duration::ZERO));
     }
 
     /// A leave of ours has come back from the server, with its delay id: the lease has fired.
-    pub fn handle_fired(&mut self, lease: LeaseId) {
+    pub fn handle_fired(&mut self, now: Moment, lease: LeaseId) {
         self.retiring.retain(|retiring| retiring.id != lease);
         if self.held.is_some_and(|held| held.id == lease) {
-            self.held_is_gone();
-            // The leave came after the last join: none is sent that could land later than that.
-            self.is_exposed = false;
+            self.held_is_gone(now);
         }
     }
 
-    /// The member may be gone without our having left: what became of the lease is asked next.
+    /// The member is gone, without our having left: a leave has fired that is not known any more, or
+    /// somebody has removed it. What became of the lease is asked next, and then it joins again.
     pub fn handle_doubt(&mut self, now: Moment) {
-        self.restart_at = Some(now.deadline(Duration::ZERO));
+        if self.wanted == Wanted::In {
+            self.ask_at = Some(now.deadline(Duration::ZERO));
+            self.has_left();
+        }
     }
 
     /// Takes what became of the last action.
@@ -405,35 +433,39 @@ impl Heartbeat {
             return;
         };
         match outcome {
-            Outcome::Unknown => self.back_off(now, None),
-            Outcome::RateLimited { retry_after } => self.back_off(now, retry_after),
-            _ => {
-                self.failures = 0;
-                self.again_at = None;
-            }
+            Outcome::Unknown => self.back_off(now, step, None),
+            Outcome::RateLimited { retry_after } => self.back_off(now, step, retry_after),
+            // What was refused may be refused again, at once.
+            Outcome::Done | Outcome::Gone => self.failures = 0,
+            _ => {}
         }
         match step {
             Step::Arm { lease, .. } => self.handle_armed(now, lease, outcome),
             Step::Restart(lease) => self.handle_restarted(now, started, lease, outcome),
             Step::Fire(lease) => self.handle_fire(now, lease, outcome),
             Step::Cancel(lease) => match outcome {
-                Outcome::Done | Outcome::Gone => {
+                Outcome::Unknown | Outcome::RateLimited { .. } => {}
+                // Also where the server refuses: should it fire, that is noticed.
+                _ => {
+                    if outcome == Outcome::Gone && self.overdue(now).is_some() {
+                        // It was too late, most likely.
+                        self.has_left();
+                    }
                     self.retiring.retain(|retiring| retiring.id != lease);
                 }
-                Outcome::Unknown | Outcome::RateLimited { .. } => {}
-                _ => self.back_off(now, None),
             },
-            Step::Join { send, .. } => self.handle_joined(started, send, outcome),
+            Step::Join { send, .. } => self.handle_joined(send, outcome),
             Step::Leave { .. } => match outcome {
                 Outcome::Done => self.handle_left(),
                 Outcome::Unknown | Outcome::RateLimited { .. } => {}
-                // We may not send there any more. The lease, where there is one, may.
+                // We may not send there any more. What is armed may.
                 _ => {
                     self.must_send_leave = false;
+                    self.is_muted = true;
                     if self.held.is_none() {
                         self.handle_left();
                     } else {
-                        self.back_off(now, None);
+                        self.back_off(now, step, None);
                     }
                 }
             },
@@ -445,14 +477,13 @@ impl Heartbeat {
         if self.doing.is_some() || self.is_done {
             return None;
         }
-        if self.again_at.is_some_and(|again_at| !again_at.is_over(now)) {
-            return None;
-        }
-        self.again_at = None;
         let step = match self.wanted {
             Wanted::In => self.next_to_be_in(now),
             Wanted::Kept => None,
             Wanted::Away | Wanted::Out | Wanted::Dead(_) => {
+                if !self.may_try(now) {
+                    return None;
+                }
                 let next = self.next_to_be_out(now);
                 self.is_done = next.is_none();
                 next
@@ -465,17 +496,27 @@ impl Heartbeat {
     /// When to poll again, if nothing happens before. Also when [`state`](Self::state) changes by
     /// itself.
     pub fn deadline(&self, now: Moment) -> Option<Deadline> {
-        let holds_until = self.held.map(|held| held.holds_until);
-        let state_changes = holds_until.filter(|until| !until.is_over(now));
+        let held = self.held.map(|held| held.holds_until);
+        let state_changes =
+            self.others_hold_until().chain(held).filter(|until| !until.is_over(now)).min();
         let acts = match self.wanted {
             _ if self.doing.is_some() || self.is_done => None,
             Wanted::Kept => None,
             Wanted::In => {
                 let may_join = self.held.is_some() || self.is_degraded;
                 let refresh_at = self.seen.filter(|_| may_join).map(|seen| seen.refresh_at);
-                let dues = [refresh_at, self.restart_due(), self.arm_at, self.hand_over_at];
-                // While it waits to try again nothing else is done.
-                self.again_at.or(dues.into_iter().flatten().min())
+                // It may take a restart before that.
+                let refresh_at =
+                    refresh_at.map(|at| self.restart_again_at.map_or(at, |it| at.max(it)));
+                let short_at = self.short_at().filter(|at| self.is_degraded && !at.is_over(now));
+                let dues = [refresh_at, self.arm_at, self.hand_over_at, short_at];
+                // While it waits to try again nothing but restarts is done.
+                let others = self.again_at.or(dues.into_iter().flatten().min());
+                let restart = self.restart_due().map(|due| match self.restart_again_at {
+                    Some(again_at) => due.max(again_at),
+                    None => due,
+                });
+                others.into_iter().chain(restart).min()
             }
             Wanted::Away | Wanted::Out | Wanted::Dead(_) => self.again_at,
         };
@@ -484,7 +525,7 @@ impl Heartbeat {
 
     /// How the member stands.
     pub fn state(&self, now: Moment) -> State {
-        let is_seen = self.seen.is_some();
+        let is_seen = self.seen.is_some_and(|seen| !seen.ends_at.is_over(now));
         match self.wanted {
             Wanted::Dead(failure) if self.is_done => State::Failed(failure),
             Wanted::Out if self.is_done => State::Left,
@@ -495,13 +536,19 @@ impl Heartbeat {
             },
             Wanted::In => match self.held {
                 _ if self.has_fired => State::Rejoining,
+                // One that could not be cancelled in time; the join comes once its fate is known.
+                Some(_) if is_seen && let Some(since) = self.overdue(now) => {
+                    State::ProbablyLeft { since }
+                }
                 Some(held) if held.holds_until.is_over(now) && self.is_exposed => {
-                    if self.is_delegated && is_seen {
+                    if self.is_delegated() && is_seen {
                         return State::Joined;
                     }
                     State::ProbablyLeft { since: held.holds_until }
                 }
-                Some(_) if is_seen && !self.is_degraded => State::Joined,
+                Some(_) if is_seen && self.seen.is_some_and(|seen| seen.sticky == self.sticky) => {
+                    State::Joined
+                }
                 _ if is_seen => State::Degraded,
                 _ => State::Joining,
             },
@@ -536,8 +583,12 @@ impl Heartbeat {
         // Before all else, and also if it may have fired: then the answer tells.
         if let Some(held) = self.held
             && is_due(self.restart_due())
+            && self.restart_again_at.is_none_or(|again_at| again_at.is_over(now))
         {
             return Some(Step::Restart(held.id));
+        }
+        if !self.may_try(now) {
+            return None;
         }
         if is_due(self.hand_over_at) {
             self.hand_over_at = None;
@@ -561,8 +612,8 @@ impl Heartbeat {
             && let Some(at) = self.retiring.iter().position(|retiring| retiring.is_known)
         {
             // The server takes no fresh one, and an earlier process's is better than none.
-            let Retiring { id, .. } = self.retiring.remove(at);
-            self.held = Some(Lease { id, holds_until: now.deadline(Duration::ZERO) });
+            let Retiring { id, delay, .. } = self.retiring.remove(at);
+            self.held = Some(Lease { id, delay, holds_until: now.deadline(Duration::ZERO) });
             self.restart_at = Some(now.deadline(Duration::ZERO));
             return Some(Step::Restart(id));
         }
@@ -586,27 +637,34 @@ impl Heartbeat {
         if !is_due {
             return None;
         }
+        if self.held.is_some() && self.ask_at.is_some() {
+            // What became of it is not known.
+            return None;
+        }
         if let Some(held) = self.held {
             // Whoever it was delegated to may have fired it at any time: asked right before.
-            let since_armed =
-                if self.is_delegated { self.delay - self.timeout() } else { self.timeout() };
-            if held.holds_until <= now.deadline(since_armed) {
-                return Some(Step::Restart(held.id));
+            let ago = match self.is_delegated() {
+                true => held.delay.saturating_sub(self.timeout()),
+                false => self.timeout(),
+            };
+            if held.holds_until <= now.deadline(ago) {
+                return self.may_restart(now).then_some(Step::Restart(held.id));
             }
         }
-        let fresh = Sending { id: SendId(self.next_number), version: self.version, sticky };
         let sending = match self.sending {
-            Some(sending) if Sending { id: fresh.id, ..sending } == fresh => sending,
-            _ => {
-                self.number();
-                fresh
-            }
+            Some(sending) if sending.version == self.version && sending.sticky == sticky => sending,
+            _ => Sending {
+                id: SendId(self.number()),
+                version: self.version,
+                sticky,
+                since: now,
+                was_exposed: self.is_exposed,
+                is_unsure: false,
+            },
         };
         self.sending = Some(sending);
         self.is_exposed = true;
-        if sticky == self.sticky {
-            self.outranked_until = Some(now.deadline(sticky + self.timeout()));
-        }
+        self.note_sent(now, sticky);
         Some(Step::Join { send: sending.id, sticky })
     }
 
@@ -615,17 +673,20 @@ impl Heartbeat {
         if let Some(arming) = self.arming.take()
             && arming.since.is_some()
         {
-            self.retiring.push(Retiring { id: arming.id, is_known: false });
+            self.retiring.push(Retiring {
+                id: arming.id,
+                delay: self.delay,
+                is_known: false,
+                holds_until: None,
+            });
         }
         if !self.is_exposed {
             // Nobody has seen anything: the leave need not be seen either.
-            if let Some(held) = self.held.take() {
-                self.retiring.push(Retiring { id: held.id, is_known: true });
-            }
+            self.retire_held();
             return self.retire();
         }
         let Some(held) = self.held.filter(|_| !self.must_send_leave) else {
-            return Some(self.leave());
+            return Some(self.leave(now));
         };
         // A join that may not have landed yet is repeated until it is answered, where the lease holds
         // for as long as that takes. Else it has landed by now, or never will.
@@ -637,19 +698,27 @@ impl Heartbeat {
         Some(Step::Fire(held.id))
     }
 
-    fn leave(&mut self) -> Step {
+    fn leave(&mut self, now: Moment) -> Step {
         let send = match self.leaving {
             Some(send) => send,
             None => SendId(self.number()),
         };
         self.leaving = Some(send);
-        // One that is shorter than what it ends would lose to it.
-        Step::Leave { send, sticky: self.sticky }
+        // One that is shorter than what it ends would lose to it; and a longer one would outrank the
+        // next short join for no reason.
+        let is_short = self.outranked_until.is_none_or(|until| until.is_over(now));
+        let sticky = if is_short { self.pace.degraded_sticky() } else { self.sticky };
+        self.note_sent(now, sticky);
+        Step::Leave { send, sticky }
     }
 
     fn retire(&self) -> Option<Step> {
-        let Retiring { id, is_known } = *self.retiring.first()?;
-        Some(if is_known { Step::Cancel(id) } else { Step::Arm { lease: id, delay: self.delay } })
+        let Retiring { id, delay, is_known, .. } = *self.retiring.first()?;
+        Some(match is_known {
+            true if self.is_muted && self.wanted != Wanted::In => Step::Fire(id),
+            true => Step::Cancel(id),
+            false => Step::Arm { lease: id, delay },
+        })
     }
 
     fn handle_armed(&mut self, now: Moment, lease: LeaseId, outcome: Outcome) {
@@ -666,13 +735,13 @@ impl Heartbeat {
         match outcome {
             Outcome::Done => {
                 self.arming = None;
-                if let Some(held) = self.held.take() {
-                    self.retiring.push(Retiring { id: held.id, is_known: true });
+                if self.held.is_some() {
+                    self.retire_held();
                     // The join is sent again, last, for those who can read only the new leave.
                     self.must_join_anew();
                 }
                 // An earlier try may have been the one that landed.
-                self.hold(id, since);
+                self.hold(id, self.delay, since);
                 self.is_degraded = false;
                 self.arm_at = None;
             }
@@ -681,12 +750,15 @@ impl Heartbeat {
                 self.arming = None;
                 self.is_degraded = self.held.is_none();
                 self.arm_at = Some(now.deadline(self.pace.degraded_sticky() / 2));
+                self.hand_over_at = self.arm_at.filter(|_| self.held.is_some());
             }
             Outcome::QuotaFull { retry_after } => {
                 self.arming = None;
                 self.is_degraded = self.held.is_none();
                 let wait = retry_after.unwrap_or(self.pace.longest_wait());
                 self.arm_at = Some(now.deadline(wait.max(self.pace.longest_wait())));
+                // One that was to take over still has to.
+                self.hand_over_at = self.arm_at.filter(|_| self.held.is_some());
             }
             Outcome::TooLong { max } => {
                 self.arming = None;
@@ -703,56 +775,63 @@ impl Heartbeat {
     }
 
     fn handle_restarted(&mut self, now: Moment, started: Moment, lease: LeaseId, outcome: Outcome) {
-        if self.held.is_none_or(|held| held.id != lease) {
-            return;
-        }
+        let Some(held) = self.held.filter(|held| held.id == lease) else { return };
         match outcome {
             Outcome::Done => {
-                self.hold(lease, started);
+                self.hold(lease, held.delay, started);
                 self.is_degraded = false;
             }
-            Outcome::Gone => self.held_is_gone(),
+            Outcome::Gone => self.held_is_gone(now),
             Outcome::Unknown | Outcome::RateLimited { .. } => {}
-            _ => self.back_off(now, None),
+            // Delayed events were switched off, or such: it fires, or never will.
+            _ if held.holds_until.is_over(now) => self.held_is_gone(now),
+            _ => self.back_off(now, Step::Restart(lease), None),
         }
     }
 
     fn handle_fire(&mut self, now: Moment, lease: LeaseId, outcome: Outcome) {
         if self.held.is_none_or(|held| held.id != lease) {
+            if !matches!(outcome, Outcome::Unknown | Outcome::RateLimited { .. }) {
+                self.retiring.retain(|retiring| retiring.id != lease);
+            }
             return;
         }
         match outcome {
             Outcome::Done => {
                 self.held = None;
+                self.note_sent(now, self.sticky);
                 self.handle_left();
             }
             // It has fired, most likely. Should the server have lost it, the leave is sent.
-            Outcome::Gone => self.held_is_gone(),
+            Outcome::Gone => self.held_is_gone(now),
             Outcome::Unknown => {}
-            _ => {
-                self.must_send_leave = true;
-                self.back_off(now, None);
-            }
+            // Where we may not send, what is armed may, when it is due.
+            _ if self.is_muted => self.back_off(now, Step::Fire(lease), None),
+            _ => self.must_send_leave = true,
         }
     }
 
-    fn handle_joined(&mut self, started: Moment, send: SendId, outcome: Outcome) {
-        let Some(sending) = self.sending.filter(|sending| sending.id == send) else { return };
+    fn handle_joined(&mut self, send: SendId, outcome: Outcome) {
+        let Some(sending) = self.sending.as_mut().filter(|sending| sending.id == send) else {
+            return;
+        };
         match outcome {
             Outcome::Done => {
+                let Sending { version, sticky, since, .. } = *sending;
                 self.sending = None;
                 self.has_fired = false;
-                let after = self.pace.refresh_after(sending.sticky);
-                let refresh_at = started.deadline(self.jittered(after));
-                let Sending { version, sticky, .. } = sending;
-                self.seen = Some(Seen { version, sticky, refresh_at });
+                // An earlier try may have been the one that landed.
+                let after = self.pace.refresh_after(sticky);
+                let refresh_at = since.deadline(self.jittered(after));
+                let ends_at = since.deadline(sticky);
+                self.seen = Some(Seen { version, sticky, refresh_at, ends_at });
             }
-            Outcome::Unknown | Outcome::RateLimited { .. } => {}
+            Outcome::Unknown => sending.is_unsure = true,
+            Outcome::RateLimited { .. } => {}
             _ => {
+                let Sending { was_exposed, is_unsure, .. } = *sending;
+                self.is_exposed = was_exposed || is_unsure;
                 self.sending = None;
-                if self.seen.is_none() {
-                    self.is_exposed = false;
-                }
                 if !matches!(self.wanted, Wanted::Out | Wanted::Dead(_)) {
                     self.fail(Failure::JoinRefused);
                 }
@@ -768,26 +847,79 @@ impl Heartbeat {
         self.leaving = None;
         self.must_send_leave = false;
         self.has_fired = false;
-        if let Some(held) = self.held.take() {
-            self.retiring.push(Retiring { id: held.id, is_known: true });
+        self.retire_held();
+    }
+
+    /// Since when a leave besides the one that is held may have fired: one that was to be cancelled,
+    /// or whose arming is not answered.
+    fn overdue(&self, now: Moment) -> Option<Deadline> {
+        self.others_hold_until().filter(|until| until.is_over(now)).min()
+    }
+
+    fn others_hold_until(&self) -> impl Iterator<Item = Deadline> + '_ {
+        let retiring = self.retiring.iter().filter_map(|retiring| retiring.holds_until);
+        let arming = self.arming.and_then(|arming| Some(arming.since?.deadline(self.delay)));
+        retiring.chain(arming)
+    }
+
+    fn retire_held(&mut self) {
+        if let Some(Lease { id, delay, holds_until }) = self.held.take() {
+            let holds_until = Some(holds_until);
+            self.retiring.push(Retiring { id, delay, is_known: true, holds_until });
         }
     }
 
-    fn held_is_gone(&mut self) {
+    fn held_is_gone(&mut self, now: Moment) {
         self.held = None;
         self.restart_at = None;
-        self.must_join_anew();
-        self.has_fired |= self.seen.take().is_some();
+        self.ask_at = None;
+        self.note_sent(now, self.sticky);
+        self.has_left();
     }
 
-    fn hold(&mut self, id: LeaseId, armed: Moment) {
-        self.held = Some(Lease { id, holds_until: armed.deadline(self.delay) });
-        let every = self.jittered(self.pace.restart_every(self.delay));
+    fn hold(&mut self, id: LeaseId, delay: Duration, armed: Moment) {
+        self.held = Some(Lease { id, delay, holds_until: armed.deadline(delay) });
+        let every = self.jittered(self.pace.restart_every(delay));
         self.restart_at = Some(armed.deadline(every));
+        self.ask_at = None;
+        self.restart_again_at = None;
     }
 
     fn restart_due(&self) -> Option<Deadline> {
-        self.held.and(self.restart_at).filter(|_| !self.is_delegated)
+        self.held?;
+        let own = self.restart_at.filter(|_| !self.is_delegated());
+        own.into_iter().chain(self.ask_at).min()
+    }
+
+    fn is_delegated(&self) -> bool {
+        self.held.is_some_and(|held| self.delegated == Some(held.id))
+    }
+
+    fn may_restart(&self, now: Moment) -> bool {
+        self.restart_again_at.is_none_or(|again_at| again_at.is_over(now))
+    }
+
+    /// Whether the wait after a failure is over.
+    fn may_try(&mut self, now: Moment) -> bool {
+        if self.again_at.is_some_and(|again_at| !again_at.is_over(now)) {
+            return false;
+        }
+        self.again_at = None;
+        true
+    }
+
+    /// An event of ours is out, or may be: until it is over a shorter one loses to it.
+    fn note_sent(&mut self, now: Moment, sticky: Duration) {
+        if sticky > self.pace.degraded_sticky() {
+            let until = now.deadline(sticky + self.timeout());
+            self.outranked_until = self.outranked_until.max(Some(until));
+        }
+    }
+
+    /// A leave is out, or may be: nobody sees the member any more.
+    fn has_left(&mut self) {
+        self.sending = None;
+        self.has_fired |= self.seen.take().is_some();
     }
 
     /// The next join is another event, and not a repetition of one that is not answered.
@@ -798,24 +930,34 @@ impl Heartbeat {
         }
     }
 
+    /// From when on a short join does not lose to what we sent before.
+    fn short_at(&self) -> Option<Deadline> {
+        Some(self.outranked_until?.earlier(self.pace.degraded_sticky()))
+    }
+
     fn may_be_short(&self, now: Moment) -> bool {
-        let end = now.deadline(self.pace.degraded_sticky());
-        self.outranked_until.is_none_or(|until| until < end)
+        self.short_at().is_none_or(|at| at.is_over(now))
     }
 
     fn fail(&mut self, failure: Failure) {
         self.wanted = Wanted::Dead(failure);
     }
 
-    fn back_off(&mut self, now: Moment, retry_after: Option<Duration>) {
+    fn back_off(&mut self, now: Moment, step: Step, retry_after: Option<Duration>) {
         let wait = self.pace.backoff(self.failures);
         self.failures = self.failures.saturating_add(1);
         let wait = self.jittered(wait).min(self.pace.longest_wait());
-        self.again_at = Some(now.deadline(wait.max(retry_after.unwrap_or_default())));
+        let again_at = Some(now.deadline(wait.max(retry_after.unwrap_or_default())));
+        match step {
+            Step::Restart(_) => self.restart_again_at = again_at,
+            _ => self.again_at = again_at,
+        }
     }
 
     fn timeout(&self) -> Duration {
-        self.pace.timeout(self.delay)
+        // An earlier process's lease may be a shorter one.
+        let delay = self.held.map_or(self.delay, |held| held.delay.min(self.delay));
+        self.pace.timeout(delay)
     }
 
     /// Between 0.8 and 1 times as long, so that many who lost the same server do not come back at

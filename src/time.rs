@@ -93,6 +93,11 @@ impl Deadline {
         Self(self.0.saturating_add(ms))
     }
 
+    /// The one that lies so much before this.
+    pub(crate) fn earlier(self, by: Duration) -> Self {
+        Self(self.0.saturating_sub(millis(by)))
+    }
+
     pub(crate) fn to_bits(self) -> u64 {
         self.0
     }

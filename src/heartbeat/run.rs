@@ -5,7 +5,7 @@
 //! could.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
     future::pending,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -22,7 +22,7 @@ use matrix_sdk::{
 };
 use ruma::{
     TransactionId, api::client::message::send_message_event, events::MessageLikeEventType,
-    serde::Raw,
+    exports::http::StatusCode, serde::Raw,
 };
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -30,7 +30,7 @@ use tokio::sync::{broadcast::error::RecvError, mpsc};
 use tracing::{debug, warn};
 
 use super::{
-    Action, Heartbeat, LeaseId, Outcome, Pace, PaceError, SendId, State, Step,
+    Heartbeat, LeaseId, Outcome, Pace, PaceError, SendId, State, Step,
     store::{Armed, Place, Store},
 };
 use crate::{
@@ -190,8 +190,8 @@ impl StartHeartbeat {
         let mut kept = Kept { content, leave_content, ..Kept::default() };
         for Armed { leave, .. } in own {
             let sticky = leave.sticky().unwrap_or_default();
-            let lease = machine.handle_found(timer.now(), sticky);
-            kept.leases.insert(lease, Lease { leave, delay_id: None, is_found: true });
+            let lease = machine.handle_found(timer.now(), sticky, leave.delay());
+            kept.leases.insert(lease, Lease { leave, delay_id: None, is_unsure: true });
         }
         kept.sticky = machine.sticky();
         let state = SharedObservable::new(machine.state(timer.now()));
@@ -308,14 +308,16 @@ impl HeartbeatHandle {
     /// gone, such as an SFU's authorization service (MSC4195). `None` while none is armed.
     ///
     /// Choose a delay that is as long as they ask for. It is restarted by us only when the join is
-    /// refreshed.
+    /// refreshed. Where another leave takes over from it, as when somebody joins an encrypted room, that
+    /// one is restarted by us until it is delegated in its turn.
     pub fn delegate(&self) -> Option<DelayId> {
-        let delay_id = {
+        let (lease, delay_id) = {
             let kept = self.context.kept();
-            kept.leases.get(&kept.held?)?.delay_id.clone()
+            let held = kept.held?;
+            (held, kept.leases.get(&held)?.delay_id.clone()?)
         };
-        self.wish(Wish::Delegate);
-        delay_id
+        self.wish(Wish::Delegate(lease));
+        Some(delay_id)
     }
 
     /// Takes the armed leave back from whom it was delegated to, as when they fail.
@@ -344,7 +346,7 @@ enum Wish {
     Leave,
     Suspend { keep: bool },
     Resume,
-    Delegate,
+    Delegate(LeaseId),
     TakeBack,
 }
 
@@ -353,6 +355,8 @@ enum Wish {
 pub(crate) struct Beating {
     live: Arc<Mutex<HashMap<Place, mpsc::UnboundedSender<Wish>>>>,
     store_turn: Arc<tokio::sync::Mutex<()>>,
+    /// What they have armed, as far as is known.
+    delay_ids: Arc<Mutex<HashSet<DelayId>>>,
 }
 
 /// The one live owner of a key, for as long as this is.
@@ -375,6 +379,37 @@ impl Beating {
         lock(&self.live).contains_key(place)
     }
 
+    /// Fires what earlier processes have left armed: their members are not there any more, and nobody else
+    /// would say so before the leaves fire by themselves.
+    async fn retire(&self, store: &Store, events: &DelayedEvents, armed: Vec<Armed>) {
+        for Armed { leave, place } in armed {
+            if self.is_live(&place) {
+                // It has started meanwhile, and hands over by itself.
+                continue;
+            }
+            let retired = async {
+                let delay_id = scheduled_as(events, &leave, self).await?;
+                events.send(&delay_id).await
+            };
+            match retired.await {
+                // Refused: we may not send there any more, and the server has not either.
+                Ok(())
+                | Err(
+                    DelayedError::Gone
+                    | DelayedError::AlreadySent
+                    | DelayedError::AlreadyCancelled
+                    | DelayedError::Refused { .. },
+                ) => {
+                    if let Err(error) = store.remove(leave.transaction_id()).await {
+                        warn!(%error, "a leave that is over could not be removed from the store");
+                    }
+                }
+                // The next start tries again; and it fires by itself.
+                Err(error) => debug!(%error, "an earlier process's leave could not be fired"),
+            }
+        }
+    }
+
     fn is_idle(&self) -> bool {
         lock(&self.live).is_empty()
     }
@@ -390,7 +425,7 @@ impl Beating {
         }
         let store = Store::new(client.clone(), self.store_turn.clone());
         match store.armed().await {
-            Ok(armed) => retire(&store, events, armed).await,
+            Ok(armed) => self.retire(&store, events, armed).await,
             Err(error) => warn!(%error, "the client's store does not tell what is armed"),
         }
     }
@@ -436,19 +471,21 @@ struct Kept {
 struct Lease {
     leave: PreparedEvent,
     delay_id: Option<DelayId>,
-    /// Whether an earlier process has armed it.
-    is_found: bool,
+    /// Whether it may be armed already: by an earlier process, or by a try that was not answered.
+    is_unsure: bool,
 }
 
 /// What the task waits for.
 enum Event {
-    Done(Outcome),
+    Done(Step, Outcome),
     Due,
     Wish(Option<Wish>),
     /// Something of ours has changed.
     Change(Option<Change>),
     /// Somebody's devices, or who is in the room.
-    Readers,
+    News,
+    /// Who can read the room now.
+    Readers(Option<u64>),
     /// What other keys had armed is retired.
     Retired,
 }
@@ -466,45 +503,64 @@ impl Run {
         let own = context.room.own_user_id().to_owned();
         let events = context.sticky.events().of_type(&*context.place.event_type).from(own);
         let Subscription { mut changes, .. } = events.subscribe();
-        let mut readers = readers_change(&context.room).await;
+        let mut news = readers_change(&context.room).await;
         let retiring = context.clone();
-        let retired = async move { retire(&retiring.store, &retiring.events, others).await };
+        let retired = async move {
+            let beating = retiring.sticky.client().beating();
+            beating.retire(&retiring.store, &retiring.events, others).await;
+        };
         let mut retired = Some(retired.boxed());
-        let mut doing: Option<BoxFuture<'static, Outcome>> = None;
+        let mut doing: Option<BoxFuture<'static, (Step, Outcome)>> = None;
+        let mut looking: Option<BoxFuture<'static, Option<u64>>> = None;
+        let mut look_again = false;
         let mut owned_at = context.timer.now();
 
         loop {
             let now = context.timer.now();
             if now.since(owned_at) >= OWN_AGAIN {
                 owned_at = now;
-                if let Err(error) = context.store.own(now).await {
-                    warn!(%error, "the store does not take that a heartbeat beats");
+                match context.store.own(now).await {
+                    Ok(true) => {}
+                    Ok(false) => warn!("another process has heartbeats on the same store by now"),
+                    Err(error) => warn!(%error, "the store does not take that a heartbeat beats"),
                 }
             }
+            let now = context.timer.now();
             if let Some(action) = self.machine.poll_action(now) {
-                doing = Some(context.clone().perform(action).boxed());
+                // From the moment that the machine counts from.
+                let deadline = now.deadline(action.timeout);
+                doing = Some(context.clone().perform(action.step, deadline).boxed());
             }
-            self.state.set_if_not_eq(self.machine.state(now));
             context.kept().held = self.machine.held();
             if self.machine.is_over() && doing.is_none() {
                 break;
             }
-            let due = self.machine.deadline(now);
+            self.state.set_if_not_eq(self.machine.state(now));
+            if look_again && looking.is_none() {
+                look_again = false;
+                let context = context.clone();
+                looking = Some(async move { context.readers().await }.boxed());
+            }
+            let own_again = owned_at.deadline(OWN_AGAIN);
+            let due = self.machine.deadline(now).map_or(own_again, |due| due.min(own_again));
             let event = tokio::select! {
                 biased;
                 wish = wished.recv() => Event::Wish(wish),
-                outcome = optional(&mut doing) => Event::Done(outcome),
+                (step, outcome) = optional(&mut doing) => Event::Done(step, outcome),
                 change = changes.next() => Event::Change(change),
                 () = optional(&mut retired) => Event::Retired,
-                _ = readers.next() => Event::Readers,
-                () = sleep(&*context.timer, due) => Event::Due,
+                readers = optional(&mut looking) => Event::Readers(readers),
+                _ = news.next() => Event::News,
+                () = context.timer.sleep_until(due) => Event::Due,
             };
             let now = context.timer.now();
             match event {
-                Event::Done(outcome) => {
+                Event::Done(step, outcome) => {
                     doing = None;
                     self.machine.handle_outcome(now, outcome);
                     self.forget_leases().await;
+                    // Somebody may have come while it was on its way.
+                    look_again |= matches!((step, outcome), (Step::Arm { .. }, Outcome::Done));
                 }
                 Event::Due => {}
                 Event::Wish(Some(wish)) => self.handle_wish(wish),
@@ -512,15 +568,19 @@ impl Run {
                 Event::Wish(None) => return,
                 Event::Change(Some(change)) => self.handle_change(&change),
                 Event::Change(None) => changes = context.sticky.events().subscribe().changes,
-                Event::Readers => self.look_at_readers().await,
+                Event::News => look_again = true,
+                Event::Readers(readers) => {
+                    looking = None;
+                    self.handle_readers(readers);
+                }
                 Event::Retired => retired = None,
             }
         }
+        // The key is free, and the store nobody's, before anybody hears that it is over.
         self.forget_leases().await;
         lock(&self.live).take();
-        if context.sticky.client().beating().is_idle() {
-            context.store.disown().await;
-        }
+        context.store.disown(|| context.sticky.client().beating().is_idle()).await;
+        self.state.set_if_not_eq(self.machine.state(context.timer.now()));
     }
 
     fn handle_wish(&mut self, wish: Wish) {
@@ -534,7 +594,7 @@ impl Run {
             Wish::Leave => self.machine.handle_leave(),
             Wish::Suspend { keep } => self.machine.handle_suspend(keep),
             Wish::Resume => self.machine.handle_resume(now),
-            Wish::Delegate => self.machine.handle_delegated(),
+            Wish::Delegate(lease) => self.machine.handle_delegated(lease),
             Wish::TakeBack => self.machine.handle_taken_back(now),
         }
     }
@@ -548,34 +608,37 @@ impl Run {
             if entry.sticky_key() != Some(key) {
                 continue;
             }
+            let now = self.context.timer.now();
             match change {
-                EntryChange::Removed { reason: RemovalReason::Removed, .. } => {
-                    self.machine.handle_doubt(self.context.timer.now());
-                }
+                EntryChange::Removed {
+                    reason: RemovalReason::Removed | RemovalReason::Expired,
+                    ..
+                } => self.machine.handle_doubt(now),
+                // Redacted, by somebody who may; or we are not in the room any more.
                 EntryChange::Removed { .. } => {}
                 _ => {
                     let Some(delay_id) = DelayId::of_event(entry.raw()) else { continue };
-                    let kept = self.context.kept();
-                    let fired = kept
-                        .leases
-                        .iter()
-                        .find(|(_, lease)| lease.delay_id.as_ref() == Some(&delay_id));
-                    if let Some((lease, _)) = fired {
-                        self.machine.handle_fired(*lease);
+                    let fired = {
+                        let kept = self.context.kept();
+                        let mut leases = kept.leases.iter();
+                        leases
+                            .find(|(_, lease)| lease.delay_id.as_ref() == Some(&delay_id))
+                            .map(|(lease, _)| *lease)
+                    };
+                    match fired {
+                        Some(lease) => self.machine.handle_fired(now, lease),
+                        // One that is not known any more.
+                        None => self.machine.handle_doubt(now),
                     }
                 }
             }
         }
     }
 
-    /// Whether all who are there can read the leave that is armed; else a fresh one takes over.
-    async fn look_at_readers(&mut self) {
-        if self.machine.held().is_none() {
-            return;
-        }
-        let now_there = self.context.readers().await;
+    /// Who is there, compared with who could read the leave that is armed.
+    fn handle_readers(&mut self, readers: Option<u64>) {
         let before = self.context.kept().readers;
-        if before.is_some() && now_there.is_some() && before != now_there {
+        if before.is_some() && readers.is_some() && before != readers {
             self.machine.handle_key_change(self.context.timer.now());
         }
     }
@@ -589,6 +652,9 @@ impl Run {
             gone.iter().filter_map(|lease| kept.leases.remove(lease)).collect()
         };
         for lease in gone {
+            if let Some(delay_id) = &lease.delay_id {
+                lock(&self.context.sticky.client().beating().delay_ids).remove(delay_id);
+            }
             if let Err(error) = self.context.store.remove(lease.leave.transaction_id()).await {
                 warn!(%error, "a leave that is over could not be removed from the store");
             }
@@ -597,21 +663,11 @@ impl Run {
 }
 
 impl Context {
-    async fn perform(self: Arc<Self>, Action { step, timeout }: Action) -> Outcome {
-        let deadline = self.timer.now().deadline(timeout);
-        match step {
+    async fn perform(self: Arc<Self>, step: Step, deadline: Deadline) -> (Step, Outcome) {
+        let outcome = match step {
             Step::Arm { lease, delay } => self.arm(lease, delay, deadline).await,
-            Step::Restart(lease) => {
-                let Some(id) = self.delay_id(lease) else { return Outcome::Gone };
-                self.outcome(self.events.restart(&id).with_timeout(self.left(deadline)).await)
-            }
-            Step::Fire(lease) => {
-                let Some(id) = self.delay_id(lease) else { return Outcome::Gone };
-                self.outcome(self.events.send(&id).with_timeout(self.left(deadline)).await)
-            }
-            Step::Cancel(lease) => {
-                let Some(id) = self.delay_id(lease) else { return Outcome::Gone };
-                self.outcome(self.events.cancel(&id).with_timeout(self.left(deadline)).await)
+            Step::Restart(lease) | Step::Fire(lease) | Step::Cancel(lease) => {
+                self.manage(step, lease, deadline).await
             }
             Step::Join { send, sticky } => {
                 let content = self.kept().content.clone();
@@ -621,19 +677,34 @@ impl Context {
                 let content = self.kept().leave_content.clone();
                 self.send(send, sticky, &content, deadline).await
             }
-        }
+        };
+        (step, outcome)
+    }
+
+    async fn manage(&self, step: Step, lease: LeaseId, deadline: Deadline) -> Outcome {
+        let Some(id) = self.delay_id(lease) else { return Outcome::Gone };
+        let request = match step {
+            Step::Restart(_) => self.events.restart(&id),
+            Step::Fire(_) => self.events.send(&id),
+            _ => self.events.cancel(&id),
+        };
+        self.outcome(request.with_timeout(self.left(deadline)).await)
     }
 
     async fn arm(&self, lease: LeaseId, delay: Duration, deadline: Deadline) -> Outcome {
         let known = {
             let kept = self.kept();
-            kept.leases.get(&lease).map(|lease| (lease.leave.clone(), lease.is_found))
+            kept.leases.get(&lease).map(|lease| (lease.leave.clone(), lease.is_unsure))
         };
         let leave = match known {
             Some((leave, true)) => return self.find(lease, &leave, deadline).await,
             Some((leave, false)) => leave,
             None => {
-                let readers = self.readers().await;
+                let readers = tokio::select! {
+                    biased;
+                    () = self.timer.sleep_until(deadline) => None,
+                    readers = self.readers() => readers,
+                };
                 let leave = match self.prepare_leave(delay, deadline).await {
                     Ok(leave) => leave,
                     Err(outcome) => return outcome,
@@ -645,7 +716,7 @@ impl Context {
                     return Outcome::Unknown;
                 }
                 let mut kept = self.kept();
-                let new = Lease { leave: leave.clone(), delay_id: None, is_found: false };
+                let new = Lease { leave: leave.clone(), delay_id: None, is_unsure: false };
                 kept.leases.insert(lease, new);
                 kept.readers = readers;
                 leave
@@ -657,14 +728,19 @@ impl Context {
             // whose answer was lost, it fires, which is noticed, and the member joins again.
             self.kept().leases.remove(&lease);
         }
-        self.learn(lease, scheduled)
+        let outcome = self.learn(lease, scheduled);
+        if outcome == Outcome::Unknown
+            && let Some(lease) = self.kept().leases.get_mut(&lease)
+        {
+            lease.is_unsure = true;
+        }
+        outcome
     }
 
     /// Finds out what an earlier process's leave is called.
     async fn find(&self, lease: LeaseId, leave: &PreparedEvent, deadline: Deadline) -> Outcome {
-        let ours: Vec<_> =
-            self.kept().leases.values().filter_map(|lease| lease.delay_id.clone()).collect();
-        let find = scheduled_as(&self.events, leave, &ours);
+        let beating = self.sticky.client().beating();
+        let find = scheduled_as(&self.events, leave, beating);
         let found = tokio::select! {
             biased;
             () = self.timer.sleep_until(deadline) => return Outcome::Unknown,
@@ -676,6 +752,7 @@ impl Context {
     fn learn(&self, lease: LeaseId, scheduled: Result<DelayId, DelayedError>) -> Outcome {
         match scheduled {
             Ok(delay_id) => {
+                lock(&self.sticky.client().beating().delay_ids).insert(delay_id.clone());
                 if let Some(lease) = self.kept().leases.get_mut(&lease) {
                     lease.delay_id = Some(delay_id);
                 }
@@ -758,8 +835,12 @@ impl Context {
             Ok(_) => Outcome::Done,
             Err(error) => {
                 let verdict = Verdict::of(&error);
+                let status = error.as_client_api_error().map(|error| error.status_code);
+                let is_about_the_token = status == Some(StatusCode::UNAUTHORIZED);
                 self.note(&SendError::Unreachable(Box::new(error)));
                 match verdict {
+                    // The session's tokens may be refreshed, or it may log in again.
+                    _ if is_about_the_token => Outcome::Unknown,
                     Verdict::Again => Outcome::Unknown,
                     Verdict::RateLimited(retry_after) => Outcome::RateLimited { retry_after },
                     Verdict::Hopeless => Outcome::Refused,
@@ -829,49 +910,26 @@ impl Context {
     }
 }
 
-/// Fires what earlier processes have left armed: their members are not there any more, and nobody else
-/// would say so before the leaves fire by themselves.
-async fn retire(store: &Store, events: &DelayedEvents, armed: Vec<Armed>) {
-    for Armed { leave, .. } in armed {
-        let retired = async {
-            let delay_id = scheduled_as(events, &leave, &[]).await?;
-            events.send(&delay_id).await
-        };
-        match retired.await {
-            // Refused: we may not send there any more, and the server has not either.
-            Ok(())
-            | Err(
-                DelayedError::Gone
-                | DelayedError::AlreadySent
-                | DelayedError::AlreadyCancelled
-                | DelayedError::Refused { .. },
-            ) => {
-                if let Err(error) = store.remove(leave.transaction_id()).await {
-                    warn!(%error, "a leave that is over could not be removed from the store");
-                }
-            }
-            // The next start tries again; and it fires by itself.
-            Err(error) => debug!(%error, "an earlier process's leave could not be fired"),
-        }
-    }
-}
-
-/// The delay id of a leave of an earlier process's, which is none of `ours`. From the list of what is
-/// scheduled, as a server that has restarted since knows no transaction ids of before, and would
-/// schedule a second one. If it is not there it has fired, or never was: the same request once more
-/// tells, and at worst makes one that is then retired.
+/// The delay id of a leave that may be armed already, and is none of those that live heartbeats have.
+/// From the list of what is scheduled, as a server that has restarted since knows no transaction ids of
+/// before, and would schedule a second one. If it is not there it has fired, or never was: the same
+/// request once more tells, and at worst makes one that is then retired.
 async fn scheduled_as(
     events: &DelayedEvents,
     leave: &PreparedEvent,
-    ours: &[DelayId],
+    beating: &Beating,
 ) -> Result<DelayId, DelayedError> {
     let all = events.list().await?;
-    let found = all
-        .into_iter()
-        .find(|scheduled| leave.matches(scheduled) && !ours.contains(&scheduled.delay_id));
+    let is_free = |delay_id: &DelayId| !lock(&beating.delay_ids).contains(delay_id);
+    let found =
+        all.into_iter().find(|scheduled| leave.matches(scheduled) && is_free(&scheduled.delay_id));
     match found {
         Some(scheduled) => Ok(scheduled.delay_id),
-        None => events.schedule(leave).await,
+        None => match events.schedule(leave).await {
+            // What was made ready in plaintext is not scheduled any more.
+            Err(DelayedError::BecameEncrypted) => Err(DelayedError::Gone),
+            scheduled => scheduled,
+        },
     }
 }
 
@@ -930,13 +988,6 @@ fn add_key(content: &mut Map<String, Value>, sticky_key: &str) {
 async fn optional<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
     match future {
         Some(future) => future.await,
-        None => pending().await,
-    }
-}
-
-async fn sleep(timer: &dyn Timer, until: Option<Deadline>) {
-    match until {
-        Some(until) => timer.sleep_until(until).await,
         None => pending().await,
     }
 }

@@ -214,6 +214,10 @@ pub(super) struct World {
     seed: u64,
     /// Until when an event that nobody could know of may show.
     forgiven_until: u64,
+    longest_delay: Duration,
+    /// With which delay each lease was armed, as the store has it.
+    delays: BTreeMap<(u32, LeaseId), Duration>,
+    was_shown: bool,
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -245,6 +249,9 @@ impl World {
             states: Vec::new(),
             seed,
             forgiven_until: 0,
+            longest_delay: pace.delay(),
+            delays: BTreeMap::new(),
+            was_shown: false,
         }
     }
 
@@ -287,6 +294,16 @@ impl World {
     }
 
     /// Another process starts on the same store.
+    /// As [`start_again`](Self::start_again), at another pace. Not with a shorter stickiness: what the
+    /// one before has sent would outrank it, and nobody tells.
+    pub(super) fn start_again_with(&mut self, pace: Pace) {
+        let pace = Pace::new(pace.delay(), pace.sticky().max(self.pace.sticky())).unwrap();
+        self.server.sticky = self.server.sticky.max(millis(pace.sticky()));
+        self.pace = pace;
+        self.longest_delay = self.longest_delay.max(pace.delay());
+        self.start_again();
+    }
+
     pub(super) fn start_again(&mut self) {
         self.asleep_until = 0;
         self.process += 1;
@@ -296,7 +313,8 @@ impl World {
         self.found.clear();
         for stored in self.stored.clone() {
             let now = self.moment();
-            let id = self.heartbeat.handle_found(now, self.pace.sticky());
+            let sticky = Duration::from_millis(self.server.sticky);
+            let id = self.heartbeat.handle_found(now, sticky, self.delays[&stored]);
             self.found.insert(id, stored);
         }
         self.poll();
@@ -308,7 +326,7 @@ impl World {
             let (process, lease) = self.origin(held);
             self.server.handle(process, Step::Fire(lease));
             // A join that is under way may land after it, and the next restart tells.
-            self.forgiven_until = self.server.now + millis(self.pace.delay());
+            self.forgiven_until = self.server.now + millis(self.longest_delay) + 30_000;
         }
     }
 
@@ -364,6 +382,17 @@ impl World {
         next.into_iter().filter(|next| *next > now).min()
     }
 
+    /// Whether somebody else has fired the leave just now: a join that was under way may have come
+    /// after it.
+    pub(super) fn is_forgiven(&self) -> bool {
+        self.server.now < self.forgiven_until
+    }
+
+    /// The longest delay that is or was in use: a lease of an earlier process may be the one held.
+    pub(super) fn longest_delay(&self) -> Duration {
+        self.longest_delay
+    }
+
     /// What a lease of the heartbeat's is called in the store.
     fn origin(&self, lease: LeaseId) -> (u32, LeaseId) {
         self.found.get(&lease).copied().unwrap_or((self.process, lease))
@@ -374,8 +403,9 @@ impl World {
         let moment = self.moment();
         let Some(Action { step, timeout }) = self.heartbeat.poll_action(moment) else { return };
         self.check_step(step, timeout);
-        if let Step::Arm { lease, .. } = step {
+        if let Step::Arm { lease, delay } = step {
             let origin = self.origin(lease);
+            self.delays.entry(origin).or_insert(delay);
             if !self.stored.contains(&origin) {
                 self.stored.push(origin);
             }
@@ -474,8 +504,14 @@ impl World {
 
     /// The sync brings our own leave back.
     fn tell_of_fired(&mut self) {
+        let is_shown = self.server.shows_member();
+        let was_shown = std::mem::replace(&mut self.was_shown, is_shown);
         if !self.tells_of_fired {
             return;
+        }
+        if was_shown && !is_shown {
+            let now = self.moment();
+            self.heartbeat.handle_doubt(now);
         }
         let fired =
             self.server.delayed.iter().filter(|(_, (delayed, _))| *delayed == Delayed::Sent);
@@ -485,7 +521,8 @@ impl World {
                 && !self.told.contains(&origin)
             {
                 self.told.push(origin);
-                self.heartbeat.handle_fired(origin.1);
+                let now = self.moment();
+                self.heartbeat.handle_fired(now, origin.1);
             }
         }
     }
@@ -513,16 +550,23 @@ impl World {
         if self.states.last() != Some(&state) {
             self.states.push(state);
         }
-        let Some(value) = self.server.value().filter(|event| event.is_join) else { return };
         let now = self.server.now;
+        let Some(value) = self.server.value().filter(|event| event.is_join) else {
+            // Whoever it is delegated to does nothing here.
+            let is_delegated = self.heartbeat.is_delegated();
+            let may_be = state != State::Joined || is_delegated || now < self.forgiven_until;
+            assert!(may_be, "joined, and nobody sees the member");
+            return;
+        };
         // While the server is down nothing fires, and nobody sees anything either.
         if now < self.server.down_until || now < self.forgiven_until {
             return;
         }
-        let short = millis(self.pace.degraded_sticky());
+        // An earlier process may have had another pace.
+        let short = self.server.sticky.min(10 * MINUTE);
         let by_end = value.at + value.sticky;
         let armed = self.server.armed_until();
-        let is_bounded = armed.is_some_and(|until| until <= now + millis(self.pace.delay()))
+        let is_bounded = armed.is_some_and(|until| until <= now + millis(self.longest_delay))
             || by_end - now <= short;
         assert!(is_bounded, "a crash now would leave a ghost: {value:?}, armed until {armed:?}");
         // What a process before this one sent in the degraded state, this one cannot know of.

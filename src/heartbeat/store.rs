@@ -94,7 +94,10 @@ impl Store {
                 // started.
                 None => owner.started.is_none(),
             };
-            if !is_us && lives && owner.until_unix_ms > now.unix_ms() {
+            // Where the system tells that it runs, it need not have said so lately: it may sleep.
+            let is_known_to_live = lives && owner.started.is_some();
+            let has_said_so = lives && owner.until_unix_ms > now.unix_ms();
+            if !is_us && (is_known_to_live || has_said_so) {
                 return Ok(false);
             }
         }
@@ -104,9 +107,12 @@ impl Store {
         Ok(true)
     }
 
-    /// Says that this process beats no more.
-    pub(super) async fn disown(&self) {
+    /// Says that this process beats no more, if that is still so when it is its turn to say it.
+    pub(super) async fn disown(&self, is_idle: impl Fn() -> bool) {
         let _turn = self.turn.lock().await;
+        if !is_idle() {
+            return;
+        }
         if let Err(error) = self.client.state_store().remove_custom_value(OWNER).await {
             warn!(%error, "the store does not take that no heartbeat beats any more");
         }

@@ -243,7 +243,7 @@ fn who_has_delegated_the_lease_restarts_it_only_to_refresh() {
     let pace = pace().with_delay(secs(1_800)).unwrap();
     let mut world = World::new(pace, 1, []);
     world.pass(1_000);
-    world.tell(|heartbeat, _| heartbeat.handle_delegated());
+    world.tell(delegate);
     let requests = world.server.requests;
     world.pass(25 * MINUTE);
     assert_eq!(world.server.requests, requests);
@@ -266,6 +266,15 @@ enum Happening {
     Crash { gone: u64 },
     Quota { is_full: bool },
     DelegateAndTakeBack(u64),
+    DelegateFireAndTakeBack(u64),
+    CrashIntoAnotherPace { gone: u64, pace: Pace },
+}
+
+/// What is held is handed to somebody.
+fn delegate(heartbeat: &mut Heartbeat, _: Moment) {
+    if let Some(held) = heartbeat.held() {
+        heartbeat.handle_delegated(held);
+    }
 }
 
 fn fates() -> impl Strategy<Value = Vec<Fate>> {
@@ -295,6 +304,8 @@ fn happenings() -> impl Strategy<Value = Vec<(u64, Happening)>> {
         times().prop_map(|gone| Happening::Crash { gone }),
         any::<bool>().prop_map(|is_full| Happening::Quota { is_full }),
         times().prop_map(Happening::DelegateAndTakeBack),
+        (0..60_000_u64).prop_map(Happening::DelegateFireAndTakeBack),
+        (times(), paces()).prop_map(|(gone, pace)| Happening::CrashIntoAnotherPace { gone, pace }),
     ];
     let wait = prop_oneof![
         3 => 0..100_u64,
@@ -327,9 +338,21 @@ fn live_through(world: &mut World, happenings: &[(u64, Happening)]) {
             }
             Happening::Quota { is_full } => world.server.quota_is_full = is_full,
             Happening::DelegateAndTakeBack(ms) => {
-                world.tell(|heartbeat, _| heartbeat.handle_delegated());
+                world.tell(delegate);
                 world.pass(ms);
                 world.tell(Heartbeat::handle_taken_back);
+            }
+            Happening::DelegateFireAndTakeBack(ms) => {
+                world.tell(delegate);
+                world.pass(ms);
+                world.fire_from_outside();
+                world.pass(ms);
+                world.tell(Heartbeat::handle_taken_back);
+            }
+            Happening::CrashIntoAnotherPace { gone, pace } => {
+                world.crash();
+                world.pass(gone);
+                world.start_again_with(pace);
             }
         }
     }
@@ -396,9 +419,10 @@ proptest! {
         let mut world = World::new(pace, seed >> 8, fates);
         live_through(&mut world, &happenings);
         world.pass(wait);
+        prop_assume!(!world.is_forgiven());
         let may_be_degraded = has_full_quota(&happenings);
         world.crash();
-        let soon = if may_be_degraded { pace.degraded_sticky() } else { pace.delay() };
+        let soon = if may_be_degraded { secs(600) } else { world.longest_delay() };
         let soon = u64::try_from(soon.as_millis()).unwrap();
         // A server that is down comes back first, and what was under way lands within its timeout.
         world.pass(world.server.is_down_for() + soon + 5_000);
@@ -411,16 +435,21 @@ proptest! {
         pace in paces(),
         fates in fates(),
         happenings in happenings(),
+        refuses_joins: bool,
+        wait in 0..60_000_u64,
         seed: u64,
     ) {
         let mut world = World::new(pace, seed >> 8, fates);
         live_through(&mut world, &happenings);
+        world.server.refuses_joins = refuses_joins;
+        world.pass(wait);
         world.tell(|heartbeat, _| heartbeat.handle_leave());
         for _ in 0..40 {
             // That nobody sees it once it says so is checked at every step.
             world.pass(5 * MINUTE);
         }
-        prop_assert_eq!(world.state(), State::Left);
+        let is_over = matches!(world.state(), State::Left | State::Failed(_));
+        prop_assert!(is_over, "{:?}", world.state());
         prop_assert!(!world.server.shows_member());
     }
 }
