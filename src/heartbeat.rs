@@ -209,6 +209,8 @@ struct Arming {
     id: LeaseId,
     /// When it was first tried: from then on it may be armed.
     since: Option<Moment>,
+    /// Whether a try was not answered.
+    is_unsure: bool,
 }
 
 /// A leave that another one took over from.
@@ -412,9 +414,12 @@ impl Heartbeat {
 
     /// A leave of ours has come back from the server, with its delay id: the lease has fired.
     pub fn handle_fired(&mut self, now: Moment, lease: LeaseId) {
-        self.retiring.retain(|retiring| retiring.id != lease);
         if self.held.is_some_and(|held| held.id == lease) {
             self.held_is_gone(now);
+        } else if self.retiring.iter().any(|retiring| retiring.id == lease) {
+            self.retiring.retain(|retiring| retiring.id != lease);
+            self.note_sent(now, self.sticky);
+            self.has_left();
         }
     }
 
@@ -591,16 +596,21 @@ impl Heartbeat {
             return None;
         }
         if is_due(self.hand_over_at) {
-            self.hand_over_at = None;
+            // One that is made ready already, and not answered, is not the fresh one that is wanted.
+            if self.arming.is_none_or(|arming| arming.since.is_none()) {
+                self.hand_over_at = None;
+            }
             if self.arming.is_none() {
-                self.arming = Some(Arming { id: LeaseId(self.number()), since: None });
+                let id = LeaseId(self.number());
+                self.arming = Some(Arming { id, since: None, is_unsure: false });
             }
         }
         if is_due(self.arm_at) {
             self.arm_at = None;
         }
         if self.held.is_none() && self.arming.is_none() {
-            self.arming = Some(Arming { id: LeaseId(self.number()), since: None });
+            self.arming =
+                Some(Arming { id: LeaseId(self.number()), since: None, is_unsure: false });
         }
         if self.arm_at.is_none()
             && let Some(arming) = &mut self.arming
@@ -731,7 +741,22 @@ impl Heartbeat {
             }
             return;
         }
-        let Some(Arming { id, since: Some(since) }) = self.arming else { return };
+        let Some(Arming { id, since: Some(since), is_unsure }) = self.arming else { return };
+        let is_refused =
+            !matches!(outcome, Outcome::Done | Outcome::Unknown | Outcome::RateLimited { .. });
+        if is_refused {
+            self.arming = None;
+            if is_unsure {
+                // An earlier try may have been taken: that is to be found out, and not forgotten.
+                let holds_until = Some(since.deadline(self.delay));
+                self.retiring.push(Retiring {
+                    id,
+                    delay: self.delay,
+                    is_known: false,
+                    holds_until,
+                });
+            }
+        }
         match outcome {
             Outcome::Done => {
                 self.arming = None;
@@ -745,15 +770,18 @@ impl Heartbeat {
                 self.is_degraded = false;
                 self.arm_at = None;
             }
-            Outcome::Unknown | Outcome::RateLimited { .. } => {}
+            Outcome::Unknown => {
+                if let Some(arming) = &mut self.arming {
+                    arming.is_unsure = true;
+                }
+            }
+            Outcome::RateLimited { .. } => {}
             Outcome::NoDelayedEvents => {
-                self.arming = None;
                 self.is_degraded = self.held.is_none();
                 self.arm_at = Some(now.deadline(self.pace.degraded_sticky() / 2));
                 self.hand_over_at = self.arm_at.filter(|_| self.held.is_some());
             }
             Outcome::QuotaFull { retry_after } => {
-                self.arming = None;
                 self.is_degraded = self.held.is_none();
                 let wait = retry_after.unwrap_or(self.pace.longest_wait());
                 self.arm_at = Some(now.deadline(wait.max(self.pace.longest_wait())));
@@ -761,14 +789,12 @@ impl Heartbeat {
                 self.hand_over_at = self.arm_at.filter(|_| self.held.is_some());
             }
             Outcome::TooLong { max } => {
-                self.arming = None;
                 match max.filter(|max| *max < self.delay && self.pace.takes_delay(*max)) {
                     Some(max) => self.delay = max,
                     None => self.fail(Failure::DelayTooLong { max }),
                 }
             }
             Outcome::Gone | Outcome::Refused => {
-                self.arming = None;
                 self.fail(Failure::LeaveRefused);
             }
         }

@@ -151,7 +151,8 @@ impl Server {
                 _ => Outcome::Gone,
             },
             Step::Join { send, sticky } => {
-                if self.refuses_joins {
+                // What was taken once is answered as then.
+                if self.refuses_joins && !self.sent.contains_key(&(process, send)) {
                     return Outcome::Refused;
                 }
                 self.send(process, send, sticky, true)
@@ -320,6 +321,16 @@ impl World {
         self.poll();
     }
 
+    /// Whether no join is under way, and none can follow right after a restart: one that lands just
+    /// after somebody else has fired the leave is outside of the promise.
+    pub(super) fn is_quiet(&self) -> bool {
+        let timeout = self.heartbeat.timeout();
+        let was_just_asked = self.heartbeat.held.is_some_and(|held| {
+            held.holds_until > self.moment().deadline(held.delay.saturating_sub(timeout))
+        });
+        self.under_way.is_none() && !was_just_asked
+    }
+
     /// Somebody else fires what is held, as one to whom it was delegated may.
     pub(super) fn fire_from_outside(&mut self) {
         if let Some(held) = self.heartbeat.held() {
@@ -380,12 +391,6 @@ impl World {
             next.push((now + left.max(1)).max(self.asleep_until));
         }
         next.into_iter().filter(|next| *next > now).min()
-    }
-
-    /// Whether somebody else has fired the leave just now: a join that was under way may have come
-    /// after it.
-    pub(super) fn is_forgiven(&self) -> bool {
-        self.server.now < self.forgiven_until
     }
 
     /// The longest delay that is or was in use: a lease of an earlier process may be the one held.
