@@ -179,6 +179,10 @@ pub enum Failure {
         /// The longest that it takes, if it said so.
         max: Option<Duration>,
     },
+    /// The join was redacted, by us or by somebody who may: that is respected, and not joined over.
+    Redacted,
+    /// We are not in the room any more.
+    NotInRoom,
 }
 
 /// What the owner wants.
@@ -429,6 +433,16 @@ impl Heartbeat {
         if self.wanted == Wanted::In {
             self.ask_at = Some(now.deadline(Duration::ZERO));
             self.has_left();
+        }
+    }
+
+    /// The member is gone for a reason that is to be respected: the lease is fired, where it still can
+    /// be, and nothing follows.
+    pub fn handle_ended(&mut self, failure: Failure) {
+        if !matches!(self.wanted, Wanted::Out | Wanted::Dead(_)) {
+            self.fail(failure);
+            self.is_done = false;
+            self.again_at = None;
         }
     }
 

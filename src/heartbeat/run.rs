@@ -30,7 +30,7 @@ use tokio::sync::{broadcast::error::RecvError, mpsc};
 use tracing::{debug, warn};
 
 use super::{
-    Heartbeat, LeaseId, Outcome, Pace, PaceError, SendId, State, Step,
+    Failure, Heartbeat, LeaseId, Outcome, Pace, PaceError, SendId, State, Step,
     store::{Armed, Place, Store},
 };
 use crate::{
@@ -602,10 +602,10 @@ impl Run {
     /// Our own leave comes back, with its delay id; or all that is known is that the entry is gone,
     /// and then it is asked what became of the lease.
     fn handle_change(&mut self, change: &Change) {
-        let key = self.context.place.sticky_key.as_str();
+        let key = self.context.place.sticky_key.clone();
         for change in &change.entries {
             let entry = change.entry();
-            if entry.sticky_key() != Some(key) {
+            if entry.sticky_key() != Some(&key) {
                 continue;
             }
             let now = self.context.timer.now();
@@ -614,7 +614,12 @@ impl Run {
                     reason: RemovalReason::Removed | RemovalReason::Expired,
                     ..
                 } => self.machine.handle_doubt(now),
-                // Redacted, by somebody who may; or we are not in the room any more.
+                EntryChange::Removed { reason: RemovalReason::Redacted, .. } => {
+                    self.fail(Failure::Redacted, "the join was redacted");
+                }
+                EntryChange::Removed { reason: RemovalReason::RoomLeft, .. } => {
+                    self.fail(Failure::NotInRoom, "we are not in the room any more");
+                }
                 EntryChange::Removed { .. } => {}
                 _ => {
                     let Some(delay_id) = DelayId::of_event(entry.raw()) else { continue };
@@ -633,6 +638,11 @@ impl Run {
                 }
             }
         }
+    }
+
+    fn fail(&mut self, failure: Failure, why: &str) {
+        self.context.kept().last_error = Some(why.to_owned());
+        self.machine.handle_ended(failure);
     }
 
     /// Who is there, compared with who could read the leave that is armed.

@@ -178,6 +178,19 @@ fn who_may_not_send_fails_and_leaves_nothing_armed() {
 }
 
 #[test]
+fn what_is_redacted_is_not_joined_over() {
+    let mut world = world();
+    world.pass(MINUTE);
+    world.tell(|heartbeat, _| heartbeat.handle_ended(Failure::Redacted));
+    world.pass(1_000);
+    assert_eq!(world.state(), State::Failed(Failure::Redacted));
+    assert!(!world.server.shows_member());
+    let requests = world.server.requests;
+    world.pass(60 * MINUTE);
+    assert_eq!(world.server.requests, requests);
+}
+
+#[test]
 fn in_the_background_it_leaves_and_is_back_when_the_application_is() {
     let mut world = world();
     world.pass(MINUTE);

@@ -5,7 +5,7 @@ use std::{process::Stdio, time::Duration};
 use matrix_sdk::{authentication::matrix::MatrixSession, ruma::RoomId};
 use matrix_sdk_sticky::{
     BaseClientBuilder, RemovalReason, StickyContent,
-    heartbeat::{HeartbeatHandle, StartHeartbeatError, State},
+    heartbeat::{Failure, HeartbeatHandle, StartHeartbeatError, State},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -212,6 +212,31 @@ async fn a_delegated_leave_that_is_fired_is_noticed() {
     looking.added("k").await;
     until(&heartbeat, State::Joined).await;
     assert_ne!(heartbeat.delegate().expect("another one"), delay_id);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_join_that_is_redacted_is_not_sent_again_and_who_is_kicked_is_told_so() {
+    let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+    let room = bob.room_with(&[&alice]);
+    let own = Watcher::of(&alice, &[&room]).await;
+    let mut looking = Watcher::of(&bob, &[&room]).await;
+    let beat = async |key: &str| {
+        let heartbeat = own.room(&room).heartbeat(key).content(&presence("here"));
+        heartbeat.delay(DELAY).start().await.unwrap()
+    };
+    let redacted = beat("redacted").await;
+    let entry = looking.added("redacted").await;
+    until(&redacted, State::Joined).await;
+    bob.redact(&room, entry.event_id().as_str());
+    until(&redacted, State::Failed(Failure::Redacted)).await;
+    looking.until_keys(&[]).await;
+
+    let kicked = beat("kicked").await;
+    looking.added("kicked").await;
+    until(&kicked, State::Joined).await;
+    bob.api.kick(room.as_str(), alice.id().as_str()).unwrap();
+    until(&kicked, State::Failed(Failure::NotInRoom)).await;
+    assert!(kicked.last_error().is_some_and(|error| !error.is_empty()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
