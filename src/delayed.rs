@@ -40,7 +40,7 @@ pub use self::{answer::DelayedLimits, error::DelayedError};
 use crate::{
     driver::{BoxFuture, Timer, jittered},
     ext::RoomSticky,
-    send::{FIRST_WAIT, Outgoing, SHORTEST, SendError, TRIES, TRY},
+    send::{FIRST_WAIT, Outgoing, SHORTEST, SendError, TRIES, TRY, insert_sticky_key},
     sync::Unsupported,
     time::{Deadline, MAX_STICKY},
     view::StickyContent,
@@ -282,11 +282,7 @@ impl ScheduleDelayed {
     /// no content but the key it removes what is there for the key then.
     pub fn with_sticky_key(mut self, sticky_key: impl Into<String>) -> Self {
         if let Ok(content) = &mut self.content {
-            // Both spellings: peers that know only one of them read that one.
-            let sticky_key = sticky_key.into();
-            for name in names::STICKY_KEY {
-                content.insert(name.to_owned(), sticky_key.clone().into());
-            }
+            insert_sticky_key(content, &sticky_key.into());
         }
         self
     }

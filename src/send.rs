@@ -200,11 +200,7 @@ impl SendSticky {
     /// entry of its own, which nothing can update or remove.
     pub fn with_sticky_key(mut self, sticky_key: impl Into<String>) -> Self {
         if let Ok(content) = &mut self.content {
-            // Both spellings: peers that know only one of them read that one.
-            let sticky_key = sticky_key.into();
-            for name in names::STICKY_KEY {
-                content.insert(name.to_owned(), sticky_key.clone().into());
-            }
+            insert_sticky_key(content, &sticky_key.into());
         }
         self
     }
@@ -409,6 +405,13 @@ impl Turns {
             turns.retain(|_, turn| Arc::strong_count(turn) > 1);
         }
         turns.entry((room_id, key)).or_default().clone()
+    }
+}
+
+/// Gives a content its key, in both spellings: peers that know only one of them read that one.
+pub(crate) fn insert_sticky_key(content: &mut Map<String, Value>, sticky_key: &str) {
+    for name in names::STICKY_KEY {
+        content.insert(name.to_owned(), sticky_key.into());
     }
 }
 

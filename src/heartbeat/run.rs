@@ -38,10 +38,9 @@ use crate::{
     driver::{BoxFuture, Task, Timer, random_seed},
     event::RemovalReason,
     ext::RoomSticky,
-    send::{Outgoing, SendError, Verdict, millis},
+    send::{Outgoing, SendError, Verdict, insert_sticky_key, millis},
     time::Deadline,
     view::{Change, EntryChange, StickyContent, Subscription},
-    wire::names,
 };
 
 /// How often the store is told that this process beats.
@@ -169,7 +168,7 @@ impl StartHeartbeat {
         let mut content = content.map_err(StartHeartbeatError::Content)?;
         let mut leave_content = leave_content.map_err(StartHeartbeatError::Content)?;
         for content in [&mut content, &mut leave_content] {
-            add_key(content, &sticky_key);
+            insert_sticky_key(content, &sticky_key);
         }
         let place = Place { room_id: room.room_id().to_owned(), event_type, sticky_key };
         let beating = sticky.client().beating().clone();
@@ -587,7 +586,7 @@ impl Run {
         let now = self.context.timer.now();
         match wish {
             Wish::Update(mut content) => {
-                add_key(&mut content, &self.context.place.sticky_key);
+                insert_sticky_key(&mut content, &self.context.place.sticky_key);
                 self.context.kept().content = content;
                 self.machine.handle_update();
             }
@@ -986,13 +985,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn as_object(content: &impl Serialize) -> Result<Map<String, Value>, serde_json::Error> {
     serde_json::to_value(content).and_then(serde_json::from_value)
-}
-
-/// Both spellings of the key: peers that know only one of them read that one.
-fn add_key(content: &mut Map<String, Value>, sticky_key: &str) {
-    for name in names::STICKY_KEY {
-        content.insert(name.to_owned(), sticky_key.into());
-    }
 }
 
 async fn optional<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {

@@ -4,31 +4,16 @@ use std::time::{Duration, Instant};
 
 use matrix_sdk::ruma::RoomId;
 use matrix_sdk_sticky::{
-    DelayId, DelayedError, DelayedEvents, RemovalReason, RoomSticky, SendError, StickyContent,
-    Unsupported,
+    DelayId, DelayedError, DelayedEvents, RemovalReason, RoomSticky, SendError, Unsupported,
     delayed::{PreparedEvent, ScheduledEvent},
 };
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use xtask::{api::encode, homeserver::Options};
 
 use crate::{
     proxy::Proxy,
-    support::{LONG, Person, TYPE, Watcher, devices_are_there, start, status},
+    support::{LONG, Person, TYPE, Watcher, devices_are_there, presence, start, status},
 };
-
-#[derive(Serialize, Deserialize)]
-struct Presence {
-    status: String,
-}
-
-impl StickyContent for Presence {
-    const TYPE: &str = TYPE;
-}
-
-fn presence(status: &str) -> Presence {
-    Presence { status: status.to_owned() }
-}
 
 /// As soon as a test can do something in between.
 const SOON: Duration = Duration::from_millis(1_500);

@@ -4,10 +4,9 @@ use std::{process::Stdio, time::Duration};
 
 use matrix_sdk::{authentication::matrix::MatrixSession, ruma::RoomId};
 use matrix_sdk_sticky::{
-    BaseClientBuilder, RemovalReason, StickyContent,
+    BaseClientBuilder, RemovalReason,
     heartbeat::{Failure, HeartbeatHandle, StartHeartbeatError, State},
 };
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::{
@@ -20,22 +19,10 @@ use xtask::homeserver::Options;
 use crate::{
     proxy::Proxy,
     support::{
-        DEADLINE, PASSWORD, Person, TYPE, Watcher, devices_are_there, eventually, start, status,
+        DEADLINE, PASSWORD, Person, TYPE, Watcher, devices_are_there, eventually, presence, start,
+        status,
     },
 };
-
-#[derive(Serialize, Deserialize)]
-struct Presence {
-    status: String,
-}
-
-impl StickyContent for Presence {
-    const TYPE: &str = TYPE;
-}
-
-fn presence(status: &str) -> Presence {
-    Presence { status: status.to_owned() }
-}
 
 const DELAY: Duration = Duration::from_secs(4);
 

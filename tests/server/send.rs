@@ -2,28 +2,14 @@
 
 use std::time::Duration;
 
-use matrix_sdk_sticky::{RemovalReason, RoomSticky, SendError, StickyContent, Unsupported};
-use serde::{Deserialize, Serialize};
+use matrix_sdk_sticky::{RemovalReason, RoomSticky, SendError, Unsupported};
 use serde_json::json;
 use xtask::{api::encode, homeserver::Options};
 
 use crate::{
     proxy::Proxy,
-    support::{LONG, Person, TYPE, Watcher, start, status},
+    support::{LONG, Person, TYPE, Watcher, presence, start, status},
 };
-
-#[derive(Serialize, Deserialize)]
-struct Presence {
-    status: String,
-}
-
-impl StickyContent for Presence {
-    const TYPE: &str = TYPE;
-}
-
-fn presence(status: &str) -> Presence {
-    Presence { status: status.to_owned() }
-}
 
 const HOUR: Duration = Duration::from_secs(3_600);
 

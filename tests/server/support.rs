@@ -22,8 +22,9 @@ use matrix_sdk::{
 };
 use matrix_sdk_sticky::{
     BaseClientBuilder, Changes, ClientExt as _, Entry, EntryChange, RemovalReason, RoomSticky,
-    Snapshot, Sticky, Subscription, SyncSource, SyncState, View,
+    Snapshot, Sticky, StickyContent, Subscription, SyncSource, SyncState, View,
 };
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::{
     task::JoinHandle,
@@ -39,6 +40,20 @@ use crate::proxy::Proxy;
 
 /// The type of the sticky events of these tests.
 pub(crate) const TYPE: &str = "com.example.presence";
+
+/// A content of that type.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Presence {
+    pub(crate) status: String,
+}
+
+impl StickyContent for Presence {
+    const TYPE: &str = TYPE;
+}
+
+pub(crate) fn presence(status: &str) -> Presence {
+    Presence { status: status.to_owned() }
+}
 
 /// As long as no test takes.
 pub(crate) const LONG: Duration = Duration::from_secs(600);
