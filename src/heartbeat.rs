@@ -343,9 +343,9 @@ impl Heartbeat {
     }
 
     /// Takes a leave that an earlier process has armed, or was about to, with its delay and with the
-    /// stickiness that it and its join had: a fresh one takes over from it before the join is sent. Its number is for
-    /// [`Step::Arm`], which repeats the request word by word and so tells the delay id, and for the
-    /// steps after that.
+    /// stickiness that it and its join had: a fresh one takes over from it before the join is sent.
+    /// Its number is for [`Step::Arm`], which repeats the request word by word and so tells the delay
+    /// id, and for the steps after that.
     pub fn handle_found(&mut self, now: Moment, sticky: Duration, delay: Duration) -> LeaseId {
         let id = LeaseId(self.number());
         self.retiring.push(Retiring { id, delay, is_known: false, holds_until: None });
