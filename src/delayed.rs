@@ -38,11 +38,11 @@ use serde_json::{Map, Value, json, value::RawValue};
 use self::answer::Answer;
 pub use self::{answer::DelayedLimits, error::DelayedError};
 use crate::{
-    driver::{BoxFuture, Timer, jittered},
+    driver::{BoxFuture, Timer, before, jittered},
     ext::RoomSticky,
-    send::{FIRST_WAIT, Outgoing, SHORTEST, SendError, TRIES, TRY, insert_sticky_key},
+    send::{FIRST_WAIT, Outgoing, SHORTEST, SendError, TRIES, TRY, as_object, insert_sticky_key},
     sync::Unsupported,
-    time::{Deadline, MAX_STICKY},
+    time::{Deadline, MAX_STICKY, millis},
     view::StickyContent,
     wire::names,
 };
@@ -245,7 +245,7 @@ impl ScheduleDelayed {
         content: &C,
         delay: Duration,
     ) -> Self {
-        let content = serde_json::to_value(content).and_then(serde_json::from_value);
+        let content = as_object(content);
         Self::of(sticky, room, C::TYPE, content, delay)
     }
 
@@ -659,10 +659,9 @@ impl DelayedEvents {
             let body = response.bytes().await?;
             Ok(Answer::new(status, &headers, body.to_vec()))
         };
-        tokio::select! {
-            biased;
-            () = self.timer.sleep_until(deadline) => Err(unreachable("no answer in time", true)),
-            answer = answered => answer.map_err(|error| no_answer(&error)),
+        match before(&*self.timer, deadline, answered).await {
+            None => Err(unreachable("no answer in time", true)),
+            Some(answer) => answer.map_err(|error| no_answer(&error)),
         }
     }
 
@@ -894,10 +893,6 @@ fn no_answer(error: &reqwest::Error) -> DelayedError {
 
 fn unreachable(error: &str, may_have_happened: bool) -> DelayedError {
     DelayedError::Unreachable { error: error.to_owned(), may_have_happened }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A time of a server's, which may be anything.

@@ -125,6 +125,19 @@ pub(crate) fn jittered(middle: Duration) -> Duration {
     middle.mul_f64(rand::random_range(0.5..1.5))
 }
 
+/// What a future gives, if it does so before the deadline; then it is dropped.
+pub(crate) async fn before<T>(
+    timer: &dyn Timer,
+    deadline: Deadline,
+    future: impl Future<Output = T>,
+) -> Option<T> {
+    tokio::select! {
+        biased;
+        () = timer.sleep_until(deadline) => None,
+        value = future => Some(value),
+    }
+}
+
 /// A short random name for a connection.
 pub(crate) fn random_name() -> String {
     format!("sticky-{:08x}", rand::random::<u32>())

@@ -18,7 +18,7 @@ use std::{
     fmt,
     hash::{Hash as _, Hasher as _},
     panic::AssertUnwindSafe,
-    sync::{Arc, LazyLock, Mutex, PoisonError, Weak},
+    sync::{Arc, LazyLock, Mutex, PoisonError},
 };
 
 use futures_util::FutureExt as _;
@@ -40,7 +40,7 @@ use serde_json::value::RawValue;
 use tracing::{debug, warn};
 
 pub use self::base_client::BaseClientBuilder;
-use crate::{ext::identity, send::one_try};
+use crate::{ext::OfClients, send::one_try};
 
 /// How often the room key may change hands between sharing it and encrypting with it, before we
 /// give up. Once is rare: it takes a send of the SDK's own in just that moment.
@@ -157,11 +157,10 @@ impl Encryptor {
             return Err(OtherBaseClient);
         }
         let mut attached = attached();
-        if find(&attached, client).is_none() {
+        if attached.find(client).is_none() {
             let (turns, claims) = Default::default();
             let encryptor = Arc::new(Self { base, turns, claims });
-            attached.retain(|_, encryptor| encryptor.strong_count() > 0);
-            attached.insert(identity(client), Arc::downgrade(&encryptor));
+            attached.insert(client, &encryptor);
             // The one place of a client where others can leave something that it owns. It holds the
             // base client, which knows nothing of the client: no circle.
             client.add_event_handler_context(encryptor);
@@ -171,7 +170,7 @@ impl Encryptor {
 
     /// What encrypts for a client, if it is known.
     pub(crate) fn of(client: &Client) -> Option<Arc<Self>> {
-        find(&attached(), client)
+        attached().find(client)
     }
 
     /// Encrypts an event, after everybody who may read it was sent the room key. One try: it is for
@@ -421,15 +420,11 @@ async fn is_worn(session: &OutboundGroupSession) -> bool {
     left <= LEFT_TO_THE_SDK.min(messages / 2)
 }
 
-/// What encrypts for which client, by the client's [`identity`]. An entry is found only while its
+/// What encrypts for which client. An entry is found only while its
 /// client lives, which owns it.
-type Attached = HashMap<usize, Weak<Encryptor>>;
+type Attached = OfClients<Encryptor>;
 
 fn attached() -> std::sync::MutexGuard<'static, Attached> {
     static ATTACHED: LazyLock<Mutex<Attached>> = LazyLock::new(Mutex::default);
     ATTACHED.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn find(attached: &Attached, client: &Client) -> Option<Arc<Encryptor>> {
-    attached.get(&identity(client))?.upgrade()
 }

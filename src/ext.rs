@@ -53,7 +53,7 @@ pub trait RoomExt {
 impl ClientExt for Client {
     fn sticky(&self) -> Sticky {
         let mut running = running();
-        let sticky = match find(&running, self) {
+        let sticky = match running.find(self) {
             Some(inner) => Sticky { inner },
             None => StickyBuilder::new(self).build(&mut running),
         };
@@ -432,7 +432,7 @@ impl StickyBuilder {
     /// [`StartError`].
     pub fn start(self) -> Result<Sticky, StartError> {
         let mut running = running();
-        if find(&running, &self.client).is_some() {
+        if running.find(&self.client).is_some() {
             return Err(StartError::AlreadyRunning);
         }
         #[cfg(feature = "e2e-encryption")]
@@ -448,7 +448,6 @@ impl StickyBuilder {
     fn build(self, running: &mut Running) -> Sticky {
         let maps = EphemeralMaps::new(AsClock(self.timer.clone()), self.limits);
         let state = SharedObservable::new(SyncState::Connecting);
-        let key = identity(&self.client);
         let inner = Arc::new(Inner {
             client: self.client,
             maps,
@@ -461,8 +460,7 @@ impl StickyBuilder {
             delayed: Arc::default(),
             beating: Beating::default(),
         });
-        running.retain(|_, inner| inner.strong_count() > 0);
-        running.insert(key, Arc::downgrade(&inner));
+        running.insert(&inner.client, &inner);
         Sticky { inner }
     }
 }
@@ -529,24 +527,40 @@ impl crate::time::Clock for AsClock {
     }
 }
 
-/// Who is running, by the client's [`identity`].
+/// What this crate has of each client, for as long as something else holds it.
 ///
 /// Why a table of the process, and not a place in the client? matrix-sdk's client has none for
-/// others. An entry is found only while its [`Inner`] lives, which holds the client, so that no
-/// other client can have come to the same address.
-type Running = HashMap<usize, Weak<Inner>>;
+/// others. What stands here has to live no longer than its client, or to hold it: so that no other
+/// client can have come to the same address.
+pub(crate) struct OfClients<T>(HashMap<usize, Weak<T>>);
+
+impl<T> Default for OfClients<T> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<T> OfClients<T> {
+    pub(crate) fn find(&self, client: &Client) -> Option<Arc<T>> {
+        self.0.get(&identity(client))?.upgrade()
+    }
+
+    pub(crate) fn insert(&mut self, client: &Client, value: &Arc<T>) {
+        self.0.retain(|_, value| value.strong_count() > 0);
+        self.0.insert(identity(client), Arc::downgrade(value));
+    }
+}
+
+/// Who is running.
+type Running = OfClients<Inner>;
 
 fn running() -> std::sync::MutexGuard<'static, Running> {
     static RUNNING: LazyLock<Mutex<Running>> = LazyLock::new(Mutex::default);
     RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn find(running: &Running, client: &Client) -> Option<Arc<Inner>> {
-    running.get(&identity(client))?.upgrade()
-}
-
 /// What all clones of a client have in common, and no other client of this process: the address of
 /// a part of it.
-pub(crate) fn identity(client: &Client) -> usize {
+fn identity(client: &Client) -> usize {
     std::ptr::from_ref(client.event_cache()).addr()
 }

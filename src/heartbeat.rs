@@ -516,8 +516,9 @@ impl Heartbeat {
     /// itself.
     pub fn deadline(&self, now: Moment) -> Option<Deadline> {
         let held = self.held.map(|held| held.holds_until);
-        let state_changes =
-            self.others_hold_until().chain(held).filter(|until| !until.is_over(now)).min();
+        let ends_at = self.seen.map(|seen| seen.ends_at);
+        let state_changes = self.others_hold_until().chain(held).chain(ends_at);
+        let state_changes = state_changes.filter(|until| !until.is_over(now)).min();
         let acts = match self.wanted {
             _ if self.doing.is_some() || self.is_done => None,
             Wanted::Kept => None,
@@ -602,29 +603,27 @@ impl Heartbeat {
         // Before all else, and also if it may have fired: then the answer tells.
         if let Some(held) = self.held
             && is_due(self.restart_due())
-            && self.restart_again_at.is_none_or(|again_at| again_at.is_over(now))
+            && self.may_restart(now)
         {
             return Some(Step::Restart(held.id));
         }
         if !self.may_try(now) {
             return None;
         }
+        let mut must_arm = self.held.is_none();
         if is_due(self.hand_over_at) {
             // One that is made ready already, and not answered, is not the fresh one that is wanted.
             if self.arming.is_none_or(|arming| arming.since.is_none()) {
                 self.hand_over_at = None;
             }
-            if self.arming.is_none() {
-                let id = LeaseId(self.number());
-                self.arming = Some(Arming { id, since: None, is_unsure: false });
-            }
+            must_arm = true;
         }
         if is_due(self.arm_at) {
             self.arm_at = None;
         }
-        if self.held.is_none() && self.arming.is_none() {
-            self.arming =
-                Some(Arming { id: LeaseId(self.number()), since: None, is_unsure: false });
+        if must_arm && self.arming.is_none() {
+            let id = LeaseId(self.number());
+            self.arming = Some(Arming { id, since: None, is_unsure: false });
         }
         if self.arm_at.is_none()
             && let Some(arming) = &mut self.arming

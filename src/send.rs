@@ -42,7 +42,7 @@ use crate::{
     event::StickyKey,
     ext::RoomSticky,
     sync::Unsupported,
-    time::{MAX_STICKY, Moment},
+    time::{self, MAX_STICKY, Moment},
     view::StickyContent,
     wire::names,
 };
@@ -182,7 +182,7 @@ impl SendSticky {
         room: Room,
         content: &C,
     ) -> Self {
-        let content = serde_json::to_value(content).and_then(serde_json::from_value);
+        let content = as_object(content);
         Self { sticky, room, event_type: C::TYPE.to_owned(), content, duration: None }
     }
 
@@ -408,6 +408,11 @@ impl Turns {
     }
 }
 
+/// A content as the object that it has to be.
+pub(crate) fn as_object(content: &impl Serialize) -> Result<Map<String, Value>, serde_json::Error> {
+    serde_json::to_value(content).and_then(serde_json::from_value)
+}
+
 /// Gives a content its key, in both spellings: peers that know only one of them read that one.
 pub(crate) fn insert_sticky_key(content: &mut Map<String, Value>, sticky_key: &str) {
     for name in names::STICKY_KEY {
@@ -520,7 +525,7 @@ fn known_duration(sticky: &RoomSticky, event_id: &EventId) -> Option<Duration> {
 }
 
 pub(crate) fn millis(duration: Duration) -> StickyDurationMs {
-    StickyDurationMs::new_clamped(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+    StickyDurationMs::new_clamped(time::millis(duration))
 }
 
 /// Why one try failed.

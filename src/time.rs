@@ -140,7 +140,8 @@ pub(crate) fn end_by_origin(
     received.deadline_ms(end.saturating_sub(received.unix_ms))
 }
 
-fn millis(duration: Duration) -> u64 {
+/// A duration in milliseconds; finer parts are cut off, and more than there is room for is as much.
+pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 

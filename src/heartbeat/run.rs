@@ -35,10 +35,10 @@ use super::{
 };
 use crate::{
     delayed::{DelayId, DelayedError, DelayedEvents, PreparedEvent},
-    driver::{BoxFuture, Task, Timer, random_seed},
+    driver::{BoxFuture, Task, Timer, before, random_seed},
     event::RemovalReason,
     ext::RoomSticky,
-    send::{Outgoing, SendError, Verdict, insert_sticky_key, millis},
+    send::{Outgoing, SendError, Verdict, as_object, insert_sticky_key, millis},
     time::Deadline,
     view::{Change, EntryChange, StickyContent, Subscription},
 };
@@ -192,7 +192,6 @@ impl StartHeartbeat {
             let lease = machine.handle_found(timer.now(), sticky, leave.delay());
             kept.leases.insert(lease, Lease { leave, delay_id: None, is_unsure: true });
         }
-        kept.sticky = machine.sticky();
         let state = SharedObservable::new(machine.state(timer.now()));
         let context = Arc::new(Context {
             events: sticky.client().delayed_events(),
@@ -201,6 +200,7 @@ impl StartHeartbeat {
             store,
             timer,
             place,
+            sticky_for: machine.sticky(),
             kept: Mutex::new(kept),
         });
         let live = Arc::new(Mutex::new(Some(live)));
@@ -450,6 +450,8 @@ struct Context {
     store: Store,
     timer: Arc<dyn Timer>,
     place: Place,
+    /// For how long the leave is sticky.
+    sticky_for: Duration,
     kept: Mutex<Kept>,
 }
 
@@ -462,7 +464,6 @@ struct Kept {
     held: Option<LeaseId>,
     /// Who could read the leave that was armed last: a number of [`Context::readers`].
     readers: Option<u64>,
-    sticky: Duration,
     sending: Option<(SendId, send_message_event::v3::Request)>,
     last_error: Option<String>,
 }
@@ -480,7 +481,7 @@ enum Event {
     Due,
     Wish(Option<Wish>),
     /// Something of ours has changed.
-    Change(Option<Change>),
+    Change(Change),
     /// Somebody's devices, or who is in the room.
     News,
     /// Who can read the room now.
@@ -546,7 +547,7 @@ impl Run {
                 biased;
                 wish = wished.recv() => Event::Wish(wish),
                 (step, outcome) = optional(&mut doing) => Event::Done(step, outcome),
-                change = changes.next() => Event::Change(change),
+                Some(change) = changes.next() => Event::Change(change),
                 () = optional(&mut retired) => Event::Retired,
                 readers = optional(&mut looking) => Event::Readers(readers),
                 _ = news.next() => Event::News,
@@ -565,8 +566,7 @@ impl Run {
                 Event::Wish(Some(wish)) => self.handle_wish(wish),
                 // The handle is gone without having left: as after a crash, the leave fires.
                 Event::Wish(None) => return,
-                Event::Change(Some(change)) => self.handle_change(&change),
-                Event::Change(None) => changes = context.sticky.events().subscribe().changes,
+                Event::Change(change) => self.handle_change(&change),
                 Event::News => look_again = true,
                 Event::Readers(readers) => {
                     looking = None;
@@ -709,11 +709,7 @@ impl Context {
             Some((leave, true)) => return self.find(lease, &leave, deadline).await,
             Some((leave, false)) => leave,
             None => {
-                let readers = tokio::select! {
-                    biased;
-                    () = self.timer.sleep_until(deadline) => None,
-                    readers = self.readers() => readers,
-                };
+                let readers = self.before(deadline, self.readers()).await.flatten();
                 let leave = match self.prepare_leave(delay, deadline).await {
                     Ok(leave) => leave,
                     Err(outcome) => return outcome,
@@ -750,12 +746,10 @@ impl Context {
     async fn find(&self, lease: LeaseId, leave: &PreparedEvent, deadline: Deadline) -> Outcome {
         let beating = self.sticky.client().beating();
         let find = scheduled_as(&self.events, leave, beating);
-        let found = tokio::select! {
-            biased;
-            () = self.timer.sleep_until(deadline) => return Outcome::Unknown,
-            found = find => found,
-        };
-        self.learn(lease, found)
+        match self.before(deadline, find).await {
+            None => Outcome::Unknown,
+            Some(found) => self.learn(lease, found),
+        }
     }
 
     fn learn(&self, lease: LeaseId, scheduled: Result<DelayId, DelayedError>) -> Outcome {
@@ -780,14 +774,11 @@ impl Context {
         let prepare = self
             .sticky
             .schedule_raw(&self.place.event_type, content, delay)
-            .with_sticky_duration(self.sticky_of_leave())
+            .with_sticky_duration(self.sticky_for)
             .with_timeout(self.left(deadline))
             .prepare();
-        tokio::select! {
-            biased;
-            () = self.timer.sleep_until(deadline) => Err(Outcome::Unknown),
-            prepared = prepare => prepared.map_err(|error| self.outcome(Err(error))),
-        }
+        let prepared = self.before(deadline, prepare).await.ok_or(Outcome::Unknown)?;
+        prepared.map_err(|error| self.outcome(Err(error)))
     }
 
     /// One event, the same at each try.
@@ -808,14 +799,10 @@ impl Context {
             Some(request) => request,
             None => {
                 let prepare = Outgoing::of(&self.room, &self.place.event_type, content);
-                let prepared = tokio::select! {
-                    biased;
-                    () = self.timer.sleep_until(deadline) => return Outcome::Unknown,
-                    prepared = prepare => prepared,
-                };
-                let outgoing = match prepared {
-                    Ok(outgoing) => outgoing,
-                    Err(error) => return self.not_prepared(&error),
+                let outgoing = match self.before(deadline, prepare).await {
+                    None => return Outcome::Unknown,
+                    Some(Ok(outgoing)) => outgoing,
+                    Some(Err(error)) => return self.not_prepared(&error),
                 };
                 let mut request = send_message_event::v3::Request::new_raw(
                     self.place.room_id.clone(),
@@ -835,14 +822,10 @@ impl Context {
         let config = RequestConfig::new().timeout(left).disable_retry();
         let sent = self.room.client();
         let sent = sent.send(request).with_request_config(config).into_future();
-        let sent = tokio::select! {
-            biased;
-            () = self.timer.sleep_until(deadline) => return Outcome::Unknown,
-            sent = sent => sent,
-        };
-        match sent {
-            Ok(_) => Outcome::Done,
-            Err(error) => {
+        match self.before(deadline, sent).await {
+            None => Outcome::Unknown,
+            Some(Ok(_)) => Outcome::Done,
+            Some(Err(error)) => {
                 let verdict = Verdict::of(&error);
                 let status = error.as_client_api_error().map(|error| error.status_code);
                 let is_about_the_token = status == Some(StatusCode::UNAUTHORIZED);
@@ -902,12 +885,12 @@ impl Context {
         self.kept().last_error = Some(error);
     }
 
-    fn sticky_of_leave(&self) -> Duration {
-        self.kept().sticky
-    }
-
     fn delay_id(&self, lease: LeaseId) -> Option<DelayId> {
         self.kept().leases.get(&lease)?.delay_id.clone()
+    }
+
+    async fn before<T>(&self, deadline: Deadline, future: impl Future<Output = T>) -> Option<T> {
+        before(&*self.timer, deadline, future).await
     }
 
     fn left(&self, deadline: Deadline) -> Duration {
@@ -981,10 +964,6 @@ fn concerns_readers(update: &RoomUpdate) -> bool {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn as_object(content: &impl Serialize) -> Result<Map<String, Value>, serde_json::Error> {
-    serde_json::to_value(content).and_then(serde_json::from_value)
 }
 
 async fn optional<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {

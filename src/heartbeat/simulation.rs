@@ -60,7 +60,6 @@ pub(super) struct Server {
     pub(super) refuses_joins: bool,
     /// The longest delay, if there is one.
     pub(super) longest_delay: Option<Duration>,
-    /// It forgets what was sent or cancelled, as today's Synapse does, or says that it conflicts.
     pub(super) requests: u64,
     sticky: u64,
 }
@@ -403,6 +402,11 @@ impl World {
         self.found.get(&lease).copied().unwrap_or((self.process, lease))
     }
 
+    fn as_stored(&self, lease: LeaseId, step: impl Fn(LeaseId) -> Step) -> (u32, Step) {
+        let (process, lease) = self.origin(lease);
+        (process, step(lease))
+    }
+
     fn poll(&mut self) {
         let now = self.server.now;
         let moment = self.moment();
@@ -460,22 +464,10 @@ impl World {
         }
         let step = under_way.step;
         let (process, step) = match step {
-            Step::Arm { lease, delay } => {
-                let (process, lease) = self.origin(lease);
-                (process, Step::Arm { lease, delay })
-            }
-            Step::Restart(lease) => {
-                let (process, lease) = self.origin(lease);
-                (process, Step::Restart(lease))
-            }
-            Step::Fire(lease) => {
-                let (process, lease) = self.origin(lease);
-                (process, Step::Fire(lease))
-            }
-            Step::Cancel(lease) => {
-                let (process, lease) = self.origin(lease);
-                (process, Step::Cancel(lease))
-            }
+            Step::Arm { lease, delay } => self.as_stored(lease, |lease| Step::Arm { lease, delay }),
+            Step::Restart(lease) => self.as_stored(lease, Step::Restart),
+            Step::Fire(lease) => self.as_stored(lease, Step::Fire),
+            Step::Cancel(lease) => self.as_stored(lease, Step::Cancel),
             step => (self.process, step),
         };
         let outcome = self.server.handle(process, step);
