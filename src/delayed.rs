@@ -40,11 +40,11 @@ pub use self::{answer::DelayedLimits, error::DelayedError};
 use crate::{
     driver::{BoxFuture, Timer, before, jittered},
     ext::RoomSticky,
-    send::{FIRST_WAIT, Outgoing, SHORTEST, SendError, TRIES, TRY, as_object, insert_sticky_key},
+    send::{FIRST_WAIT, Outgoing, SHORTEST, SendError, TRIES, TRY, as_object},
     sync::Unsupported,
     time::{Deadline, MAX_STICKY, millis},
     view::StickyContent,
-    wire::names,
+    wire::{insert_sticky_key, names},
 };
 
 /// The shortest delay that is asked for: it has to be positive ([MSC4140], "Scheduling a delayed

@@ -138,6 +138,7 @@
 pub mod event;
 pub mod heartbeat;
 pub mod map;
+pub mod rtc;
 pub mod time;
 pub mod view;
 pub mod wire;

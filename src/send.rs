@@ -44,7 +44,7 @@ use crate::{
     sync::Unsupported,
     time::{self, MAX_STICKY, Moment},
     view::StickyContent,
-    wire::names,
+    wire::{insert_sticky_key, names},
 };
 
 /// How long one try may take.
@@ -411,13 +411,6 @@ impl Turns {
 /// A content as the object that it has to be.
 pub(crate) fn as_object(content: &impl Serialize) -> Result<Map<String, Value>, serde_json::Error> {
     serde_json::to_value(content).and_then(serde_json::from_value)
-}
-
-/// Gives a content its key, in both spellings: peers that know only one of them read that one.
-pub(crate) fn insert_sticky_key(content: &mut Map<String, Value>, sticky_key: &str) {
-    for name in names::STICKY_KEY {
-        content.insert(name.to_owned(), sticky_key.into());
-    }
 }
 
 /// Makes sure that the server knows sticky events.

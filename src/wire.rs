@@ -20,7 +20,7 @@ use ruma::{EventId, UserId};
 use serde::de::{
     Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor,
 };
-use serde_json::value::RawValue;
+use serde_json::{Map, Value, value::RawValue};
 
 pub use self::response::{RoomEvents, SlidingResponse, V3Response, read_sliding, read_v3};
 
@@ -48,9 +48,28 @@ pub mod names {
     pub const DELAY: &str = "org.matrix.msc4140.delay";
     /// In the `unsigned` of one's own copy of an event that was a delayed one.
     pub const DELAY_ID: [&str; 2] = ["delay_id", "org.matrix.msc4140.delay_id"];
+    /// A membership of a MatrixRTC session (MSC4143).
+    pub const RTC_MEMBER: [&str; 2] = ["m.rtc.member", "org.matrix.msc4143.rtc.member"];
+    /// The state event of a slot (MSC4143).
+    pub const RTC_SLOT: [&str; 2] = ["m.rtc.slot", "org.matrix.msc4143.rtc.slot"];
+    /// The encryption in which each member has a media key of its own (MSC4143).
+    pub const PER_MEMBER: [&str; 2] = ["m.per_member", "org.matrix.msc4143.per_member"];
+    /// The to-device message with a media key (MSC4143).
+    pub const RTC_KEY: [&str; 2] =
+        ["m.rtc.encryption_key", "org.matrix.msc4143.rtc.encryption_key"];
+    /// A membership in the state, as before sticky events (MSC3401). It never became stable.
+    pub const CALL_MEMBER: &str = "org.matrix.msc3401.call.member";
     /// The capability that tells a server's limits.
     pub const DELAYED_CAPABILITY: [&str; 2] =
         ["m.delayed_events", "org.matrix.msc4140.delayed_events"];
+}
+
+/// Gives a content its key, in both spellings: peers that know only one of them read that one.
+#[cfg_attr(not(feature = "client"), allow(dead_code, reason = "the shell sends"))]
+pub(crate) fn insert_sticky_key(content: &mut Map<String, Value>, sticky_key: &str) {
+    for name in names::STICKY_KEY {
+        content.insert(name.to_owned(), sticky_key.into());
+    }
 }
 
 /// The longest event text that is read, in bytes: 1 MiB. An event of a room is at most 64 KiB

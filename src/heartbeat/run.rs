@@ -38,9 +38,10 @@ use crate::{
     driver::{BoxFuture, Task, Timer, before, random_seed},
     event::RemovalReason,
     ext::RoomSticky,
-    send::{Outgoing, SendError, Verdict, as_object, insert_sticky_key, millis},
+    send::{Outgoing, SendError, Verdict, as_object, millis},
     time::Deadline,
     view::{Change, EntryChange, StickyContent, Subscription},
+    wire::insert_sticky_key,
 };
 
 /// How often the store is told that this process beats.

@@ -1,0 +1,49 @@
+//! MatrixRTC ([MSC4143]): who is in which call, or whatever else takes place in a room's slots.
+//!
+//! In: the memberships in the room's ephemeral map, and the room's state. Out: sessions, each with its
+//! members, and with everybody who does not count and why. The pure part, [`Roster`], has no clock and
+//! does no I/O.
+//!
+//! A *slot* is where a session can take place: a state event, which who has the right opens and
+//! closes. A *membership* is a sticky event, which says that a *member* is joined to a slot; one user
+//! may be there more than once, from several devices. A *session* is all who are joined to one slot
+//! at a time.
+//!
+//! # Dialects
+//!
+//! Two are in use, and both are read at once: what the proposal says, and what matrix-js-sdk and
+//! Element Call send and accept ([`Dialect`]); and two older [`Form`]s, sticky events with
+//! `rtc_transports` and the state events `org.matrix.msc3401.call.member`. What this crate writes is
+//! right for both.
+//!
+//! # What to trust
+//!
+//! - The user is the sender, as the servers say. A membership that names another is none.
+//! - The device is proven where the membership was encrypted by it ([`KnownBy::Decryption`]); else it is
+//!   what the membership says, which may be a lie ([`KnownBy::Claim`]). A device that is proven is there
+//!   once. One that is only claimed hides nobody, and so may be there more than once.
+//! - In an encrypted room a membership in plaintext makes no member. It can end one of the same sender:
+//!   matrix-js-sdk leaves like that.
+//! - A redacted membership is one that has left: also where the map falls back to an earlier event of
+//!   the same key. Who comes later and never saw the redacted event cannot know of it; the member's own
+//!   client leaves when it sees the redaction.
+//!
+//! [MSC4143]: https://github.com/matrix-org/matrix-spec-proposals/pull/4143
+
+mod content;
+mod member;
+#[cfg(feature = "client")]
+#[allow(dead_code, reason = "for the handles, which follow")]
+mod own;
+mod roster;
+mod slot;
+mod snapshot;
+mod transport;
+
+pub use self::{
+    member::{Candidate, Device, Dialect, Form, KnownBy, Leave, Member, NotJoined},
+    roster::{Roster, SessionChange, What},
+    slot::{Application, ClosedBy, ROOM_CALL, Slot},
+    snapshot::{RtcSnapshot, SessionSnapshot},
+    transport::{LiveKit, Transport, Transports},
+};

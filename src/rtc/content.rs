@@ -1,0 +1,279 @@
+//! Contents: what a membership says, in each form that is out there, and how ours are written.
+//!
+//! In: the content of one event, who sent it and under which key. Out: a join, a leave, or the field
+//! that is not as it has to be. Nothing here knows of a room, or of another event.
+
+use serde_json::{Map, Value};
+
+use super::{
+    member::{Form, Leave},
+    slot::Application,
+    transport::{Transport, Transports},
+};
+use crate::wire::names;
+
+/// For how long a membership in the state counts, unless it says so itself: 4 hours, as with
+/// matrix-js-sdk.
+const CALL_MEMBER_EXPIRES_MS: u64 = 4 * 3_600_000;
+
+/// What one event says.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Reading {
+    /// Where, as far as it says so.
+    pub(super) slot_id: Option<String>,
+    /// Who, as far as it says so.
+    pub(super) member_id: Option<String>,
+    /// By which device, as far as it says so.
+    pub(super) claimed_device: Option<String>,
+    pub(super) says: Says,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Says {
+    Join(Join),
+    Leave(Leave),
+    /// The application is not the slot's.
+    OtherApplication,
+    /// This field is missing, or not what it has to be.
+    Malformed(&'static str),
+}
+
+/// A join.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Join {
+    pub(super) form: Form,
+    pub(super) application: Application,
+    pub(super) transports: Transports,
+    /// Since when and until when, on the wall clock, where a state event says so.
+    pub(super) created_ms: Option<u64>,
+    pub(super) expires_ms: Option<u64>,
+}
+
+/// Reads the content of a sticky membership.
+pub(super) fn read(
+    content: &Map<String, Value>,
+    sender: &str,
+    sticky_key: Option<&str>,
+) -> Reading {
+    let text = |value: Option<&Value>| value.and_then(Value::as_str).map(str::to_owned);
+    let member = content.get("member");
+    let member = |name: &str| member.and_then(|member| member.get(name));
+    let reading = |says| Reading {
+        slot_id: text(content.get("slot_id")),
+        member_id: text(member("id")).or_else(|| sticky_key.map(str::to_owned)),
+        claimed_device: text(member("device_id").or(member("claimed_device_id"))),
+        says,
+    };
+    reading(match says(content, sender, sticky_key) {
+        Ok(says) => says,
+        Err(field) => Says::Malformed(field),
+    })
+}
+
+fn says(
+    content: &Map<String, Value>,
+    sender: &str,
+    sticky_key: Option<&str>,
+) -> Result<Says, &'static str> {
+    let sticky_key = sticky_key.ok_or("sticky_key")?;
+    let slot_id = string(content.get("slot_id"), "slot_id")?;
+    if content.keys().all(|name| is_of_a_leave(name)) {
+        return Ok(Says::Leave(read_leave(content)));
+    }
+    let member = object(content.get("member"), "member")?;
+    let membership = member.get("membership");
+    if membership.is_some_and(|it| it == "leave") {
+        return Ok(Says::Leave(read_leave(content)));
+    }
+    if string(member.get("id"), "member.id")? != sticky_key {
+        return Err("member.id");
+    }
+    for name in ["user_id", "claimed_user_id"] {
+        if member.get(name).is_some_and(|user_id| user_id != sender) {
+            return Err("member.user_id");
+        }
+    }
+    let device_id = member.get("device_id").or(member.get("claimed_device_id"));
+    if device_id.is_some_and(|device_id| !device_id.is_string()) {
+        return Err("member.device_id");
+    }
+    let application = object(content.get("application"), "application")?;
+    string(application.get("type"), "application.type")?;
+    let application =
+        content.get("application").and_then(Application::from_json).ok_or("application")?;
+
+    let is_of_the_slot = slot_id
+        .strip_prefix(&*application.application_type)
+        .is_some_and(|rest| rest.starts_with('#'));
+    let transports = read_transports(content);
+    let (form, transports) = match membership {
+        Some(membership) if membership == "join" => {
+            let is_both = element_call(content, member).is_ok() && is_of_the_slot;
+            (if is_both { Form::Both } else { Form::Msc4143 }, transports?)
+        }
+        Some(_) => return Err("member.membership"),
+        None if content.contains_key("rtc_transports") => {
+            string(device_id, "member.device_id")?;
+            let published = read_published(content.get("rtc_transports"), "rtc_transports")?;
+            (Form::RtcTransports, Transports::publishing(published))
+        }
+        None if content.contains_key("versions") || content.contains_key("transports") => {
+            element_call(content, member)?;
+            (Form::ElementCall, transports?)
+        }
+        None => return Err("member.membership"),
+    };
+    if !is_of_the_slot {
+        // MSC4143 compares it with the slot's event, where there is one.
+        if form != Form::Msc4143 {
+            return Ok(Says::OtherApplication);
+        }
+    }
+    Ok(Says::Join(Join { form, application, transports, created_ms: None, expires_ms: None }))
+}
+
+/// What matrix-js-sdk 43 asks for beyond MSC4143.
+fn element_call(
+    content: &Map<String, Value>,
+    member: &Map<String, Value>,
+) -> Result<(), &'static str> {
+    string(member.get("user_id"), "member.user_id")?;
+    string(member.get("device_id"), "member.device_id")?;
+    let transports = object(content.get("transports"), "transports")?;
+    list(transports.get("published"), "transports.published")?;
+    list(transports.get("can_subscribe"), "transports.can_subscribe")?;
+    match list(content.get("versions"), "versions")?.iter().all(Value::is_string) {
+        true => Ok(()),
+        false => Err("versions"),
+    }
+}
+
+fn read_transports(content: &Map<String, Value>) -> Result<Transports, &'static str> {
+    let Some(transports) = content.get("transports") else { return Ok(Transports::default()) };
+    let transports = object(Some(transports), "transports")?;
+    let published = match transports.get("published") {
+        None => Vec::new(),
+        published => read_published(published, "transports.published")?,
+    };
+    let can_subscribe = match transports.get("can_subscribe") {
+        None => Vec::new(),
+        Some(types) => {
+            const FIELD: &str = "transports.can_subscribe";
+            let types = list(Some(types), FIELD)?.iter();
+            types.map(|it| string(Some(it), FIELD).map(str::to_owned)).collect::<Result<_, _>>()?
+        }
+    };
+    Ok(Transports { published, can_subscribe })
+}
+
+fn read_published(
+    published: Option<&Value>,
+    field: &'static str,
+) -> Result<Vec<Transport>, &'static str> {
+    let published = list(published, field)?.iter();
+    published.map(|it| Transport::from_json(it.clone()).ok_or(field)).collect()
+}
+
+/// Whether a content may hold this and still be nothing but a leave: what matrix-js-sdk leaves with,
+/// and how an earlier version of MSC4196 did.
+fn is_of_a_leave(name: &str) -> bool {
+    names::STICKY_KEY.contains(&name)
+        || matches!(name, "slot_id" | "leave_reason" | "disconnect_reason" | "m.relates_to")
+}
+
+fn read_leave(content: &Map<String, Value>) -> Leave {
+    let of = |object: &str, name: &str| {
+        content.get(object).and_then(|it| it.get(name)).and_then(Value::as_str).map(str::to_owned)
+    };
+    Leave {
+        code: of("leave_reason", "code").or_else(|| of("disconnect_reason", "reason")),
+        reason: of("leave_reason", "reason").or_else(|| of("disconnect_reason", "description")),
+    }
+}
+
+/// Reads a membership in the state (`org.matrix.msc3401.call.member`), as matrix-js-sdk 43 does.
+pub(super) fn read_call_member(
+    content: &Map<String, Value>,
+    sender: &str,
+    state_key: &str,
+    origin_server_ts_ms: u64,
+) -> Reading {
+    let text = |name: &str| content.get(name).and_then(Value::as_str);
+    let slot_id = text("application").zip(text("call_id")).map(|(application, call_id)| {
+        match (application, call_id) {
+            ("m.call", "") => super::slot::ROOM_CALL.to_owned(),
+            _ => format!("{application}#{call_id}"),
+        }
+    });
+    let member_id = text("membershipID").map(str::to_owned);
+    let device = text("device_id");
+    Reading {
+        slot_id,
+        member_id: member_id.or_else(|| device.map(|device| format!("{sender}:{device}"))),
+        claimed_device: device.map(str::to_owned),
+        says: match call_member_says(content, sender, state_key, origin_server_ts_ms) {
+            Ok(says) => says,
+            Err(field) => Says::Malformed(field),
+        },
+    }
+}
+
+fn call_member_says(
+    content: &Map<String, Value>,
+    sender: &str,
+    state_key: &str,
+    origin_server_ts_ms: u64,
+) -> Result<Says, &'static str> {
+    if content.is_empty() {
+        return Ok(Says::Leave(Leave::default()));
+    }
+    // A state event in another's name would hide theirs.
+    let owner = state_key.strip_prefix('_').unwrap_or(state_key);
+    if owner.strip_prefix(sender).is_none_or(|rest| !rest.is_empty() && !rest.starts_with('_')) {
+        return Err("state_key");
+    }
+    let application_type = string(content.get("application"), "application")?;
+    string(content.get("call_id"), "call_id")?;
+    string(content.get("device_id"), "device_id")?;
+    let focus = object(content.get("focus_active"), "focus_active")?;
+    string(focus.get("type"), "focus_active.type")?;
+    let published = match content.get("foci_preferred") {
+        None => Vec::new(),
+        published => read_published(published, "foci_preferred")?,
+    };
+    let millis = |field: &'static str, or: u64| match content.get(field) {
+        None => Ok(or),
+        // Some clients write it as a float.
+        Some(value) => value.as_u64().or_else(|| value.as_f64().map(|it| it as u64)).ok_or(field),
+    };
+    let created_ms = millis("created_ts", origin_server_ts_ms)?;
+    let expires_ms = millis("expires", CALL_MEMBER_EXPIRES_MS)?;
+    let mut application = Application::new(application_type);
+    for name in ["m.call.intent", "scope"] {
+        if let Some(value) = content.get(name) {
+            application.fields.insert(name.to_owned(), value.clone());
+        }
+    }
+    Ok(Says::Join(Join {
+        form: Form::CallMember,
+        application,
+        transports: Transports::publishing(published),
+        created_ms: Some(created_ms),
+        expires_ms: Some(created_ms.saturating_add(expires_ms)),
+    }))
+}
+
+fn string<'a>(value: Option<&'a Value>, field: &'static str) -> Result<&'a str, &'static str> {
+    value.and_then(Value::as_str).ok_or(field)
+}
+
+fn object<'a>(
+    value: Option<&'a Value>,
+    field: &'static str,
+) -> Result<&'a Map<String, Value>, &'static str> {
+    value.and_then(Value::as_object).ok_or(field)
+}
+
+fn list<'a>(value: Option<&'a Value>, field: &'static str) -> Result<&'a Vec<Value>, &'static str> {
+    value.and_then(Value::as_array).ok_or(field)
+}

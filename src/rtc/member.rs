@@ -1,0 +1,338 @@
+//! Members: who is in a session, who is not though they would like to be, and why.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use ruma::{OwnedDeviceId, OwnedEventId, OwnedUserId, UserId};
+
+use super::{
+    content::Join,
+    slot::{Application, ClosedBy},
+    transport::Transports,
+};
+use crate::{
+    event::{StickyEvent, Verification},
+    time::{Deadline, Moment},
+};
+
+/// The dialect that a membership of ours is written in, and what is expected of the slot.
+///
+/// The contents are the same: one that both sides read right. They differ in this: to MSC4143 a
+/// session takes place only in a slot that is open, to Element Call also where there is no slot. Only
+/// to MSC4143 a slot of an encrypted room has to say how media are encrypted. And the media keys go
+/// out in messages of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Dialect {
+    /// [MSC4143](https://github.com/matrix-org/matrix-spec-proposals/pull/4143), as of July 2026.
+    Msc4143,
+    /// What matrix-js-sdk 43 and Element Call send and accept.
+    ElementCall,
+}
+
+/// The form in which a membership was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Form {
+    /// As MSC4143 has it, and not as Element Call does.
+    Msc4143,
+    /// As Element Call has it, and not as MSC4143 does.
+    ElementCall,
+    /// Right for both. Such a one is there if it is by the rules of either.
+    Both,
+    /// A sticky event of an earlier version of MSC4143, with `rtc_transports`.
+    RtcTransports,
+    /// A state event, as before sticky events: `org.matrix.msc3401.call.member`.
+    CallMember,
+}
+
+impl Form {
+    /// Whether the client that wrote it reads that dialect.
+    pub fn reads(self, dialect: Dialect) -> bool {
+        match dialect {
+            Dialect::Msc4143 => matches!(self, Self::Msc4143 | Self::Both),
+            Dialect::ElementCall => !matches!(self, Self::Msc4143),
+        }
+    }
+}
+
+/// A member's device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Device {
+    /// Its id.
+    pub device_id: OwnedDeviceId,
+    /// How that is known.
+    pub known_by: KnownBy,
+}
+
+/// How a member's device is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum KnownBy {
+    /// The membership was decrypted, and this device of its sender encrypted it.
+    Decryption(Verification),
+    /// The membership says so. It may lie.
+    Claim,
+}
+
+impl Device {
+    /// Whether the membership was encrypted by this device.
+    pub fn is_proven(&self) -> bool {
+        matches!(self.known_by, KnownBy::Decryption(_))
+    }
+}
+
+/// Whose membership it is: at most one is there for each.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Key {
+    pub(super) sender: OwnedUserId,
+    pub(super) place: Place,
+}
+
+/// Where a membership stands.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Place {
+    /// In the ephemeral map, under a key, in events of the stable or the unstable type.
+    Keyed { sticky_key: String, stable: bool },
+    /// In the ephemeral map, without a key: under its event id.
+    Unkeyed(OwnedEventId),
+    /// In the room's state.
+    State(String),
+}
+
+/// One who is in a session. Cheap to clone.
+#[derive(Clone)]
+pub struct Member {
+    pub(super) inner: Arc<Inner>,
+}
+
+pub(super) struct Inner {
+    pub(super) key: Arc<Key>,
+    pub(super) slot_id: String,
+    pub(super) member_id: String,
+    pub(super) device: Option<Device>,
+    pub(super) join: Join,
+    pub(super) since_ms: u64,
+    pub(super) event_id: OwnedEventId,
+    /// Not of a membership in the state.
+    pub(super) event: Option<Arc<StickyEvent>>,
+    pub(super) ends: Option<Deadline>,
+}
+
+impl Member {
+    /// The user: who sent the membership.
+    pub fn user_id(&self) -> &UserId {
+        &self.inner.key.sender
+    }
+
+    /// The device, and how it is known; `None` where the membership names none.
+    pub fn device(&self) -> Option<&Device> {
+        self.inner.device.as_ref()
+    }
+
+    /// The id of the member, of its user's own: two users may have the same one.
+    pub fn member_id(&self) -> &str {
+        &self.inner.member_id
+    }
+
+    /// The slot, as the membership names it.
+    pub fn slot_id(&self) -> &str {
+        &self.inner.slot_id
+    }
+
+    /// In which form the membership was written.
+    pub fn form(&self) -> Form {
+        self.inner.join.form
+    }
+
+    /// The application, with what the member says of it.
+    pub fn application(&self) -> &Application {
+        &self.inner.join.application
+    }
+
+    /// What the member is there for; see [`Application::intent`].
+    pub fn intent(&self) -> Option<&str> {
+        self.application().intent()
+    }
+
+    /// How the member's media can be had.
+    pub fn transports(&self) -> &Transports {
+        &self.inner.join.transports
+    }
+
+    /// Since when it is there, in milliseconds since the Unix epoch: when the first of its
+    /// memberships that is known was sent, as the server says, or the membership itself.
+    pub fn since_ms(&self) -> u64 {
+        self.inner.since_ms
+    }
+
+    /// The event that says so now.
+    pub fn event_id(&self) -> &OwnedEventId {
+        &self.inner.event_id
+    }
+
+    /// The sticky event that says so now; `None` for a membership in the state.
+    pub fn event(&self) -> Option<&Arc<StickyEvent>> {
+        self.inner.event.as_ref()
+    }
+
+    /// For how long it is there if nothing follows, zero once that is over.
+    pub fn expires_in(&self, now: Moment) -> Duration {
+        match (&self.inner.event, self.inner.ends) {
+            (Some(event), _) => event.expires_in(now),
+            (None, Some(ends)) => ends.left(now),
+            (None, None) => Duration::ZERO,
+        }
+    }
+}
+
+/// Equal are members that look the same to whoever shows them.
+impl PartialEq for Member {
+    fn eq(&self, other: &Self) -> bool {
+        let (a, b) = (&self.inner, &other.inner);
+        Arc::ptr_eq(a, b)
+            || (a.key == b.key
+                && a.event_id == b.event_id
+                && a.since_ms == b.since_ms
+                && a.device == b.device)
+    }
+}
+
+impl Eq for Member {}
+
+impl fmt::Debug for Member {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Member")
+            .field("user_id", &self.user_id())
+            .field("member_id", &self.member_id())
+            .field("slot_id", &self.slot_id())
+            .field("device", &self.device())
+            .field("form", &self.form())
+            .field("event_id", &self.event_id())
+            .finish_non_exhaustive()
+    }
+}
+
+/// One who would be in a session, or was, and is not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Candidate {
+    /// The user: who sent the membership.
+    pub user_id: OwnedUserId,
+    /// The id of the member, where the membership says it, or else its sticky key.
+    pub member_id: Option<String>,
+    /// The slot, where the membership names one.
+    pub slot_id: Option<String>,
+    /// The device, and how it is known; `None` where the membership names none.
+    pub device: Option<Device>,
+    /// The event that says so.
+    pub event_id: OwnedEventId,
+    /// Why it does not count.
+    pub reason: NotJoined,
+}
+
+/// Why somebody is not in a session: the first of these that holds, in this order but for
+/// [`Expired`](Self::Expired), [`Redacted`](Self::Redacted) and what follows them, of which there is
+/// no membership any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NotJoined {
+    /// This field of the membership is missing, or not what it has to be: another's user id or
+    /// device, an id that is not the sticky key, a wrong type.
+    Malformed(&'static str),
+    /// The membership's application is not the slot's.
+    OtherApplication,
+    /// Left.
+    Left(Leave),
+    /// The membership is not encrypted, in an encrypted room: such a one can end a member, and make
+    /// none.
+    NotEncrypted,
+    /// The sender is not in the room.
+    NotInRoom,
+    /// The slot is not open.
+    Slot(ClosedBy),
+    /// The same device, which is proven, has joined the session anew, as the member of this id.
+    Superseded {
+        /// The later member's id.
+        by: String,
+    },
+    /// The time of the membership was over, and no other one followed.
+    Expired,
+    /// The membership was redacted, which is a way to leave.
+    Redacted,
+    /// The sender is ignored.
+    Ignored,
+    /// We are not in the room any more.
+    RoomLeft,
+    /// The membership is of another slot now.
+    Moved,
+}
+
+impl NotJoined {
+    /// The reason in a few words, as the examples print it.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Malformed(_) => "malformed",
+            Self::OtherApplication => "other_application",
+            Self::Left(_) => "left",
+            Self::NotEncrypted => "not_encrypted",
+            Self::NotInRoom => "not_in_room",
+            Self::Slot(ClosedBy::Missing) => "slot_missing",
+            Self::Slot(_) => "slot_closed",
+            Self::Superseded { .. } => "superseded",
+            Self::Expired => "expired",
+            Self::Redacted => "redacted",
+            Self::Ignored => "ignored",
+            Self::RoomLeft => "room_left",
+            Self::Moved => "moved",
+        }
+    }
+}
+
+impl fmt::Display for NotJoined {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Malformed(field) => write!(f, "malformed: `{field}`"),
+            Self::Left(Leave { code: Some(code), reason: Some(reason) }) => {
+                write!(f, "left ({code}: {reason})")
+            }
+            Self::Left(Leave { code: Some(code), .. }) => write!(f, "left ({code})"),
+            Self::Slot(ClosedBy::Malformed(field)) => write!(f, "slot malformed: `{field}`"),
+            Self::Superseded { by } => write!(f, "superseded by {by}"),
+            _ => f.write_str(&self.as_str().replace('_', " ")),
+        }
+    }
+}
+
+/// How somebody left ([MSC4143], `leave_reason`).
+///
+/// [MSC4143]: https://github.com/matrix-org/matrix-spec-proposals/pull/4143
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Leave {
+    /// What kind of leave it was, e.g. `leave` for hanging up, [`Leave::DELAYED`] where the server sent
+    /// it as the member was gone. `None` where it was not said, as by Element Call.
+    pub code: Option<String>,
+    /// In words, for people.
+    pub reason: Option<String>,
+}
+
+impl Leave {
+    /// The code of one who left on purpose.
+    pub const ON_PURPOSE: &str = "leave";
+    /// The code of a leave that the server sent, as nobody told it not to.
+    pub const DELAYED: &str = "delayed_leave";
+    /// The code of one who left as the slot was closed.
+    pub const SLOT_CLOSED: &str = "slot_closed";
+
+    /// A leave with this code.
+    pub fn with_code(code: impl Into<String>) -> Self {
+        Self { code: Some(code.into()), reason: None }
+    }
+
+    /// The same, in words too.
+    #[must_use]
+    pub fn and_reason(mut self, reason: impl Into<String>) -> Self {
+        self.reason = Some(reason.into());
+        self
+    }
+}

@@ -1,0 +1,73 @@
+//! Our own memberships, as they are written: right for both dialects.
+
+use serde_json::{Map, Value};
+
+use super::{
+    member::Leave,
+    slot::Application,
+    transport::{Transport, Transports},
+};
+use crate::wire::insert_sticky_key;
+
+/// What a join of ours is made of.
+#[derive(Clone, Debug)]
+pub(super) struct Own {
+    pub(super) slot_id: String,
+    pub(super) user_id: String,
+    pub(super) device_id: String,
+    pub(super) member_id: String,
+}
+
+impl Own {
+    /// A join that is right for both dialects.
+    pub(super) fn join(
+        &self,
+        application: &Application,
+        transports: &Transports,
+    ) -> Map<String, Value> {
+        let mut member = self.member("join");
+        // What matrix-js-sdk asks for. The first is the sender's in any case; the second is what an
+        // encrypted event proves, and a plaintext one claims.
+        member.insert("user_id".to_owned(), self.user_id.clone().into());
+        member.insert("device_id".to_owned(), self.device_id.clone().into());
+        let published: Vec<_> = transports.published.iter().map(Transport::to_json).collect();
+        let mut both = Map::new();
+        both.insert("published".to_owned(), published.into());
+        both.insert("can_subscribe".to_owned(), transports.can_subscribe.clone().into());
+        let mut content = self.content(member);
+        content.insert("application".to_owned(), application.to_json());
+        content.insert("transports".to_owned(), both.into());
+        content.insert("versions".to_owned(), Value::Array(Vec::new()));
+        content
+    }
+
+    /// A leave that is right for both: without an application it is none to matrix-js-sdk.
+    pub(super) fn leave(&self, leave: &Leave) -> Map<String, Value> {
+        let mut content = self.content(self.member("leave"));
+        let mut why = Map::new();
+        for (name, value) in [("code", &leave.code), ("reason", &leave.reason)] {
+            if let Some(value) = value {
+                why.insert(name.to_owned(), value.clone().into());
+            }
+        }
+        if !why.is_empty() {
+            content.insert("leave_reason".to_owned(), why.into());
+        }
+        content
+    }
+
+    fn member(&self, membership: &str) -> Map<String, Value> {
+        let mut member = Map::new();
+        member.insert("id".to_owned(), self.member_id.clone().into());
+        member.insert("membership".to_owned(), membership.into());
+        member
+    }
+
+    fn content(&self, member: Map<String, Value>) -> Map<String, Value> {
+        let mut content = Map::new();
+        content.insert("slot_id".to_owned(), self.slot_id.clone().into());
+        content.insert("member".to_owned(), member.into());
+        insert_sticky_key(&mut content, &self.member_id);
+        content
+    }
+}

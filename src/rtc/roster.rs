@@ -1,0 +1,913 @@
+//! Roster: who is in which session of one room, and why somebody is not.
+//!
+//! In (`handle_..`): the memberships in the room's ephemeral map as they change, and the room's state.
+//! Out (`poll_changes`): what changed in the sessions, and a [`snapshot`](Roster::snapshot) that is
+//! shared. No clock, no I/O. What an event costs depends on what it changes, and not on how many are
+//! there.
+//!
+//! Who is in a session is a function of the entries of the map and the room's state. Only what is
+//! said of those who are *not* there depends on what was seen before: why an entry left the map, and
+//! since when a member is there.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    ops::Bound,
+    sync::Arc,
+    time::Duration,
+};
+
+use imbl::OrdMap;
+use ruma::{OwnedEventId, OwnedUserId, UserId};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use tracing::debug;
+
+use super::{
+    content::{self, Reading, Says},
+    member::{
+        Candidate, Device, Dialect, Form, Inner, Key, KnownBy, Leave, Member, NotJoined, Place,
+    },
+    slot::{Slot, session_of},
+    snapshot::{RtcSnapshot, View, closed_to},
+};
+use crate::{
+    event::{Encryption, RemovalReason, StickyEvent, Verification},
+    time::{Deadline, MAX_STICKY, Moment},
+    view::{Change, EntryChange, Snapshot},
+    wire::names,
+};
+
+/// For how long it is told why somebody is not there of whom there is no membership any more.
+const ENDED_FOR: Duration = MAX_STICKY;
+
+/// How many such are kept of each user.
+const ENDED_OF_ONE: usize = 16;
+
+/// One change of one session.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct SessionChange {
+    /// The session, by the id of its slot; `None` for memberships that name none.
+    pub slot_id: Option<Arc<str>>,
+    /// What changed.
+    pub what: What,
+}
+
+/// What changed in a session.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum What {
+    /// The slot was opened, closed, or is another application's.
+    Slot(Option<Slot>),
+    /// A member has joined.
+    Joined(Member),
+    /// A member has another membership, or another first one is known.
+    Updated {
+        /// The member from now on.
+        member: Member,
+        /// The member as it was.
+        previous: Member,
+    },
+    /// A member is not there any more.
+    Left {
+        /// The member as it was.
+        member: Member,
+        /// Why.
+        reason: NotJoined,
+    },
+    /// Somebody is not there, who was not there before, for this reason: new, or another than the one
+    /// before.
+    Refused(Candidate),
+    /// There is nothing more to tell of somebody who is not there.
+    Forgotten(Candidate),
+}
+
+/// The pure machine of one room's sessions.
+#[derive(Debug)]
+pub struct Roster {
+    /// Not known counts as encrypted: a membership in plaintext makes no member by accident.
+    is_encrypted: Option<bool>,
+    /// As the stable and the unstable event have it.
+    slots: HashMap<String, [Option<Slot>; 2]>,
+    /// Of those with a membership.
+    in_room: HashMap<OwnedUserId, bool>,
+    /// Of whom that is not known yet.
+    unknown: BTreeSet<OwnedUserId>,
+    memberships: BTreeMap<Arc<Key>, Membership>,
+    by_slot: HashMap<String, BTreeSet<Arc<Key>>>,
+    /// Who would be there if it were not for the same device's others.
+    by_device: HashMap<OnDevice, BTreeSet<Arc<Key>>>,
+    /// Whose state event it is.
+    in_state: HashMap<String, Arc<Key>>,
+    /// Memberships that there are no more, the oldest first.
+    ended: HashMap<OwnedUserId, VecDeque<Arc<Key>>>,
+    deadlines: BTreeSet<(Deadline, Arc<Key>)>,
+    touched: BTreeSet<Arc<Key>>,
+    touched_slots: BTreeSet<String>,
+    sessions: OrdMap<Arc<str>, View>,
+    strays: OrdMap<Arc<Key>, Candidate>,
+}
+
+/// A device that is proven, in one session.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct OnDevice {
+    session: String,
+    user_id: OwnedUserId,
+    device_id: String,
+}
+
+/// What is known of one membership.
+#[derive(Debug)]
+struct Membership {
+    reading: Reading,
+    device: Option<Device>,
+    is_encrypted: bool,
+    event_id: OwnedEventId,
+    event: Option<Arc<StickyEvent>>,
+    origin_server_ts_ms: u64,
+    since_ms: u64,
+    /// When it is over, where no ephemeral map tells.
+    ends: Option<Deadline>,
+    /// A later event of the same key, which has been redacted.
+    outlived: Option<Arc<StickyEvent>>,
+    /// Why there is no membership any more.
+    ended: Option<NotJoined>,
+    /// Nothing more is told of it.
+    is_forgotten: bool,
+    /// The deadline that stands in [`Roster::deadlines`].
+    noted: Option<Deadline>,
+    on_device: Option<OnDevice>,
+    superseded_by: Option<String>,
+    /// Made when it is first shown.
+    member: Option<Member>,
+    shown: Shown,
+}
+
+/// How a membership was told last.
+#[derive(Clone, Debug, Default)]
+enum Shown {
+    #[default]
+    Not,
+    Member(Arc<str>, Member),
+    Candidate(Option<Arc<str>>, Candidate),
+}
+
+impl Default for Roster {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Roster {
+    /// Nobody yet, in a room that is taken for an encrypted one until
+    /// [`handle_encryption`](Self::handle_encryption) tells.
+    pub fn new() -> Self {
+        Self {
+            is_encrypted: None,
+            slots: HashMap::new(),
+            in_room: HashMap::new(),
+            unknown: BTreeSet::new(),
+            memberships: BTreeMap::new(),
+            by_slot: HashMap::new(),
+            by_device: HashMap::new(),
+            in_state: HashMap::new(),
+            ended: HashMap::new(),
+            deadlines: BTreeSet::new(),
+            touched: BTreeSet::new(),
+            touched_slots: BTreeSet::new(),
+            sessions: OrdMap::new(),
+            strays: OrdMap::new(),
+        }
+    }
+
+    /// Takes the entries of the room's map to begin with.
+    pub fn handle_snapshot(&mut self, snapshot: &Snapshot) {
+        for entry in snapshot.iter() {
+            self.handle_event(entry.event(), None);
+        }
+    }
+
+    /// Takes what changed in the room's map since.
+    pub fn handle_change(&mut self, change: &Change) {
+        for entry in &change.entries {
+            match entry {
+                EntryChange::Added(entry) => self.handle_event(entry.event(), None),
+                EntryChange::Updated { entry, previous } => {
+                    self.handle_event(entry.event(), Some(previous));
+                }
+                EntryChange::Removed { entry, reason } => {
+                    self.handle_end(change.told_at, entry.event(), *reason);
+                }
+            }
+        }
+    }
+
+    /// Takes whether the room is encrypted. It never ceases to be.
+    pub fn handle_encryption(&mut self, is_encrypted: bool) {
+        if self.is_encrypted == Some(true) || self.is_encrypted == Some(is_encrypted) {
+            return;
+        }
+        self.is_encrypted = Some(is_encrypted);
+        self.touched.extend(self.memberships.keys().cloned());
+        self.touched_slots.extend(self.slots.keys().cloned());
+    }
+
+    /// Takes whether a user is in the room. Only of those with a membership it is kept: see
+    /// [`poll_unknown`](Self::poll_unknown).
+    pub fn handle_in_room(&mut self, user_id: &UserId, is_in_room: bool) {
+        if self.of_user(user_id).next().is_none() {
+            return;
+        }
+        self.unknown.remove(user_id);
+        if self.in_room.insert(user_id.to_owned(), is_in_room) != Some(is_in_room) {
+            let touched: Vec<_> = self.of_user(user_id).cloned().collect();
+            self.touched.extend(touched);
+        }
+    }
+
+    /// Takes an event of the room's state, as the server gives it: of slots, of who is in the room, of
+    /// encryption, and memberships as they were before sticky events. All others are ignored, and so is
+    /// what is malformed.
+    pub fn handle_state_event(&mut self, now: Moment, text: &str) {
+        #[derive(Deserialize)]
+        struct StateEvent {
+            #[serde(rename = "type")]
+            event_type: String,
+            state_key: String,
+            sender: OwnedUserId,
+            event_id: OwnedEventId,
+            #[serde(default)]
+            origin_server_ts: u64,
+            #[serde(default)]
+            content: Map<String, Value>,
+        }
+        let Ok(event) = serde_json::from_str::<StateEvent>(text) else {
+            debug!("a state event that is malformed is ignored");
+            return;
+        };
+        let StateEvent { event_type, state_key, content, .. } = &event;
+        match &**event_type {
+            "m.room.encryption" => self.handle_encryption(true),
+            "m.room.member" => {
+                if let Ok(user_id) = <&UserId>::try_from(&**state_key) {
+                    let is_in_room = content.get("membership").is_some_and(|it| it == "join");
+                    self.handle_in_room(user_id, is_in_room);
+                }
+            }
+            names::CALL_MEMBER => {
+                let StateEvent { sender, event_id, origin_server_ts, state_key, .. } = event;
+                let reading = content::read_call_member(
+                    &event.content,
+                    sender.as_str(),
+                    &state_key,
+                    origin_server_ts,
+                );
+                let key = Key { sender, place: Place::State(state_key) };
+                self.handle_call_member(now, key, event_id, origin_server_ts, reading);
+            }
+            other => {
+                let Some(spelling) = names::RTC_SLOT.iter().position(|name| *name == other) else {
+                    return;
+                };
+                let slot = Slot::read(state_key, content);
+                let slots = self.slots.entry(state_key.clone()).or_default();
+                if slots[spelling].as_ref() != Some(&slot) {
+                    slots[spelling] = Some(slot);
+                    self.touched_slots.insert(state_key.clone());
+                }
+            }
+        }
+    }
+
+    /// Takes the news that we are not in the room any more. What is in the map says so itself.
+    pub fn handle_room_left(&mut self, now: Moment) {
+        let in_state: Vec<_> = self.in_state.drain().map(|(_, key)| key).collect();
+        for key in in_state {
+            self.end(now, key, NotJoined::RoomLeft);
+        }
+    }
+
+    /// Users with a membership of whom it is not known whether they are in the room, each once. Until
+    /// [`handle_in_room`](Self::handle_in_room) tells they count as if they were: the server took their
+    /// memberships.
+    pub fn poll_unknown(&mut self) -> Vec<OwnedUserId> {
+        std::mem::take(&mut self.unknown).into_iter().collect()
+    }
+
+    /// When to poll again, if nothing happens before.
+    pub fn deadline(&self) -> Option<Deadline> {
+        self.deadlines.first().map(|(deadline, _)| *deadline)
+    }
+
+    /// The sessions at this moment: as of the last [`poll_changes`](Self::poll_changes).
+    pub fn snapshot(&self, now: Moment) -> RtcSnapshot {
+        RtcSnapshot {
+            sessions: self.sessions.clone(),
+            strays: self.strays.clone(),
+            is_encrypted: self.is_encrypted != Some(false),
+            taken_at: now,
+        }
+    }
+
+    /// What changed since it was last asked: slots first, then by user.
+    pub fn poll_changes(&mut self, now: Moment) -> Vec<SessionChange> {
+        self.advance(now);
+        let mut changes = Vec::new();
+        for slot_id in std::mem::take(&mut self.touched_slots) {
+            self.touched.extend(self.by_slot.get(&slot_id).into_iter().flatten().cloned());
+            self.show_slot(session_of(&slot_id), &mut changes);
+        }
+        let mut touched = std::mem::take(&mut self.touched);
+        let mut groups = BTreeSet::new();
+        for key in &touched {
+            self.regroup(key, &mut groups);
+        }
+        for on_device in groups {
+            self.choose(&on_device, &mut touched);
+        }
+        for key in touched {
+            self.show(&key, &mut changes);
+        }
+        changes
+    }
+
+    fn handle_event(&mut self, event: &Arc<StickyEvent>, previous: Option<&Arc<StickyEvent>>) {
+        let Some(key) = key_of(event) else { return };
+        let content = event.content::<Map<String, Value>>().unwrap_or_default();
+        let mut reading = content::read(&content, event.sender().as_str(), event.sticky_key());
+        let device = match device_of(event, reading.claimed_device.as_deref()) {
+            Ok(device) => device,
+            Err(proven) => {
+                if matches!(reading.says, Says::Join(_)) {
+                    reading.says = Says::Malformed("member.device_id");
+                }
+                Some(proven)
+            }
+        };
+        let known = self.memberships.get(&key);
+        let outlived = previous
+            .filter(|previous| previous.is_redacted())
+            .or(known.and_then(|known| known.outlived.as_ref()))
+            .filter(|redacted| event.rank() < redacted.rank())
+            .cloned();
+        let ts = event.origin_server_ts_ms();
+        let since_ms =
+            known.filter(|known| known.goes_on_in(&reading)).map(|it| it.since_ms.min(ts));
+        self.insert(
+            key,
+            Membership {
+                reading,
+                device,
+                is_encrypted: event.is_encrypted(),
+                event_id: event.event_id().to_owned(),
+                event: Some(event.clone()),
+                origin_server_ts_ms: ts,
+                since_ms: since_ms.unwrap_or(ts),
+                ends: None,
+                outlived,
+                ended: None,
+                is_forgotten: false,
+                noted: None,
+                on_device: None,
+                superseded_by: None,
+                member: None,
+                shown: Shown::Not,
+            },
+        );
+    }
+
+    fn handle_call_member(
+        &mut self,
+        now: Moment,
+        key: Key,
+        event_id: OwnedEventId,
+        origin_server_ts_ms: u64,
+        reading: Reading,
+    ) {
+        let Place::State(state_key) = &key.place else { return };
+        let state_key = state_key.clone();
+        let key = match self.memberships.get_key_value(&key) {
+            Some((known, membership)) if membership.event_id == event_id => {
+                debug_assert!(self.in_state.get(&state_key).is_none_or(|it| it == known));
+                return;
+            }
+            Some((known, _)) => known.clone(),
+            None => Arc::new(key),
+        };
+        // In the state there is one for each state key, whoever sent it.
+        if let Some(before) = self.in_state.insert(state_key, key.clone())
+            && before != key
+        {
+            self.end(now, before, NotJoined::Left(Leave::default()));
+        }
+        let known = self.memberships.get(&key);
+        let mut created_ms = None;
+        let mut ends = None;
+        match &reading.says {
+            Says::Leave(leave) => {
+                // It says nothing of where, and stands there forever.
+                let leave = leave.clone();
+                if known.is_some() {
+                    self.end(now, key, NotJoined::Left(leave));
+                }
+                return;
+            }
+            Says::Join(join) => {
+                created_ms = join.created_ms;
+                let left = join.expires_ms.map(|it| it.saturating_sub(now.unix_ms()));
+                ends = left.map(|left| now.deadline_ms(left));
+            }
+            _ => {}
+        }
+        let device = reading
+            .claimed_device
+            .as_deref()
+            .map(|device_id| Device { device_id: device_id.into(), known_by: KnownBy::Claim });
+        self.insert(
+            key,
+            Membership {
+                reading,
+                device,
+                is_encrypted: false,
+                event_id,
+                event: None,
+                origin_server_ts_ms,
+                since_ms: created_ms.unwrap_or(origin_server_ts_ms),
+                ends,
+                outlived: None,
+                ended: None,
+                is_forgotten: false,
+                noted: None,
+                on_device: None,
+                superseded_by: None,
+                member: None,
+                shown: Shown::Not,
+            },
+        );
+    }
+
+    /// Puts a membership in the place of the one before.
+    fn insert(&mut self, key: impl Into<Arc<Key>>, mut new: Membership) {
+        let key = key.into();
+        let key = self.memberships.get_key_value(&key).map_or(key, |(known, _)| known.clone());
+        if let Some(old) = self.memberships.remove(&key) {
+            self.unlist(&key, &old);
+            // What stands elsewhere about it is brought up to date when it is shown.
+            new.shown = old.shown;
+            new.on_device = old.on_device;
+            new.superseded_by = old.superseded_by;
+        } else if !self.in_room.contains_key(&key.sender) {
+            self.unknown.insert(key.sender.clone());
+        }
+        if let Some(slot_id) = &new.reading.slot_id {
+            self.by_slot.entry(slot_id.clone()).or_default().insert(key.clone());
+        }
+        if let Some(ends) = new.ends {
+            new.noted = Some(ends);
+            self.deadlines.insert((ends, key.clone()));
+        }
+        self.touched.insert(key.clone());
+        self.memberships.insert(key, new);
+    }
+
+    fn handle_end(&mut self, now: Moment, event: &Arc<StickyEvent>, reason: RemovalReason) {
+        let Some((key, _)) = key_of(event).and_then(|key| self.memberships.get_key_value(&key))
+        else {
+            return;
+        };
+        let key = key.clone();
+        let reason = match reason {
+            RemovalReason::Expired => NotJoined::Expired,
+            RemovalReason::Redacted => NotJoined::Redacted,
+            RemovalReason::Removed => NotJoined::Left(Leave::default()),
+            RemovalReason::Ignored => NotJoined::Ignored,
+            RemovalReason::RoomLeft => NotJoined::RoomLeft,
+        };
+        self.end(now, key, reason);
+    }
+
+    /// There is no membership any more. Of who was there it is told for a while why.
+    fn end(&mut self, now: Moment, key: Arc<Key>, reason: NotJoined) {
+        let Some(membership) = self.memberships.get_mut(&key) else { return };
+        if let Some(noted) = membership.noted.take() {
+            self.deadlines.remove(&(noted, key.clone()));
+        }
+        let was_there = matches!(membership.reading.says, Says::Join(_));
+        let is_kept = was_there && !matches!(reason, NotJoined::Ignored | NotJoined::RoomLeft);
+        membership.ended = Some(reason);
+        membership.is_forgotten = !is_kept;
+        self.touched.insert(key.clone());
+        if is_kept {
+            let forget_at = now.deadline(ENDED_FOR);
+            membership.noted = Some(forget_at);
+            self.deadlines.insert((forget_at, key.clone()));
+            let ended = self.ended.entry(key.sender.clone()).or_default();
+            ended.push_back(key);
+            if ended.len() > ENDED_OF_ONE
+                && let Some(oldest) = ended.pop_front()
+            {
+                self.forget(oldest);
+            }
+        }
+    }
+
+    fn forget(&mut self, key: Arc<Key>) {
+        if let Some(membership) = self.memberships.get_mut(&key) {
+            membership.is_forgotten = true;
+            self.touched.insert(key);
+        }
+    }
+
+    /// What is over by now, and what need not be told any more.
+    fn advance(&mut self, now: Moment) {
+        while let Some((deadline, _)) = self.deadlines.first()
+            && deadline.is_over(now)
+            && let Some((_, key)) = self.deadlines.pop_first()
+        {
+            let Some(membership) = self.memberships.get_mut(&key) else { continue };
+            membership.noted = None;
+            if membership.ended.is_none() {
+                // In the state it stands on, and says why it does not count.
+                membership.ended = Some(NotJoined::Expired);
+                self.touched.insert(key);
+            } else {
+                self.forget(key);
+            }
+        }
+    }
+
+    /// Takes a membership out of where it is found by something else than its key.
+    fn unlist(&mut self, key: &Arc<Key>, membership: &Membership) {
+        if let Some(noted) = membership.noted {
+            self.deadlines.remove(&(noted, key.clone()));
+        }
+        if let Some(slot_id) = &membership.reading.slot_id
+            && let Some(keys) = self.by_slot.get_mut(slot_id)
+        {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.by_slot.remove(slot_id);
+            }
+        }
+        if membership.ended.is_some()
+            && let Some(ended) = self.ended.get_mut(&key.sender)
+        {
+            ended.retain(|it| it != key);
+            if ended.is_empty() {
+                self.ended.remove(&key.sender);
+            }
+        }
+    }
+
+    /// All memberships of a user.
+    fn of_user(&self, user_id: &UserId) -> impl Iterator<Item = &Arc<Key>> {
+        // The first place that there can be.
+        let place = Place::Keyed { sticky_key: String::new(), stable: false };
+        let from = Key { sender: user_id.to_owned(), place };
+        self.memberships
+            .range::<Key, _>((Bound::Included(&from), Bound::Unbounded))
+            .map(|(key, _)| key)
+            .take_while(move |key| key.sender == from.sender)
+    }
+
+    /// Whether it counts, the device's other memberships apart.
+    fn verdict(&self, key: &Key, membership: &Membership) -> Result<(), NotJoined> {
+        if let Some(ended) = &membership.ended {
+            return Err(ended.clone());
+        }
+        let join = match &membership.reading.says {
+            Says::Join(join) => join,
+            Says::Leave(leave) => return Err(NotJoined::Left(leave.clone())),
+            Says::OtherApplication => return Err(NotJoined::OtherApplication),
+            Says::Malformed(field) => return Err(NotJoined::Malformed(field)),
+        };
+        if membership.outlived.is_some() {
+            return Err(NotJoined::Redacted);
+        }
+        let is_encrypted = self.is_encrypted != Some(false);
+        if is_encrypted && !membership.is_encrypted {
+            return Err(NotJoined::NotEncrypted);
+        }
+        if self.in_room.get(&key.sender) == Some(&false) {
+            return Err(NotJoined::NotInRoom);
+        }
+        let slot = membership.reading.slot_id.as_deref().and_then(|slot_id| self.slot(slot_id));
+        let by_dialect = |dialect| match closed_to(dialect, slot, is_encrypted) {
+            Some(closed) => Err(NotJoined::Slot(closed)),
+            None if slot.and_then(|slot| slot.application.as_ref()).is_some_and(
+                |application| application.application_type != join.application.application_type,
+            ) =>
+            {
+                Err(NotJoined::OtherApplication)
+            }
+            None => Ok(()),
+        };
+        match join.form {
+            Form::Msc4143 => by_dialect(Dialect::Msc4143),
+            Form::ElementCall | Form::RtcTransports | Form::CallMember => {
+                by_dialect(Dialect::ElementCall)
+            }
+            Form::Both => by_dialect(Dialect::Msc4143)
+                .or_else(|why| by_dialect(Dialect::ElementCall).map_err(|_| why)),
+        }
+    }
+
+    /// As the room's state has it. Where both spellings are there, the unstable one counts.
+    fn slot(&self, slot_id: &str) -> Option<&Slot> {
+        let [stable, unstable] = self.slots.get(slot_id)?;
+        unstable.as_ref().or(stable.as_ref())
+    }
+
+    /// Puts a membership among those of its device, if it counts; and says whose have to be compared.
+    fn regroup(&mut self, key: &Arc<Key>, dirty: &mut BTreeSet<OnDevice>) {
+        let Some(membership) = self.memberships.get(key) else { return };
+        let counts = !membership.is_forgotten && self.verdict(key, membership).is_ok();
+        let device = membership.device.as_ref().filter(|device| counts && device.is_proven());
+        let on_device =
+            device.zip(membership.reading.slot_id.as_deref()).map(|(device, slot_id)| OnDevice {
+                session: session_of(slot_id).to_owned(),
+                user_id: key.sender.clone(),
+                device_id: device.device_id.to_string(),
+            });
+        let Some(membership) = self.memberships.get_mut(key) else { return };
+        let before = std::mem::replace(&mut membership.on_device, on_device.clone());
+        if on_device.is_none() {
+            membership.superseded_by = None;
+        }
+        if before != on_device
+            && let Some(before) = before
+        {
+            if let Some(keys) = self.by_device.get_mut(&before) {
+                keys.remove(key);
+                if keys.is_empty() {
+                    self.by_device.remove(&before);
+                }
+            }
+            dirty.insert(before);
+        }
+        if let Some(on_device) = on_device {
+            self.by_device.entry(on_device.clone()).or_default().insert(key.clone());
+            dirty.insert(on_device);
+        }
+    }
+
+    /// Of the memberships of one device the one that was sent last counts. By what the event itself
+    /// says, so that everybody chooses the same one.
+    fn choose(&mut self, on_device: &OnDevice, touched: &mut BTreeSet<Arc<Key>>) {
+        let Some(keys) = self.by_device.get(on_device) else { return };
+        let rank = |key: &Arc<Key>| {
+            let membership = self.memberships.get(key)?;
+            Some((membership.origin_server_ts_ms, &membership.event_id))
+        };
+        let Some(last) = keys.iter().max_by_key(|key| rank(key)).cloned() else { return };
+        let by = self.memberships.get(&last).and_then(|last| last.reading.member_id.clone());
+        for key in keys {
+            let superseded_by = by.clone().filter(|_| *key != last);
+            if let Some(membership) = self.memberships.get_mut(key)
+                && membership.superseded_by != superseded_by
+            {
+                membership.superseded_by = superseded_by;
+                touched.insert(key.clone());
+            }
+        }
+    }
+
+    fn show_slot(&mut self, session: &str, changes: &mut Vec<SessionChange>) {
+        // One session has two names, and the newer one's slot counts first.
+        let names = self.slots.keys().filter(|slot_id| session_of(slot_id) == session);
+        let name = names.max_by_key(|slot_id| *slot_id == session);
+        let slot = name.and_then(|slot_id| self.slot(slot_id)).cloned();
+        let slot_id = self.session(session);
+        let Some(view) = self.sessions.get_mut(&slot_id) else { return };
+        if view.slot != slot {
+            view.slot.clone_from(&slot);
+            changes.push(SessionChange { slot_id: Some(slot_id), what: What::Slot(slot) });
+        } else if view.is_empty() {
+            self.sessions.remove(&slot_id);
+        }
+    }
+
+    /// The name of a session that is there.
+    fn session(&mut self, session: &str) -> Arc<str> {
+        if let Some((slot_id, _)) = self.sessions.get_key_value(session) {
+            return slot_id.clone();
+        }
+        let slot_id: Arc<str> = session.into();
+        self.sessions.insert(slot_id.clone(), View::default());
+        slot_id
+    }
+
+    /// Tells how a membership stands, where that is not how it was told last.
+    fn show(&mut self, key: &Arc<Key>, changes: &mut Vec<SessionChange>) {
+        let Some(membership) = self.memberships.get(key) else { return };
+        let slot_id = membership.reading.slot_id.clone();
+        let mut verdict = self.verdict(key, membership);
+        if verdict.is_ok()
+            && let Some(by) = &membership.superseded_by
+        {
+            verdict = Err(NotJoined::Superseded { by: by.clone() });
+        }
+        let is_forgotten = membership.is_forgotten;
+        let session = slot_id.as_deref().map(|slot_id| self.session(session_of(slot_id)));
+        let Some(membership) = self.memberships.get_mut(key) else { return };
+        let now = match (&verdict, &session) {
+            (Ok(()), Some(session)) => match membership.member(key) {
+                Some(member) => Shown::Member(session.clone(), member),
+                None => Shown::Not,
+            },
+            (Ok(()), None) => Shown::Not,
+            (Err(_), _) if is_forgotten => Shown::Not,
+            (Err(reason), session) => {
+                Shown::Candidate(session.clone(), membership.candidate(key, reason.clone()))
+            }
+        };
+        let before = std::mem::replace(&mut membership.shown, now.clone());
+        self.tell(key, before, now, verdict.err(), changes);
+        if is_forgotten && let Some(membership) = self.memberships.remove(key) {
+            self.unlist(key, &membership);
+            if self.of_user(&key.sender).next().is_none() {
+                self.in_room.remove(&key.sender);
+                self.unknown.remove(&key.sender);
+            }
+        }
+        if let Some(session) = session {
+            self.drop_if_empty(&session);
+        }
+    }
+
+    fn tell(
+        &mut self,
+        key: &Arc<Key>,
+        before: Shown,
+        now: Shown,
+        reason: Option<NotJoined>,
+        changes: &mut Vec<SessionChange>,
+    ) {
+        let mut change = |slot_id: Option<&Arc<str>>, what| {
+            changes.push(SessionChange { slot_id: slot_id.cloned(), what });
+        };
+        let mut previous = None;
+        match before {
+            Shown::Not => {}
+            Shown::Member(session, member) => match &now {
+                Shown::Member(same, _) if *same == session => previous = Some(member),
+                _ => {
+                    if let Some(view) = self.sessions.get_mut(&session) {
+                        view.members.remove(key);
+                    }
+                    let is_elsewhere = match &now {
+                        Shown::Not => false,
+                        Shown::Member(other, _) => *other != session,
+                        Shown::Candidate(other, _) => other.as_ref() != Some(&session),
+                    };
+                    let reason = reason.clone().filter(|_| !is_elsewhere);
+                    let reason = reason.unwrap_or(NotJoined::Moved);
+                    change(Some(&session), What::Left { member, reason });
+                    self.drop_if_empty(&session);
+                }
+            },
+            Shown::Candidate(session, candidate) => {
+                let is_same = matches!(&now, Shown::Candidate(same, now)
+                    if *same == session && *now == candidate);
+                if is_same {
+                    return;
+                }
+                match &session {
+                    None => _ = self.strays.remove(key),
+                    Some(session) => {
+                        if let Some(view) = self.sessions.get_mut(session) {
+                            view.candidates.remove(key);
+                        }
+                    }
+                }
+                // Another reason, or a membership, in the same place says enough.
+                let is_replaced = match &now {
+                    Shown::Not => false,
+                    Shown::Member(other, _) => session.as_ref() == Some(other),
+                    Shown::Candidate(other, _) => *other == session,
+                };
+                if !is_replaced {
+                    change(session.as_ref(), What::Forgotten(candidate));
+                }
+                if let Some(session) = &session {
+                    self.drop_if_empty(session);
+                }
+            }
+        }
+        match now {
+            Shown::Not => {}
+            Shown::Member(session, member) => {
+                if previous.as_ref() == Some(&member) {
+                    return;
+                }
+                let session = self.session(&session);
+                if let Some(view) = self.sessions.get_mut(&session) {
+                    view.members.insert(key.clone(), member.clone());
+                }
+                let what = match previous {
+                    Some(previous) => What::Updated { member, previous },
+                    None => What::Joined(member),
+                };
+                changes.push(SessionChange { slot_id: Some(session), what });
+            }
+            Shown::Candidate(session, candidate) => {
+                match &session {
+                    None => _ = self.strays.insert(key.clone(), candidate.clone()),
+                    Some(session) => {
+                        let session = self.session(session);
+                        if let Some(view) = self.sessions.get_mut(&session) {
+                            view.candidates.insert(key.clone(), candidate.clone());
+                        }
+                    }
+                }
+                let left = changes.last().is_some_and(|last| {
+                    last.slot_id == session
+                        && matches!(&last.what, What::Left { member, .. } if member.inner.key == *key)
+                });
+                // Who has just left is not refused as well.
+                if !left {
+                    changes
+                        .push(SessionChange { slot_id: session, what: What::Refused(candidate) });
+                }
+            }
+        }
+    }
+
+    fn drop_if_empty(&mut self, session: &Arc<str>) {
+        if self.sessions.get(session).is_some_and(View::is_empty) {
+            self.sessions.remove(session);
+        }
+    }
+}
+
+impl Membership {
+    /// Whether a later event of the same key is the same member, who has been there since.
+    fn goes_on_in(&self, next: &Reading) -> bool {
+        self.ended.is_none()
+            && matches!((&self.reading.says, &next.says), (Says::Join(_), Says::Join(_)))
+            && self.reading.member_id == next.member_id
+            && self.reading.slot_id == next.slot_id
+    }
+
+    fn member(&mut self, key: &Arc<Key>) -> Option<Member> {
+        if self.member.is_none() {
+            let Says::Join(join) = &self.reading.says else { return None };
+            let inner = Inner {
+                key: key.clone(),
+                slot_id: self.reading.slot_id.clone()?,
+                member_id: self.reading.member_id.clone()?,
+                device: self.device.clone(),
+                join: join.clone(),
+                since_ms: self.since_ms,
+                event_id: self.event_id.clone(),
+                event: self.event.clone(),
+                ends: self.ends,
+            };
+            self.member = Some(Member { inner: Arc::new(inner) });
+        }
+        self.member.clone()
+    }
+
+    fn candidate(&self, key: &Key, reason: NotJoined) -> Candidate {
+        Candidate {
+            user_id: key.sender.clone(),
+            member_id: self.reading.member_id.clone(),
+            slot_id: self.reading.slot_id.clone(),
+            device: self.device.clone(),
+            event_id: self.event_id.clone(),
+            reason,
+        }
+    }
+}
+
+/// Whose membership an event is; `None` for events of other types.
+fn key_of(event: &StickyEvent) -> Option<Key> {
+    let spelling = names::RTC_MEMBER.iter().position(|name| *name == event.event_type())?;
+    let place = match event.sticky_key() {
+        Some(key) => Place::Keyed { sticky_key: key.to_owned(), stable: spelling == 0 },
+        None => Place::Unkeyed(event.event_id().to_owned()),
+    };
+    Some(Key { sender: event.sender().to_owned(), place })
+}
+
+/// Which device a membership is of. The error is the one that encrypted it, where the membership names
+/// another.
+fn device_of(event: &StickyEvent, claimed: Option<&str>) -> Result<Option<Device>, Device> {
+    let proven = match event.encryption() {
+        Encryption::Encrypted(details) if details.verification != Verification::Unproven => {
+            details.device.clone().map(|device_id| Device {
+                device_id,
+                known_by: KnownBy::Decryption(details.verification),
+            })
+        }
+        _ => None,
+    };
+    match (proven, claimed) {
+        (Some(proven), Some(claimed)) if proven.device_id != *claimed => Err(proven),
+        (Some(proven), _) => Ok(Some(proven)),
+        (None, Some(claimed)) => {
+            Ok(Some(Device { device_id: claimed.into(), known_by: KnownBy::Claim }))
+        }
+        (None, None) => Ok(None),
+    }
+}

@@ -1,0 +1,169 @@
+//! Snapshots: the sessions of a room at one moment, shared with the roster and never copied.
+
+use std::sync::Arc;
+
+use imbl::OrdMap;
+use ruma::UserId;
+
+use super::{
+    member::{Candidate, Dialect, Form, Key, Member},
+    slot::{ClosedBy, Slot},
+};
+use crate::time::Moment;
+
+/// The sessions of a room at one moment. Cheap to take and to clone.
+#[derive(Clone, Debug)]
+pub struct RtcSnapshot {
+    pub(super) sessions: OrdMap<Arc<str>, View>,
+    pub(super) strays: OrdMap<Arc<Key>, Candidate>,
+    pub(super) is_encrypted: bool,
+    pub(super) taken_at: Moment,
+}
+
+/// What is shown of one session.
+#[derive(Clone, Debug, Default)]
+pub(super) struct View {
+    pub(super) slot: Option<Slot>,
+    pub(super) members: OrdMap<Arc<Key>, Member>,
+    pub(super) candidates: OrdMap<Arc<Key>, Candidate>,
+}
+
+impl View {
+    pub(super) fn is_empty(&self) -> bool {
+        self.slot.is_none() && self.members.is_empty() && self.candidates.is_empty()
+    }
+}
+
+impl RtcSnapshot {
+    /// The sessions, by their slot ids in order: those with members, those that somebody would be in,
+    /// and slots that are known, whether anybody is there or not.
+    pub fn sessions(&self) -> impl Iterator<Item = SessionSnapshot> {
+        let (is_encrypted, taken_at) = (self.is_encrypted, self.taken_at);
+        self.sessions.iter().map(move |(slot_id, view)| SessionSnapshot {
+            slot_id: slot_id.clone(),
+            view: view.clone(),
+            is_encrypted,
+            taken_at,
+        })
+    }
+
+    /// One session; empty where nothing is known of it.
+    pub fn session(&self, slot_id: &str) -> SessionSnapshot {
+        let slot_id = super::slot::session_of(slot_id);
+        let known = self.sessions.get_key_value(slot_id);
+        SessionSnapshot {
+            slot_id: known.map_or_else(|| slot_id.into(), |(slot_id, _)| slot_id.clone()),
+            view: known.map(|(_, view)| view.clone()).unwrap_or_default(),
+            is_encrypted: self.is_encrypted,
+            taken_at: self.taken_at,
+        }
+    }
+
+    /// Memberships that name no slot, and so belong to no session.
+    pub fn strays(&self) -> impl Iterator<Item = &Candidate> {
+        self.strays.values()
+    }
+
+    /// When it was taken; what [`Member::expires_in`] asks for.
+    pub fn taken_at(&self) -> Moment {
+        self.taken_at
+    }
+}
+
+/// A session at one moment: its slot, and the members that are joined to it.
+#[derive(Clone, Debug)]
+pub struct SessionSnapshot {
+    slot_id: Arc<str>,
+    view: View,
+    is_encrypted: bool,
+    taken_at: Moment,
+}
+
+impl SessionSnapshot {
+    /// The id of the slot.
+    pub fn slot_id(&self) -> &str {
+        &self.slot_id
+    }
+
+    /// The slot, as the room's state has it; `None` where it has none.
+    pub fn slot(&self) -> Option<&Slot> {
+        self.view.slot.as_ref()
+    }
+
+    /// Why the slot is not open, by the rules of MSC4143. Members who follow Element Call may be there
+    /// all the same: to them a slot that is missing is open.
+    pub fn closed_by(&self) -> Option<ClosedBy> {
+        match &self.view.slot {
+            None => Some(ClosedBy::Missing),
+            Some(slot) => slot.closed_by(self.is_encrypted),
+        }
+    }
+
+    /// Whether a membership in this dialect would count.
+    pub fn is_open_to(&self, dialect: Dialect) -> Result<(), ClosedBy> {
+        closed_to(dialect, self.view.slot.as_ref(), self.is_encrypted).map_or(Ok(()), Err)
+    }
+
+    /// Who is there, in the order of their user ids, and of one user's in that of the member ids.
+    pub fn members(&self) -> impl Iterator<Item = &Member> {
+        self.view.members.values()
+    }
+
+    /// How many are there.
+    pub fn len(&self) -> usize {
+        self.view.members.len()
+    }
+
+    /// Whether nobody is there.
+    pub fn is_empty(&self) -> bool {
+        self.view.members.is_empty()
+    }
+
+    /// Who is not there, and why, in the same order. Who left is among them for as long as the leave is
+    /// sticky, or for an hour.
+    pub fn candidates(&self) -> impl Iterator<Item = &Candidate> {
+        self.view.candidates.values()
+    }
+
+    /// The member of this user with this id.
+    pub fn member(&self, user_id: &UserId, member_id: &str) -> Option<&Member> {
+        self.members().find(|it| it.user_id() == user_id && it.member_id() == member_id)
+    }
+
+    /// Whether the room is encrypted, so that memberships in plaintext do not count.
+    pub fn is_encrypted(&self) -> bool {
+        self.is_encrypted
+    }
+
+    /// The dialect that the room already speaks: what who is there reads; and if nobody is, MSC4143
+    /// where the slot is open by its rules, and Element Call's otherwise, as there one that is missing
+    /// is open.
+    pub fn dialect(&self) -> Dialect {
+        let mut forms = self.members().map(Member::form).filter(|form| *form != Form::Both);
+        match forms.next() {
+            Some(form) if forms.all(|it| it == form) && form == Form::Msc4143 => Dialect::Msc4143,
+            Some(_) => Dialect::ElementCall,
+            None if self.closed_by().is_none() => Dialect::Msc4143,
+            None => Dialect::ElementCall,
+        }
+    }
+
+    /// When it was taken; what [`Member::expires_in`] asks for.
+    pub fn taken_at(&self) -> Moment {
+        self.taken_at
+    }
+}
+
+/// Why a membership in this dialect would not count there.
+pub(super) fn closed_to(
+    dialect: Dialect,
+    slot: Option<&Slot>,
+    is_encrypted: bool,
+) -> Option<ClosedBy> {
+    match (dialect, slot) {
+        (Dialect::Msc4143, None) => Some(ClosedBy::Missing),
+        (Dialect::Msc4143, Some(slot)) => slot.closed_by(is_encrypted),
+        (Dialect::ElementCall, None) => None,
+        (Dialect::ElementCall, Some(slot)) => slot.closed_to_element_call(),
+    }
+}
