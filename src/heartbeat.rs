@@ -13,7 +13,8 @@
 //!   lease that may have fired is restarted, and the answer tells.
 //! - A lease that another one has taken over from is cancelled until its fate is known, before the
 //!   join is sent again: an old leave never ends a new join.
-//! - After leaving nothing is sent that could bring the member back.
+//! - After leaving nothing is sent that could bring the member back. Leaving fires the lease; where the
+//!   leave is to have a content of its own that one is sent, and the lease cancelled after it.
 //!
 //! What this relies on: a request lands within its timeout or never. What a network delivers later
 //! is outside of the promise.
@@ -277,6 +278,8 @@ pub struct Heartbeat {
     leaving: Option<SendId>,
     /// Firing the lease has failed in a way that repeating does not mend: the leave is sent.
     must_send_leave: bool,
+    /// The leave has a content that what is armed has not: it is sent, and what is armed cancelled.
+    has_last_words: bool,
     /// Others may see the member: some join may have landed and no leave after it.
     is_exposed: bool,
     has_fired: bool,
@@ -324,6 +327,7 @@ impl Heartbeat {
             sending: None,
             leaving: None,
             must_send_leave: false,
+            has_last_words: false,
             is_exposed: false,
             has_fired: false,
             is_degraded: false,
@@ -377,6 +381,16 @@ impl Heartbeat {
         self.again_at = None;
     }
 
+    /// The owner leaves with a content that is not the armed one: that leave is sent, and what is armed
+    /// is cancelled after it; or fired, where the server refuses the leave. Nothing is sent where nobody
+    /// has seen the member, or where it has left.
+    pub fn handle_leave_with(&mut self) {
+        self.handle_leave();
+        self.has_last_words = true;
+        // One that is under way has another content.
+        self.leaving = Some(SendId(self.number()));
+    }
+
     /// The application goes into the background: the member leaves, unless it is to be kept there
     /// for as long as the lease holds.
     pub fn handle_suspend(&mut self, keep: bool) {
@@ -396,6 +410,8 @@ impl Heartbeat {
                 self.has_left();
                 self.leaving = None;
                 self.must_send_leave = false;
+                // We may have the right to send again.
+                self.is_muted = false;
             }
             self.wanted = Wanted::In;
             self.is_done = false;
@@ -474,7 +490,9 @@ impl Heartbeat {
                 }
             },
             Step::Join { send, .. } => self.handle_joined(send, outcome),
-            Step::Leave { .. } => match outcome {
+            Step::Leave { send, .. } => match outcome {
+                // Another one is to be the last.
+                Outcome::Done if self.leaving.is_some_and(|leaving| leaving != send) => {}
                 Outcome::Done => self.handle_left(),
                 Outcome::Unknown | Outcome::RateLimited { .. } => {}
                 // We may not send there any more. What is armed may.
@@ -717,6 +735,10 @@ impl Heartbeat {
             && held.holds_until > now.deadline(self.timeout())
         {
             return Some(Step::Join { send: sending.id, sticky: sending.sticky });
+        }
+        // What is armed stays so until the server has the leave, or refuses it.
+        if self.has_last_words && !self.is_muted {
+            return Some(self.leave(now));
         }
         Some(Step::Fire(held.id))
     }

@@ -280,6 +280,21 @@ impl HeartbeatHandle {
     /// is tried again and again. Giving up waiting is safe: the armed leave fires all the same.
     pub async fn leave(&self) -> State {
         self.wish(Wish::Leave);
+        self.until_left().await
+    }
+
+    /// As [`leave`](Self::leave), with another content than the armed leave has: such as a reason, where
+    /// the armed one says that the connection was lost. It is an event of the same type and key.
+    ///
+    /// It is sent first, and what is armed is cancelled after it; or fired, where the server refuses it.
+    /// Should what is armed fire meanwhile, that is a leave besides another. Nothing is sent where nobody
+    /// has seen the member, or where it has left already, as in the background.
+    pub async fn leave_with(&self, content: Map<String, Value>) -> State {
+        self.wish(Wish::LeaveWith(content));
+        self.until_left().await
+    }
+
+    async fn until_left(&self) -> State {
         let mut states = self.state.subscribe();
         loop {
             match states.get() {
@@ -344,6 +359,7 @@ impl fmt::Debug for HeartbeatHandle {
 enum Wish {
     Update(Map<String, Value>),
     Leave,
+    LeaveWith(Map<String, Value>),
     Suspend { keep: bool },
     Resume,
     Delegate(LeaseId),
@@ -592,6 +608,11 @@ impl Run {
                 self.machine.handle_update();
             }
             Wish::Leave => self.machine.handle_leave(),
+            Wish::LeaveWith(mut content) => {
+                insert_sticky_key(&mut content, &self.context.place.sticky_key);
+                self.context.kept().leave_content = content;
+                self.machine.handle_leave_with();
+            }
             Wish::Suspend { keep } => self.machine.handle_suspend(keep),
             Wish::Resume => self.machine.handle_resume(now),
             Wish::Delegate(lease) => self.machine.handle_delegated(lease),

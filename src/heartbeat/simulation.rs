@@ -43,6 +43,8 @@ struct Event {
     at: u64,
     sticky: u64,
     is_join: bool,
+    /// Whether it is a leave that was armed.
+    was_armed: bool,
     process: u32,
 }
 
@@ -58,6 +60,8 @@ pub(super) struct Server {
     pub(super) has_no_delayed_events: bool,
     pub(super) quota_is_full: bool,
     pub(super) refuses_joins: bool,
+    /// What is armed it sends all the same.
+    pub(super) refuses_leaves: bool,
     /// The longest delay, if there is one.
     pub(super) longest_delay: Option<Duration>,
     pub(super) requests: u64,
@@ -68,6 +72,17 @@ impl Server {
     /// Whether everybody sees the member now.
     pub(super) fn shows_member(&self) -> bool {
         self.value().is_some_and(|event| event.is_join)
+    }
+
+    /// Whether what everybody sees is a leave that was sent, and not one that was armed.
+    pub(super) fn shows_last_words(&self) -> bool {
+        self.value().is_some_and(|event| !event.is_join && !event.was_armed)
+    }
+
+    /// How many leaves are armed.
+    pub(super) fn armed(&self) -> usize {
+        let is_armed = |delayed: &&(Delayed, u64)| matches!(delayed.0, Delayed::Scheduled { .. });
+        self.delayed.values().filter(is_armed).count()
     }
 
     /// The event that counts, MSC4354's way.
@@ -96,7 +111,13 @@ impl Server {
             for (delayed, _) in self.delayed.values_mut() {
                 if matches!(delayed, Delayed::Scheduled { fires_at } if *fires_at <= at) {
                     *delayed = Delayed::Sent;
-                    self.events.push(Event { at, sticky, is_join: false, process: 0 });
+                    self.events.push(Event {
+                        at,
+                        sticky,
+                        is_join: false,
+                        was_armed: true,
+                        process: 0,
+                    });
                 }
             }
         }
@@ -137,7 +158,13 @@ impl Server {
                 Some((delayed @ Delayed::Scheduled { .. }, _)) => {
                     *delayed = Delayed::Sent;
                     let sticky = self.sticky;
-                    self.events.push(Event { at: now, sticky, is_join: false, process });
+                    self.events.push(Event {
+                        at: now,
+                        sticky,
+                        is_join: false,
+                        was_armed: true,
+                        process,
+                    });
                     Outcome::Done
                 }
                 _ => Outcome::Gone,
@@ -156,6 +183,11 @@ impl Server {
                 }
                 self.send(process, send, sticky, true)
             }
+            Step::Leave { send, .. }
+                if self.refuses_leaves && !self.sent.contains_key(&(process, send)) =>
+            {
+                Outcome::Refused
+            }
             Step::Leave { send, sticky } => self.send(process, send, sticky, false),
         }
     }
@@ -164,7 +196,8 @@ impl Server {
         if self.sent.insert((process, send), ()).is_none() {
             // What is over counts for nothing any more.
             self.events.retain(|event| event.at + event.sticky.min(60 * MINUTE) > self.now);
-            self.events.push(Event { at: self.now, sticky: millis(sticky), is_join, process });
+            let (at, sticky) = (self.now, millis(sticky));
+            self.events.push(Event { at, sticky, is_join, was_armed: false, process });
         }
         Outcome::Done
     }

@@ -55,6 +55,75 @@ fn leaving_fires_the_leave_and_nothing_follows() {
 }
 
 #[test]
+fn leaving_with_words_of_ones_own_sends_them_and_cancels_what_is_armed() {
+    let mut world = world();
+    world.pass(10_000);
+    world.tell(|heartbeat, _| heartbeat.handle_leave_with());
+    assert_eq!(world.state(), State::Leaving);
+    world.pass(100);
+    assert_eq!(world.state(), State::Left);
+    assert!(world.server.shows_last_words());
+    assert_eq!(world.server.armed(), 0);
+    let requests = world.server.requests;
+    world.pass(50 * MINUTE);
+    assert_eq!(world.server.requests, requests);
+    assert!(world.server.shows_last_words());
+    assert!(world.heartbeat.is_over());
+}
+
+#[test]
+fn whose_last_words_are_refused_leaves_with_what_is_armed() {
+    let mut world = world();
+    world.pass(10_000);
+    world.server.refuses_leaves = true;
+    world.tell(|heartbeat, _| heartbeat.handle_leave_with());
+    world.pass(1_000);
+    assert_eq!(world.state(), State::Left);
+    assert!(!world.server.shows_member());
+    assert!(!world.server.shows_last_words());
+    assert_eq!(world.server.armed(), 0);
+}
+
+#[test]
+fn last_words_get_there_also_where_what_is_armed_has_fired_first() {
+    let mut world = world();
+    world.pass(MINUTE);
+    world.cut_network(MINUTE);
+    world.tell(|heartbeat, _| heartbeat.handle_leave_with());
+    world.pass(20_000);
+    assert!(!world.server.shows_member() && !world.server.shows_last_words());
+    assert_eq!(world.state(), State::Leaving);
+    world.pass(MINUTE);
+    assert_eq!(world.state(), State::Left);
+    assert!(world.server.shows_last_words());
+}
+
+#[test]
+fn who_was_never_seen_has_no_last_words() {
+    let mut world = world();
+    world.server.quota_is_full = true;
+    world.cut_network(MINUTE);
+    world.pass(10_000);
+    world.tell(|heartbeat, _| heartbeat.handle_leave_with());
+    world.pass(2 * MINUTE);
+    assert_eq!(world.state(), State::Left);
+    assert!(!world.server.shows_last_words());
+}
+
+#[test]
+fn last_words_replace_those_of_a_leave_that_is_under_way() {
+    let mut world = world();
+    world.server.has_no_delayed_events = true;
+    world.pass(10_000);
+    world.tell(|heartbeat, _| heartbeat.handle_leave());
+    let requests = world.server.requests;
+    world.tell(|heartbeat, _| heartbeat.handle_leave_with());
+    world.pass(1_000);
+    assert_eq!(world.state(), State::Left);
+    assert_eq!(world.server.requests, requests + 2);
+}
+
+#[test]
 fn a_crash_shows_to_everybody_within_the_delay() {
     let mut world = world();
     world.pass(61_000);
@@ -290,6 +359,13 @@ fn delegate(heartbeat: &mut Heartbeat, _: Moment) {
     }
 }
 
+fn leave(heartbeat: &mut Heartbeat, has_last_words: bool) {
+    match has_last_words {
+        true => heartbeat.handle_leave_with(),
+        false => heartbeat.handle_leave(),
+    }
+}
+
 fn fates() -> impl Strategy<Value = Vec<Fate>> {
     let fate = prop_oneof![
         6 => Just(Fate::Fine),
@@ -400,6 +476,7 @@ proptest! {
         fates in fates(),
         happenings in happenings(),
         tells_of_fired: bool,
+        has_last_words: bool,
         seed: u64,
     ) {
         let mut world = World::new(pace, seed >> 8, fates);
@@ -410,9 +487,10 @@ proptest! {
         world.pass(2 * MINUTE);
         prop_assert_eq!(world.state(), State::Joined);
         prop_assert!(world.server.shows_member());
-        world.tell(|heartbeat, _| heartbeat.handle_leave());
+        world.tell(|heartbeat, _| leave(heartbeat, has_last_words));
         world.pass(25_000);
         prop_assert_eq!(world.state(), State::Left);
+        prop_assert!(world.server.shows_last_words() || !has_last_words);
         let requests = world.server.requests;
         for _ in 0..40 {
             prop_assert!(!world.server.shows_member());
@@ -450,6 +528,8 @@ proptest! {
         fates in fates(),
         happenings in happenings(),
         refuses_joins: bool,
+        refuses_leaves: bool,
+        has_last_words: bool,
         wait in 0..60_000_u64,
         seed: u64,
     ) {
@@ -457,7 +537,9 @@ proptest! {
         live_through(&mut world, &happenings);
         world.server.refuses_joins = refuses_joins;
         world.pass(wait);
-        world.tell(|heartbeat, _| heartbeat.handle_leave());
+        // Where none is armed either, it cannot leave.
+        world.server.refuses_leaves = refuses_leaves && !has_full_quota(&happenings);
+        world.tell(|heartbeat, _| leave(heartbeat, has_last_words));
         for _ in 0..40 {
             // That nobody sees it once it says so is checked at every step.
             world.pass(5 * MINUTE);

@@ -7,7 +7,7 @@ use matrix_sdk_sticky::{
     BaseClientBuilder, RemovalReason,
     heartbeat::{Failure, HeartbeatHandle, StartHeartbeatError, State},
 };
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader, Lines},
@@ -95,6 +95,37 @@ async fn it_joins_stays_through_many_delays_updates_and_leaves() {
 #[tokio::test(flavor = "multi_thread")]
 async fn in_an_encrypted_room_join_and_leave_are_encrypted() {
     joins_updates_and_leaves(true).await;
+}
+
+fn object(content: Value) -> Map<String, Value> {
+    content.as_object().expect("an object").clone()
+}
+
+async fn leaves_with_words_of_its_own(encrypted: bool) {
+    let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+    let (own, mut looking) = two_in(&alice, &bob, encrypted).await;
+    let heartbeat = room_of(&own).heartbeat("k").content(&presence("here"));
+    let heartbeat = heartbeat.leave_content(&presence("lost")).delay(DELAY).start().await.unwrap();
+    looking.added("k").await;
+    until(&heartbeat, State::Joined).await;
+
+    let left = heartbeat.leave_with(object(json!({ "status": "bye" }))).await;
+    assert_eq!(left, State::Left);
+    let entry = looking.updated("k").await;
+    assert_eq!((status(&entry), entry.is_encrypted()), ("bye".into(), encrypted));
+    assert!(own.sticky.delayed_events().list().await.unwrap().is_empty());
+    tokio::time::sleep(DELAY * 2).await;
+    looking.assert_silent();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leaving_with_words_of_ones_own_shows_them_and_cancels_what_is_armed() {
+    leaves_with_words_of_its_own(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_an_encrypted_room_the_last_words_are_encrypted() {
+    leaves_with_words_of_its_own(true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
