@@ -161,6 +161,14 @@ pub(crate) fn process_started(process: u32) -> Option<u64> {
     runs.then(|| rest.nth(18)?.parse().ok())?
 }
 
+/// The future that is under way; never, while none is.
+pub(crate) async fn optional<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}
+
 /// A running task that ends when this is dropped.
 pub(crate) struct Task(JoinHandle<()>);
 

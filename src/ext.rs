@@ -24,6 +24,7 @@ use crate::{
     event::StickyKey,
     heartbeat::{Beating, StartHeartbeat},
     map::Limits,
+    rtc::Rtc,
     send::{RedactSticky, SendError, SendSticky, Turns, ensure_sticky_events},
     sync::{SyncSource, SyncState, Worker},
     time::Moment,
@@ -344,6 +345,26 @@ impl RoomSticky {
     /// [MSC4140]: https://github.com/matrix-org/matrix-spec-proposals/pull/4140
     pub fn heartbeat(&self, sticky_key: impl Into<String>) -> StartHeartbeat {
         StartHeartbeat::new(self.clone(), self.room.clone(), sticky_key.into())
+    }
+
+    /// The MatrixRTC sessions of this room ([MSC4143]): who is in which call. See [`rtc`](crate::rtc).
+    ///
+    /// ```no_run
+    /// # use matrix_sdk_sticky::{RoomExt as _, rtc::ROOM_CALL};
+    /// # async fn example(room: matrix_sdk::Room) {
+    /// let call = room.sticky().rtc().session(ROOM_CALL).snapshot().await;
+    /// for member in call.members() {
+    ///     println!("{} is there since {}", member.user_id(), member.since_ms());
+    /// }
+    /// for candidate in call.candidates() {
+    ///     println!("{} is not: {}", candidate.user_id, candidate.reason);
+    /// }
+    /// # }
+    /// ```
+    ///
+    /// [MSC4143]: https://github.com/matrix-org/matrix-spec-proposals/pull/4143
+    pub fn rtc(&self) -> Rtc {
+        Rtc::new(self.clone(), self.room.clone())
     }
 
     pub(crate) fn turns(&self) -> &Turns {

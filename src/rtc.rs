@@ -31,15 +31,28 @@
 //! [MSC4143]: https://github.com/matrix-org/matrix-spec-proposals/pull/4143
 
 mod content;
+#[cfg(feature = "client")]
+mod join;
 mod member;
 #[cfg(feature = "client")]
-#[allow(dead_code, reason = "for the handles, which follow")]
 mod own;
 mod roster;
+#[cfg(feature = "client")]
+mod session;
 mod slot;
 mod snapshot;
+#[cfg(feature = "client")]
+mod state;
 mod transport;
 
+#[cfg(feature = "client")]
+pub use self::{
+    join::{JoinError, JoinSession, Membership},
+    session::{
+        Rtc, RtcChange, RtcChanges, RtcSubscription, Session, SessionChanges, SessionSubscription,
+        SessionUpdate,
+    },
+};
 pub use self::{
     member::{Candidate, Device, Dialect, Form, KnownBy, Leave, Member, NotJoined},
     roster::{Roster, SessionChange, What},

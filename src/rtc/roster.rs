@@ -294,6 +294,19 @@ impl Roster {
         std::mem::take(&mut self.unknown).into_iter().collect()
     }
 
+    /// The users with a membership, each once.
+    pub fn users(&self) -> Vec<OwnedUserId> {
+        let mut users: Vec<_> = self.memberships.keys().map(|key| key.sender.clone()).collect();
+        users.dedup();
+        users
+    }
+
+    /// Whether it is known of a user if they are in the room.
+    #[cfg(feature = "client")]
+    pub(super) fn knows(&self, user_id: &UserId) -> bool {
+        self.in_room.contains_key(user_id)
+    }
+
     /// When to poll again, if nothing happens before.
     pub fn deadline(&self) -> Option<Deadline> {
         self.deadlines.first().map(|(deadline, _)| *deadline)

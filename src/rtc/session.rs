@@ -1,0 +1,375 @@
+//! The handles: `room.sticky().rtc()`, its sessions, and what changes in them.
+//!
+//! In: a view of the room's entries, and the source of its state. Out: snapshots, and streams of what
+//! changes. Each stream has a roster of its own, which it feeds while it is polled: no task, and no
+//! lock.
+
+use std::{fmt, pin::Pin, sync::Arc, time::Duration};
+
+use futures_core::Stream;
+use futures_util::{FutureExt as _, StreamExt as _, stream};
+use matrix_sdk::Room;
+use ruma::OwnedUserId;
+
+use super::{
+    join::JoinSession,
+    roster::{Roster, SessionChange, What},
+    slot::session_of,
+    snapshot::{RtcSnapshot, SessionSnapshot},
+    state::{News, Source},
+    transport::Transports,
+};
+use crate::{
+    driver::{BoxFuture, Timer, optional},
+    ext::RoomSticky,
+    time::{Deadline, Moment},
+    view::{Changes, Subscription},
+};
+
+/// When to ask the server for the state again after it could not be reached.
+const FETCH_AGAIN_AFTER: Duration = Duration::from_secs(15);
+
+/// The MatrixRTC sessions of a room. Cheap to clone, costs nothing until it is asked.
+#[derive(Clone)]
+pub struct Rtc {
+    sticky: RoomSticky,
+    room: Room,
+}
+
+impl Rtc {
+    pub(crate) fn new(sticky: RoomSticky, room: Room) -> Self {
+        Self { sticky, room }
+    }
+
+    /// The sessions now.
+    ///
+    /// Asks the server once for the room's state, with what the client has of it where it cannot be
+    /// reached. Who is shown is as current as [`Sticky::state`](crate::Sticky::state) says.
+    pub async fn snapshot(&self) -> RtcSnapshot {
+        self.subscribe().await.snapshot
+    }
+
+    /// The sessions now, and what changes from here on.
+    pub async fn subscribe(&self) -> RtcSubscription {
+        let mut watch = Watch::start(&self.sticky, &self.room).await;
+        // What there is to begin with is in the snapshot.
+        let now = watch.now();
+        watch.roster.poll_changes(now);
+        let snapshot = watch.roster.snapshot(now);
+        let changes = stream::unfold(watch, async |mut watch| {
+            let change = watch.next().await;
+            Some((change, watch))
+        });
+        RtcSubscription { snapshot, changes: RtcChanges { changes: changes.boxed() } }
+    }
+
+    /// The session of a slot, e.g. [`ROOM_CALL`](super::ROOM_CALL), whether anybody is in it or not.
+    pub fn session(&self, slot_id: impl Into<String>) -> Session {
+        Session { rtc: self.clone(), slot_id: slot_id.into().into() }
+    }
+
+    pub(super) fn sticky(&self) -> &RoomSticky {
+        &self.sticky
+    }
+
+    pub(super) fn room(&self) -> &Room {
+        &self.room
+    }
+}
+
+impl fmt::Debug for Rtc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rtc").field("room_id", &self.room.room_id()).finish_non_exhaustive()
+    }
+}
+
+/// One session of a room. Cheap to clone, costs nothing until it is asked.
+#[derive(Clone, Debug)]
+pub struct Session {
+    rtc: Rtc,
+    slot_id: Arc<str>,
+}
+
+impl Session {
+    /// The id of its slot.
+    pub fn slot_id(&self) -> &str {
+        &self.slot_id
+    }
+
+    /// Who is there now, who is not, and why. See [`Rtc::snapshot`].
+    pub async fn snapshot(&self) -> SessionSnapshot {
+        self.rtc.snapshot().await.session(&self.slot_id)
+    }
+
+    /// Who is there now, and what changes from here on.
+    pub async fn subscribe(&self) -> SessionSubscription {
+        let RtcSubscription { snapshot, changes } = self.rtc.subscribe().await;
+        let slot_id: Arc<str> = session_of(&self.slot_id).into();
+        let snapshot = snapshot.session(&slot_id);
+        let changes = changes.filter_map(move |change| {
+            let snapshot = change.snapshot.session(&slot_id);
+            let is_of_it = |change: &SessionChange| change.slot_id.as_ref() == Some(&slot_id);
+            let changes: Vec<_> = change.changes.into_iter().filter(is_of_it).collect();
+            let changes: Vec<_> = changes.into_iter().map(|change| change.what).collect();
+            let update = (!changes.is_empty()).then_some(SessionUpdate { changes, snapshot });
+            std::future::ready(update)
+        });
+        SessionSubscription { snapshot, changes: SessionChanges { changes: changes.boxed() } }
+    }
+
+    /// Joins, as a member that is there for as long as the handle is: a heartbeat. Awaiting it
+    /// resolves when the heartbeat has been started; [`Membership::state`](super::Membership::state)
+    /// tells when everybody can see the member.
+    ///
+    /// ```no_run
+    /// # use matrix_sdk_sticky::{RoomExt as _, rtc::{JoinError, ROOM_CALL, Transport}};
+    /// # async fn example(room: matrix_sdk::Room) -> Result<(), JoinError> {
+    /// let call = room.sticky().rtc().session(ROOM_CALL);
+    /// let membership = call
+    ///     .join([Transport::livekit("https://livekit.example.org")])
+    ///     .intent("video")
+    ///     .await?;
+    /// membership.leave().await;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`JoinError`](super::JoinError). Nothing was sent.
+    pub fn join(&self, transports: impl Into<Transports>) -> JoinSession {
+        JoinSession::new(self.clone(), transports.into())
+    }
+
+    pub(super) fn rtc(&self) -> &Rtc {
+        &self.rtc
+    }
+}
+
+/// The sessions of a room, and the changes that follow: nothing is lost or told twice between them.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct RtcSubscription {
+    /// The sessions at this moment.
+    pub snapshot: RtcSnapshot,
+    /// What changes from here on.
+    pub changes: RtcChanges,
+}
+
+/// What changed in a room's sessions. Never empty.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct RtcChange {
+    /// What changed: slots first, then in the order of the members' user ids.
+    pub changes: Vec<SessionChange>,
+    /// The sessions from now on.
+    pub snapshot: RtcSnapshot,
+}
+
+/// A stream of [`RtcChange`]s. It never fails, never lags and never ends.
+pub struct RtcChanges {
+    changes: Pin<Box<dyn Stream<Item = RtcChange> + Send>>,
+}
+
+/// A session, and the changes that follow.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct SessionSubscription {
+    /// The session at this moment.
+    pub snapshot: SessionSnapshot,
+    /// What changes from here on.
+    pub changes: SessionChanges,
+}
+
+/// What changed in a session. Never empty.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct SessionUpdate {
+    /// What changed: the slot first, then in the order of the members' user ids.
+    pub changes: Vec<What>,
+    /// The session from now on.
+    pub snapshot: SessionSnapshot,
+}
+
+/// A stream of [`SessionUpdate`]s. It never fails, never lags and never ends.
+pub struct SessionChanges {
+    changes: Pin<Box<dyn Stream<Item = SessionUpdate> + Send>>,
+}
+
+impl Stream for RtcChanges {
+    type Item = RtcChange;
+
+    fn poll_next(
+        mut self: Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<RtcChange>> {
+        self.changes.poll_next_unpin(cx)
+    }
+}
+
+impl Stream for SessionChanges {
+    type Item = SessionUpdate;
+
+    fn poll_next(
+        mut self: Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<SessionUpdate>> {
+        self.changes.poll_next_unpin(cx)
+    }
+}
+
+impl fmt::Debug for RtcChanges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RtcChanges").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for SessionChanges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SessionChanges").finish_non_exhaustive()
+    }
+}
+
+/// A roster, and what feeds it.
+struct Watch {
+    roster: Roster,
+    changes: Changes,
+    source: Source,
+    timer: Arc<dyn Timer>,
+    is_encryption_known: bool,
+    fetching: Option<BoxFuture<'static, Option<Vec<String>>>>,
+    /// Of whom the client's store does not tell whether they are in the room.
+    strangers: Vec<OwnedUserId>,
+    /// Of whom the server is being asked.
+    asked: Vec<OwnedUserId>,
+    fetch_at: Option<Deadline>,
+}
+
+impl Watch {
+    async fn start(sticky: &RoomSticky, room: &Room) -> Self {
+        // Both streams before anything is read, so that nothing falls between.
+        let Subscription { snapshot, changes } = sticky.events().subscribe();
+        let source = Source::new(room.clone());
+        let mut roster = Roster::new();
+        roster.handle_snapshot(&snapshot);
+        let timer = sticky.timer().clone();
+        let mut watch = Self {
+            roster,
+            changes,
+            source,
+            timer,
+            is_encryption_known: false,
+            fetching: None,
+            strangers: Vec::new(),
+            asked: Vec::new(),
+            fetch_at: None,
+        };
+        watch.ask_encryption().await;
+        let stored = watch.source.stored().await;
+        watch.handle_state(stored);
+        watch.look_up().await;
+        let fetched = watch.fetch().await;
+        watch.handle_fetched(fetched).await;
+        watch
+    }
+
+    async fn next(&mut self) -> RtcChange {
+        loop {
+            self.look_up().await;
+            let now = self.now();
+            let changes = self.roster.poll_changes(now);
+            if !changes.is_empty() {
+                return RtcChange { changes, snapshot: self.roster.snapshot(now) };
+            }
+            let is_due = match self.fetch_at {
+                Some(fetch_at) => fetch_at.is_over(now),
+                None => !self.strangers.is_empty(),
+            };
+            if self.fetching.is_none() && is_due {
+                self.fetching = Some(self.fetch().boxed());
+            }
+            let deadline = self.roster.deadline().into_iter().chain(self.fetch_at).min();
+            let timer = self.timer.clone();
+            let due = async {
+                match deadline {
+                    Some(deadline) => timer.sleep_until(deadline).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                Some(change) = self.changes.next() => self.roster.handle_change(&change),
+                news = self.source.next() => match news {
+                    News::Events(texts) => self.handle_state(texts),
+                    News::Gap(texts) => {
+                        self.handle_state(texts);
+                        self.strangers = self.roster.users();
+                        self.fetch_at = Some(now.deadline(Duration::ZERO));
+                    }
+                    News::Left => self.roster.handle_room_left(now),
+                },
+                fetched = optional(&mut self.fetching) => {
+                    self.fetching = None;
+                    self.handle_fetched(fetched).await;
+                }
+                () = due => {}
+            }
+        }
+    }
+
+    fn handle_state(&mut self, texts: Vec<String>) {
+        let now = self.now();
+        for text in texts {
+            self.roster.handle_state_event(now, &text);
+        }
+    }
+
+    fn fetch(&mut self) -> impl Future<Output = Option<Vec<String>>> + Send + use<> {
+        self.fetch_at = None;
+        self.asked = std::mem::take(&mut self.strangers);
+        self.source.fetch(self.asked.clone())
+    }
+
+    async fn handle_fetched(&mut self, fetched: Option<Vec<String>>) {
+        let asked = std::mem::take(&mut self.asked);
+        match fetched {
+            Some(texts) => {
+                self.handle_state(texts);
+                for user_id in asked {
+                    if !self.roster.knows(&user_id) {
+                        // The server has nothing of them; or it is a v3 one, and the store has by now.
+                        let is_in_room = self.source.is_in_room(&user_id).await;
+                        self.roster.handle_in_room(&user_id, is_in_room == Some(true));
+                    }
+                }
+            }
+            None if self.source.are_we_in() => {
+                self.strangers.extend(asked);
+                self.fetch_at = Some(self.now().deadline(FETCH_AGAIN_AFTER));
+            }
+            None => {}
+        }
+        if !self.is_encryption_known {
+            self.ask_encryption().await;
+        }
+    }
+
+    async fn ask_encryption(&mut self) {
+        if let Some(is_encrypted) = self.source.is_encrypted().await {
+            self.is_encryption_known = true;
+            self.roster.handle_encryption(is_encrypted);
+        }
+    }
+
+    /// Finds out whether those are in the room of whom that is not known yet.
+    async fn look_up(&mut self) {
+        for user_id in self.roster.poll_unknown() {
+            match self.source.is_in_room(&user_id).await {
+                Some(is_in_room) => self.roster.handle_in_room(&user_id, is_in_room),
+                None => self.strangers.push(user_id),
+            }
+        }
+    }
+
+    fn now(&self) -> Moment {
+        self.timer.now()
+    }
+}

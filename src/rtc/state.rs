@@ -1,0 +1,196 @@
+//! The room's state, as far as sessions depend on it: slots, memberships from before sticky events, who
+//! of those with a membership is in the room, and whether it is encrypted.
+//!
+//! In: the client's store, one request to the server, and what the main loop brings. Out: state events
+//! as text, for the roster.
+//!
+//! Why a request, and not the store alone? Only a v3 main loop brings the whole state. One over sliding
+//! sync, as `SyncService`, asks for the types that it knows, and slots are none of these; and with
+//! lazily loaded members the store does not have those who have said nothing. Both bring each *change*
+//! of state, as an event of the timeline. So: once from the server, then from the main loop; and from
+//! the server again where the main loop has left a gap.
+
+use std::time::Duration;
+
+use matrix_sdk::{
+    HttpError, Room, RoomState as OurMembership,
+    config::RequestConfig,
+    deserialized_responses::RawAnySyncOrStrippedState,
+    sync::{JoinedRoomUpdate, RoomUpdate, State},
+};
+use ruma::{
+    OwnedUserId, api::client::sync::sync_events::v5, events::StateEventType,
+    presence::PresenceState,
+};
+use tokio::sync::broadcast::{Receiver, error::RecvError};
+use tracing::debug;
+
+use crate::{driver::random_name, wire::names};
+
+/// When to give up on the server's answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// What the main loop brought.
+pub(super) enum News {
+    /// State events, in their order.
+    Events(Vec<String>),
+    /// State events, and others that it left out: the server has to be asked.
+    Gap(Vec<String>),
+    /// We are not in the room any more.
+    Left,
+}
+
+/// Where the state comes from.
+pub(super) struct Source {
+    room: Room,
+    updates: Receiver<RoomUpdate>,
+}
+
+impl Source {
+    pub(super) fn new(room: Room) -> Self {
+        // From here on nothing is missed.
+        let updates = room.subscribe_to_updates();
+        Self { room, updates }
+    }
+
+    /// Whether the room is encrypted; `None` while nobody can tell.
+    pub(super) async fn is_encrypted(&self) -> Option<bool> {
+        let state = match self.room.latest_encryption_state().await {
+            Ok(state) => state,
+            Err(error) => {
+                debug!(%error, "whether the room is encrypted is not known yet");
+                self.room.encryption_state()
+            }
+        };
+        (!state.is_unknown()).then(|| state.is_encrypted())
+    }
+
+    /// What the client's store has.
+    pub(super) async fn stored(&self) -> Vec<String> {
+        let mut texts = Vec::new();
+        for event_type in types() {
+            match self.room.get_state_events(event_type).await {
+                Ok(events) => texts.extend(events.iter().filter_map(text)),
+                Err(error) => debug!(%error, "the client's store does not tell the state"),
+            }
+        }
+        texts
+    }
+
+    /// Whether a user is in the room, as the client's store has it; `None` where it has nothing.
+    pub(super) async fn is_in_room(&self, user_id: &OwnedUserId) -> Option<bool> {
+        let member = self.room.get_member_no_sync(user_id).await.ok()??;
+        Some(*member.membership() == ruma::events::room::member::MembershipState::Join)
+    }
+
+    /// Asks the server for all of it, and for the memberships of these users in the room.
+    pub(super) fn fetch(
+        &self,
+        users: Vec<OwnedUserId>,
+    ) -> impl Future<Output = Option<Vec<String>>> + Send + use<> {
+        let room = self.room.clone();
+        async move {
+            let fetched = match fetch_sliding(&room, &users).await {
+                // A server without sliding sync: the main loop is of v3 then, and its store has the
+                // state; who is in the room, it may not.
+                Err(error) if is_unsupported(&error) => fetch_members(&room).await,
+                fetched => fetched.map_err(Into::into),
+            };
+            match fetched {
+                Ok(texts) => Some(texts),
+                Err(error) => {
+                    debug!(%error, "the server does not tell the room's state");
+                    None
+                }
+            }
+        }
+    }
+
+    /// What the main loop brings next.
+    pub(super) async fn next(&mut self) -> News {
+        loop {
+            match self.updates.recv().await {
+                Ok(RoomUpdate::Joined { updates, .. }) => {
+                    let texts = of_update(&updates);
+                    if updates.timeline.limited {
+                        return News::Gap(texts);
+                    }
+                    if !texts.is_empty() {
+                        return News::Events(texts);
+                    }
+                }
+                Ok(RoomUpdate::Left { .. }) => return News::Left,
+                Ok(_) => {}
+                Err(RecvError::Lagged(_)) => return News::Gap(Vec::new()),
+                // The client is gone, and so is whoever asks.
+                Err(RecvError::Closed) => return std::future::pending().await,
+            }
+        }
+    }
+
+    /// Whether we are in the room.
+    pub(super) fn are_we_in(&self) -> bool {
+        self.room.state() == OurMembership::Joined
+    }
+}
+
+fn types() -> impl Iterator<Item = StateEventType> {
+    names::RTC_SLOT.into_iter().chain([names::CALL_MEMBER]).map(StateEventType::from)
+}
+
+async fn fetch_sliding(room: &Room, users: &[OwnedUserId]) -> Result<Vec<String>, HttpError> {
+    let mut subscription = v5::request::RoomSubscription::default();
+    subscription.required_state = types()
+        .map(|event_type| (event_type, "*".to_owned()))
+        .chain(users.iter().map(|user_id| (StateEventType::RoomMember, user_id.to_string())))
+        .collect();
+    let mut request = v5::Request::new();
+    // A connection of its own, for once.
+    request.conn_id = Some(random_name());
+    request.timeout = Some(Duration::ZERO);
+    request.set_presence = PresenceState::Offline;
+    request.room_subscriptions.insert(room.room_id().to_owned(), subscription);
+    let config = RequestConfig::new().timeout(ANSWER_WITHIN).disable_retry();
+    let answer = room.client().send(request).with_request_config(config).await?;
+    let state = answer.rooms.get(room.room_id()).map(|room| &*room.required_state);
+    Ok(state.unwrap_or_default().iter().map(|event| event.json().get().to_owned()).collect())
+}
+
+/// Has the client learn who is in the room; the store tells then.
+async fn fetch_members(room: &Room) -> Result<Vec<String>, matrix_sdk::Error> {
+    room.sync_members().await?;
+    Ok(Vec::new())
+}
+
+fn is_unsupported(error: &HttpError) -> bool {
+    error.as_client_api_error().is_some_and(|error| matches!(error.status_code.as_u16(), 404 | 405))
+}
+
+fn text(event: &RawAnySyncOrStrippedState) -> Option<String> {
+    match event {
+        RawAnySyncOrStrippedState::Sync(event) => Some(event.json().get().to_owned()),
+        // Of a room that we are not in.
+        RawAnySyncOrStrippedState::Stripped(_) => None,
+    }
+}
+
+/// The state events that a roster may want, in the order in which they count.
+fn of_update(update: &JoinedRoomUpdate) -> Vec<String> {
+    let (before, after) = match &update.state {
+        State::Before(state) => (&**state, &[][..]),
+        State::After(state) => (&[][..], &**state),
+    };
+    let before = before.iter().map(|event| event.json().get());
+    let after = after.iter().map(|event| event.json().get());
+    let timeline = update.timeline.events.iter().map(|event| event.raw().json().get());
+    before.chain(timeline).chain(after).filter(|text| is_wanted(text)).map(str::to_owned).collect()
+}
+
+/// Messages come by here by the hundreds, so nothing is parsed.
+fn is_wanted(text: &str) -> bool {
+    text.contains("\"state_key\"")
+        && (names::RTC_SLOT.iter().any(|name| text.contains(name))
+            || ["m.room.member", "m.room.encryption", names::CALL_MEMBER]
+                .iter()
+                .any(|name| text.contains(name)))
+}
