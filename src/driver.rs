@@ -143,6 +143,11 @@ pub(crate) fn random_name() -> String {
     format!("sticky-{:08x}", rand::random::<u32>())
 }
 
+/// A name that nobody has had before, or can guess.
+pub(crate) fn unique_name() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}
+
 /// A number to seed with.
 pub(crate) fn random_seed() -> u64 {
     rand::random()

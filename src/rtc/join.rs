@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     delayed::DelayId,
-    driver::{BoxFuture, Task, optional, random_name},
+    driver::{BoxFuture, Task, optional, unique_name},
     heartbeat::{Failure, HeartbeatHandle, Pace, StartHeartbeatError, State},
     time::Deadline,
     wire::names,
@@ -205,6 +205,7 @@ impl JoinSession {
             wanted: Wanted::In,
             has_joined: false,
             leaving: None,
+            is_going_away: false,
             start_at: None,
         };
         let task = Task::spawn(run.run(wished, changes));
@@ -427,7 +428,7 @@ struct Now {
 impl Shared {
     /// Starts a heartbeat, under a new member id.
     async fn start(&self) -> Result<(), StartHeartbeatError> {
-        let member_id = self.given_id.clone().unwrap_or_else(random_name);
+        let member_id = self.given_id.clone().unwrap_or_else(unique_name);
         let (content, leave_content) = {
             let mut now = self.now();
             now.member_id.clone_from(&member_id);
@@ -486,6 +487,8 @@ struct Run {
     /// Whether a heartbeat has joined before: the next one joins again.
     has_joined: bool,
     leaving: Option<BoxFuture<'static, State>>,
+    /// The heartbeat leaves as the application goes into the background, and not for good.
+    is_going_away: bool,
     start_at: Option<Deadline>,
 }
 
@@ -566,6 +569,7 @@ impl Run {
             Wish::Suspend { keep: false } => {
                 if matches!(self.wanted, Wanted::In | Wanted::Kept) {
                     self.wanted = Wanted::Away;
+                    self.is_going_away = true;
                     self.shared.state.set_if_not_eq(State::Suspended { holds_until: None });
                     self.send_leave(&Leave::with_code(Leave::ON_PURPOSE));
                 }
@@ -599,10 +603,11 @@ impl Run {
                     self.shared.now().last_error = Some(error);
                 }
                 self.leaving = None;
+                let is_going_away = std::mem::take(&mut self.is_going_away);
                 match self.wanted {
                     Wanted::Away => return false,
                     // All of the client's heartbeats leave, as before a logout.
-                    _ if state == State::Left => {}
+                    _ if state == State::Left && !is_going_away => {}
                     Wanted::In => {
                         self.shared.state.set_if_not_eq(State::Rejoining);
                         return false;

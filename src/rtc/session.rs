@@ -9,7 +9,7 @@ use std::{fmt, pin::Pin, sync::Arc, time::Duration};
 use futures_core::Stream;
 use futures_util::{FutureExt as _, StreamExt as _, stream};
 use matrix_sdk::Room;
-use ruma::OwnedUserId;
+use ruma::{OwnedUserId, RoomId};
 
 use super::{
     join::JoinSession,
@@ -61,6 +61,11 @@ impl Rtc {
             Some((change, watch))
         });
         RtcSubscription { snapshot, changes: RtcChanges { changes: changes.boxed() } }
+    }
+
+    /// The room.
+    pub fn room_id(&self) -> &RoomId {
+        self.room.room_id()
     }
 
     /// The session of a slot, e.g. [`ROOM_CALL`](super::ROOM_CALL), whether anybody is in it or not.

@@ -17,6 +17,7 @@ mod main_loops;
 mod outages;
 mod proxy;
 mod rooms;
+mod rtc;
 mod send;
 mod support;
 mod v3;

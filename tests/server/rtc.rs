@@ -1,0 +1,315 @@
+//! MatrixRTC sessions: who is there, who is not and why, and memberships of our own.
+
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use matrix_sdk::ruma::RoomId;
+use matrix_sdk_sticky::{
+    heartbeat::State,
+    rtc::{
+        ClosedBy, Dialect, Form, JoinError, Leave, Membership, NotJoined, ROOM_CALL, Rtc,
+        SessionChanges, SessionSnapshot, SessionSubscription, Transport, What,
+    },
+};
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use crate::support::{DEADLINE, Person, Watcher, devices_are_there};
+
+const DELAY: Duration = Duration::from_secs(4);
+const SLOT: &str = "org.matrix.msc4143.rtc.slot";
+
+/// One who looks at a room's call.
+pub(crate) struct Call {
+    pub(crate) now: SessionSnapshot,
+    changes: SessionChanges,
+    /// What was told, and not taken by the test yet.
+    told: Vec<What>,
+}
+
+impl Call {
+    pub(crate) async fn of(rtc: &Rtc) -> Self {
+        let SessionSubscription { snapshot, changes, .. } =
+            rtc.session(ROOM_CALL).subscribe().await;
+        Self { now: snapshot, changes, told: Vec::new() }
+    }
+
+    /// Waits until the session is as wanted.
+    pub(crate) async fn until(&mut self, what: &str, is: impl Fn(&SessionSnapshot) -> bool) {
+        let wait = async {
+            while !is(&self.now) {
+                let update = self.changes.next().await.expect("the stream does not end");
+                self.told.extend(update.changes);
+                self.now = update.snapshot;
+            }
+        };
+        if timeout(DEADLINE * 2, wait).await.is_err() {
+            panic!("not in time: {what}; there is: {:#?}; told: {:#?}", self.now, self.told);
+        }
+    }
+
+    /// Waits until so many are there.
+    pub(crate) async fn len(&mut self, len: usize) {
+        self.until(&format!("{len} are there"), |now| now.len() == len).await;
+    }
+
+    /// Waits until this member has left, and why.
+    pub(crate) async fn left(&mut self, member_id: &str) -> NotJoined {
+        loop {
+            let left = self.told.iter().position(
+                |what| matches!(what, What::Left { member, .. } if member.member_id() == member_id),
+            );
+            if let Some(at) = left {
+                match self.told.remove(at) {
+                    What::Left { reason, .. } => return reason,
+                    other => panic!("{other:?}"),
+                }
+            }
+            match timeout(DEADLINE * 2, self.changes.next()).await {
+                Ok(update) => {
+                    let update = update.expect("the stream does not end");
+                    self.told.extend(update.changes);
+                    self.now = update.snapshot;
+                }
+                Err(_) => panic!("{member_id} has not left: {:#?}", self.now),
+            }
+        }
+    }
+
+    /// Why somebody is not there.
+    pub(crate) fn reason(&self, person: &Person) -> Option<NotJoined> {
+        let of_theirs = self.now.candidates().find(|candidate| candidate.user_id == person.id());
+        of_theirs.map(|candidate| candidate.reason.clone())
+    }
+}
+
+fn call() -> [Transport; 1] {
+    [Transport::livekit("https://livekit.example.org")]
+}
+
+fn open_slot(person: &Person, room: &RoomId, encrypted: bool) {
+    let mut content = json!({ "status": "open", "application": { "type": "m.call" } });
+    if encrypted {
+        content["encryption"] = json!({ "type": "org.matrix.msc4143.per_member" });
+    }
+    set_slot(person, room, &content);
+}
+
+fn set_slot(person: &Person, room: &RoomId, content: &Value) {
+    person.api.set_state(room.as_str(), SLOT, ROOM_CALL, content).unwrap();
+}
+
+pub(crate) async fn until(membership: &Membership, wanted: State) {
+    let mut states = membership.subscribe_state();
+    let wait = async {
+        while states.get() != wanted {
+            states.next().await.expect("the state goes on");
+        }
+    };
+    let waited = timeout(DEADLINE * 2, wait).await;
+    waited.unwrap_or_else(|_| panic!("{membership:?}: {:?}", membership.last_error()));
+}
+
+/// Two in a room whose slot is open.
+async fn two_in(encrypted: bool) -> (Person, Person, Watcher, Watcher, Rtc, Rtc) {
+    let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+    let room = match encrypted {
+        true => alice.encrypted_room_with(&[&bob]),
+        false => alice.room_with(&[&bob]),
+    };
+    open_slot(&alice, &room, encrypted);
+    let ours = Watcher::encrypting(&alice, &[&room]).await;
+    let theirs = Watcher::encrypting(&bob, &[&room]).await;
+    if encrypted {
+        devices_are_there(&alice, &[&alice, &bob]).await;
+    }
+    let (own, looking) = (ours.room(&room).rtc(), theirs.room(&room).rtc());
+    (alice, bob, ours, theirs, own, looking)
+}
+
+async fn joins_updates_and_leaves(encrypted: bool) {
+    let (alice, _bob, _ours, _theirs, own, looking) = two_in(encrypted).await;
+    let mut seen = Call::of(&looking).await;
+    assert!(seen.now.is_empty());
+    let session = own.session(ROOM_CALL);
+    let membership = session.join(call()).intent("audio").delay(DELAY).await.unwrap();
+    assert_eq!(membership.dialect(), Dialect::Msc4143);
+    seen.len(1).await;
+    let member = seen.now.members().next().unwrap().clone();
+    assert_eq!(member.user_id(), alice.id());
+    assert_eq!(member.member_id(), membership.member_id());
+    assert_eq!(member.form(), Form::Both);
+    assert_eq!(member.intent(), Some("audio"));
+    assert_eq!(member.transports().published, call());
+    let device = member.device().unwrap();
+    assert_eq!((device.device_id.as_str(), device.is_proven()), (alice.device_id(), encrypted));
+    until(&membership, State::Joined).await;
+
+    membership.update_intent("video");
+    seen.until("an update", |now| now.members().all(|it| it.intent() == Some("video"))).await;
+    assert_eq!(seen.now.members().next().unwrap().since_ms(), member.since_ms());
+
+    let leave = Leave::with_code("leave").and_reason("bye");
+    assert_eq!(membership.leave_with(leave.clone()).await, State::Left);
+    assert_eq!(seen.left(&membership.member_id()).await, NotJoined::Left(leave));
+    assert!(own.snapshot().await.session(ROOM_CALL).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_joins_is_updated_and_leaves_with_a_code() {
+    joins_updates_and_leaves(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_an_encrypted_room_a_members_device_is_proven() {
+    joins_updates_and_leaves(true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_crashes_has_left_by_the_delayed_leave() {
+    let (_alice, _bob, _ours, _theirs, own, looking) = two_in(true).await;
+    let mut seen = Call::of(&looking).await;
+    let membership = own.session(ROOM_CALL).join(call()).delay(DELAY).await.unwrap();
+    seen.len(1).await;
+    until(&membership, State::Joined).await;
+    let member_id = membership.member_id();
+    drop(membership);
+    assert_eq!(seen.left(&member_id).await, NotJoined::Left(Leave::with_code(Leave::DELAYED)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_join_has_another_member_id_and_coming_back_is_another_join() {
+    let (_alice, _bob, _ours, _theirs, own, looking) = two_in(false).await;
+    let mut seen = Call::of(&looking).await;
+    let membership = own.session(ROOM_CALL).join(call()).delay(DELAY).await.unwrap();
+    seen.len(1).await;
+    until(&membership, State::Joined).await;
+    let first = membership.member_id();
+    membership.suspend(false);
+    assert!(matches!(seen.left(&first).await, NotJoined::Left(_)));
+    until(&membership, State::Suspended { holds_until: None }).await;
+    membership.resume();
+    until(&membership, State::Joined).await;
+    seen.len(1).await;
+    assert_ne!(membership.member_id(), first);
+    membership.leave().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_is_closed_under_us_makes_us_leave() {
+    let (alice, _bob, _ours, _theirs, own, looking) = two_in(false).await;
+    let mut seen = Call::of(&looking).await;
+    let membership = own.session(ROOM_CALL).join(call()).delay(DELAY).await.unwrap();
+    seen.len(1).await;
+    until(&membership, State::Joined).await;
+    set_slot(&alice, own.room_id(), &json!({ "status": "closed" }));
+    // Whichever is seen first.
+    let reason = seen.left(&membership.member_id()).await;
+    assert!(matches!(reason, NotJoined::Slot(ClosedBy::Status) | NotJoined::Left(_)), "{reason:?}");
+    until(&membership, State::Left).await;
+    assert_eq!(membership.left_as(), Some(Leave::with_code(Leave::SLOT_CLOSED)));
+    let slot_closed = NotJoined::Left(Leave::with_code(Leave::SLOT_CLOSED));
+    seen.until("it says why", |now| now.candidates().any(|it| it.reason == slot_closed)).await;
+    let again = own.session(ROOM_CALL).join(call()).await;
+    assert!(matches!(again, Err(JoinError::Slot(ClosedBy::Status))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_the_slot_is_missing_only_element_calls_members_are_there() {
+    let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+    let room = alice.room_with(&[&bob]);
+    let ours = Watcher::encrypting(&alice, &[&room]).await;
+    let theirs = Watcher::encrypting(&bob, &[&room]).await;
+    let session = ours.room(&room).rtc().session(ROOM_CALL);
+    let refused = session.join(call()).dialect(Dialect::Msc4143).await;
+    assert!(matches!(refused, Err(JoinError::Slot(ClosedBy::Missing))));
+    let mut seen = Call::of(&theirs.room(&room).rtc()).await;
+    // What the room speaks.
+    let membership = session.join(call()).member_id("mine").delay(DELAY).await.unwrap();
+    assert_eq!(membership.dialect(), Dialect::ElementCall);
+    seen.len(1).await;
+    assert_eq!(seen.now.members().next().unwrap().member_id(), "mine");
+
+    let content = json!({
+        "slot_id": ROOM_CALL,
+        "member": { "id": "b", "membership": "join" },
+        "application": { "type": "m.call" },
+        "sticky_key": "b",
+        "msc4354_sticky_key": "b",
+    });
+    let member = "org.matrix.msc4143.rtc.member";
+    bob.api.send(room.as_str(), member, "b", &content, Some(600_000)).unwrap();
+    let missing = NotJoined::Slot(ClosedBy::Missing);
+    seen.until("bob is refused", |now| now.candidates().any(|it| it.reason == missing)).await;
+    open_slot(&alice, &room, false);
+    seen.len(2).await;
+    membership.leave().await;
+    seen.len(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_kicked_is_not_there_and_is_back_with_a_new_membership() {
+    let (alice, bob, _ours, _theirs, own, looking) = two_in(false).await;
+    let mut seen = Call::of(&own).await;
+    let membership = looking.session(ROOM_CALL).join(call()).delay(DELAY).await.unwrap();
+    seen.len(1).await;
+    alice.api.kick(own.room_id().as_str(), bob.id().as_str()).unwrap();
+    assert_eq!(seen.left(&membership.member_id()).await, NotJoined::NotInRoom);
+    assert_eq!(seen.reason(&bob), Some(NotJoined::NotInRoom));
+    // Who comes later sees the same.
+    assert_eq!(Call::of(&own).await.reason(&bob), Some(NotJoined::NotInRoom));
+    bob.join(own.room_id());
+    let again = looking.session(ROOM_CALL);
+    let membership = again.join(call()).delay(DELAY).await.unwrap();
+    seen.until("bob is back", |now| {
+        now.members().any(|it| it.member_id() == membership.member_id())
+    })
+    .await;
+    membership.leave().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_an_encrypted_room_a_plaintext_event_ends_a_member_and_makes_none() {
+    let (alice, bob, _ours, _theirs, own, looking) = two_in(true).await;
+    let room = own.room_id().to_owned();
+    let mut seen = Call::of(&looking).await;
+    let membership = own.session(ROOM_CALL).join(call()).delay(DELAY * 5).await.unwrap();
+    seen.len(1).await;
+    let member = "org.matrix.msc4143.rtc.member";
+    let content = json!({
+        "slot_id": ROOM_CALL,
+        "member": { "id": "b", "membership": "join", "user_id": bob.id(), "device_id": "X" },
+        "application": { "type": "m.call" },
+        "transports": { "published": [], "can_subscribe": [] },
+        "versions": [],
+        "msc4354_sticky_key": "b",
+    });
+    bob.api.send(room.as_str(), member, "b", &content, Some(600_000)).unwrap();
+    let plain = NotJoined::NotEncrypted;
+    seen.until("bob is refused", |now| now.candidates().any(|it| it.reason == plain)).await;
+    assert_eq!(seen.now.len(), 1);
+    let id = membership.member_id();
+    let leave = json!({ "slot_id": ROOM_CALL, "msc4354_sticky_key": id });
+    alice.api.send(room.as_str(), member, "leave", &leave, Some(3_600_000)).unwrap();
+    assert_eq!(seen.left(&id).await, NotJoined::Left(Leave::default()));
+    membership.leave().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn encryption_that_is_switched_on_ends_members_in_plaintext() {
+    let (alice, _bob, _ours, _theirs, own, looking) = two_in(false).await;
+    let mut seen = Call::of(&looking).await;
+    let room = own.room_id().to_owned();
+    let content = json!({
+        "slot_id": ROOM_CALL,
+        "member": { "id": "a", "membership": "join" },
+        "application": { "type": "m.call" },
+        "msc4354_sticky_key": "a",
+    });
+    let member = "org.matrix.msc4143.rtc.member";
+    alice.api.send(room.as_str(), member, "a", &content, Some(600_000)).unwrap();
+    seen.len(1).await;
+    let encryption = json!({ "algorithm": "m.megolm.v1.aes-sha2" });
+    alice.api.set_state(room.as_str(), "m.room.encryption", "", &encryption).unwrap();
+    assert_eq!(seen.left("a").await, NotJoined::NotEncrypted);
+}
