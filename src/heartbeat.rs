@@ -184,6 +184,11 @@ pub enum Failure {
     Redacted,
     /// We are not in the room any more.
     NotInRoom,
+    /// The armed leave has fired, and it was not to join again by itself; start another.
+    LeaveFired,
+    /// Somebody has removed the member, or its join has run out, and it was not to join again by
+    /// itself; start another. What was armed is fired.
+    Removed,
 }
 
 /// What the owner wants.
@@ -227,6 +232,14 @@ struct Retiring {
     is_known: bool,
     /// From then on it may have fired, where it is not an earlier process's.
     holds_until: Option<Deadline>,
+    /// Whether a try to cancel it was not answered.
+    is_unsure: bool,
+}
+
+impl Retiring {
+    fn new(id: LeaseId, delay: Duration, is_known: bool, holds_until: Option<Deadline>) -> Self {
+        Self { id, delay, is_known, holds_until, is_unsure: false }
+    }
 }
 
 /// An event whose sending has not been answered.
@@ -263,6 +276,8 @@ pub struct Heartbeat {
     delay: Duration,
     /// For how long join and leave are sticky.
     sticky: Duration,
+    /// Whether it joins again by itself.
+    rejoins: bool,
     wanted: Wanted,
     rng: fastrand::Rng,
     next_number: u64,
@@ -283,6 +298,13 @@ pub struct Heartbeat {
     /// Others may see the member: some join may have landed and no leave after it.
     is_exposed: bool,
     has_fired: bool,
+    /// A join has gone out since the owner last said so: the next one that everybody sees as such
+    /// would be another.
+    has_joined: bool,
+    /// The others have shown a join of those to us.
+    is_shown: bool,
+    /// Why it is not to join again when it is resumed.
+    ended: Option<Failure>,
     is_degraded: bool,
     /// The lease that somebody else restarts.
     delegated: Option<LeaseId>,
@@ -316,6 +338,7 @@ impl Heartbeat {
             delay: pace.delay(),
             sticky: pace.sticky(),
             pace,
+            rejoins: true,
             wanted: Wanted::In,
             rng: fastrand::Rng::with_seed(seed),
             next_number: 0,
@@ -330,6 +353,9 @@ impl Heartbeat {
             has_last_words: false,
             is_exposed: false,
             has_fired: false,
+            has_joined: false,
+            is_shown: false,
+            ended: None,
             is_degraded: false,
             delegated: None,
             is_muted: false,
@@ -346,13 +372,21 @@ impl Heartbeat {
         }
     }
 
+    /// Whether it joins again by itself after the leave has fired, which it does unless told. Else that is
+    /// its end, with [`Failure::LeaveFired`] or [`Failure::Removed`]: from the moment at which a leave may
+    /// be out there it sends nothing that could show the member again.
+    #[must_use]
+    pub fn rejoin(self, rejoins: bool) -> Self {
+        Self { rejoins, ..self }
+    }
+
     /// Takes a leave that an earlier process has armed, or was about to, with its delay and with the
     /// stickiness that it and its join had: a fresh one takes over from it before the join is sent.
     /// Its number is for [`Step::Arm`], which repeats the request word by word and so tells the delay
     /// id, and for the steps after that.
     pub fn handle_found(&mut self, now: Moment, sticky: Duration, delay: Duration) -> LeaseId {
         let id = LeaseId(self.number());
-        self.retiring.push(Retiring { id, delay, is_known: false, holds_until: None });
+        self.retiring.push(Retiring::new(id, delay, false, None));
         // That process's join may still be there. What is shorter would lose to it.
         self.is_exposed = true;
         self.sticky = self.sticky.max(sticky);
@@ -412,8 +446,12 @@ impl Heartbeat {
                 self.must_send_leave = false;
                 // We may have the right to send again.
                 self.is_muted = false;
+                // The owner says so, so that it is not by itself.
+                self.has_joined = false;
+                self.is_shown = false;
+                self.ended = None;
             }
-            self.wanted = Wanted::In;
+            self.wanted = self.ended.take().map_or(Wanted::In, Wanted::Dead);
             self.is_done = false;
             self.again_at = None;
             self.ask_at = Some(now.deadline(Duration::ZERO));
@@ -440,7 +478,14 @@ impl Heartbeat {
             self.retiring.retain(|retiring| retiring.id != lease);
             self.note_sent(now, self.sticky);
             self.has_left();
+            self.end(Failure::LeaveFired);
         }
+    }
+
+    /// The last join that was answered has come back from the server. Only from then on does
+    /// [`handle_doubt`](Self::handle_doubt) tell of that one, and not of an earlier.
+    pub fn handle_shown(&mut self) {
+        self.is_shown |= self.has_joined;
     }
 
     /// The member is gone, without our having left: a leave has fired that is not known any more, or
@@ -448,7 +493,21 @@ impl Heartbeat {
     pub fn handle_doubt(&mut self, now: Moment) {
         if self.wanted == Wanted::In {
             self.ask_at = Some(now.deadline(Duration::ZERO));
+        }
+        if self.rejoins && self.wanted == Wanted::In {
             self.has_left();
+        }
+        if self.is_shown {
+            // Or the lease has fired: firing it tells.
+            self.end(Failure::Removed);
+        }
+    }
+
+    /// The join is over, as far as those know who look on.
+    pub fn handle_expired(&mut self, now: Moment) {
+        // They may only not know yet that it was refreshed. Where that matters it is counted here.
+        if self.rejoins {
+            self.handle_doubt(now);
         }
     }
 
@@ -478,17 +537,7 @@ impl Heartbeat {
             Step::Arm { lease, .. } => self.handle_armed(now, lease, outcome),
             Step::Restart(lease) => self.handle_restarted(now, started, lease, outcome),
             Step::Fire(lease) => self.handle_fire(now, lease, outcome),
-            Step::Cancel(lease) => match outcome {
-                Outcome::Unknown | Outcome::RateLimited { .. } => {}
-                // Also where the server refuses: should it fire, that is noticed.
-                _ => {
-                    if outcome == Outcome::Gone && self.overdue(now).is_some() {
-                        // It was too late, most likely.
-                        self.has_left();
-                    }
-                    self.retiring.retain(|retiring| retiring.id != lease);
-                }
-            },
+            Step::Cancel(lease) => self.handle_cancelled(now, lease, outcome),
             Step::Join { send, .. } => self.handle_joined(send, outcome),
             Step::Leave { send, .. } => match outcome {
                 // Another one is to be the last.
@@ -513,6 +562,9 @@ impl Heartbeat {
     pub fn poll_action(&mut self, now: Moment) -> Option<Action> {
         if self.doing.is_some() || self.is_done {
             return None;
+        }
+        if self.has_run_out(now) {
+            self.end(Failure::Removed);
         }
         let step = match self.wanted {
             Wanted::In => self.next_to_be_in(now),
@@ -705,6 +757,7 @@ impl Heartbeat {
         };
         self.sending = Some(sending);
         self.is_exposed = true;
+        self.has_joined = true;
         self.note_sent(now, sticky);
         Some(Step::Join { send: sending.id, sticky })
     }
@@ -714,12 +767,7 @@ impl Heartbeat {
         if let Some(arming) = self.arming.take()
             && arming.since.is_some()
         {
-            self.retiring.push(Retiring {
-                id: arming.id,
-                delay: self.delay,
-                is_known: false,
-                holds_until: None,
-            });
+            self.retiring.push(Retiring::new(arming.id, self.delay, false, None));
         }
         if !self.is_exposed {
             // Nobody has seen anything: the leave need not be seen either.
@@ -784,12 +832,7 @@ impl Heartbeat {
             if is_unsure {
                 // An earlier try may have been taken: that is to be found out, and not forgotten.
                 let holds_until = Some(since.deadline(self.delay));
-                self.retiring.push(Retiring {
-                    id,
-                    delay: self.delay,
-                    is_known: false,
-                    holds_until,
-                });
+                self.retiring.push(Retiring::new(id, self.delay, false, holds_until));
             }
         }
         match outcome {
@@ -872,6 +915,25 @@ impl Heartbeat {
         }
     }
 
+    fn handle_cancelled(&mut self, now: Moment, lease: LeaseId, outcome: Outcome) {
+        let retiring = self.retiring.iter_mut().find(|retiring| retiring.id == lease);
+        let is_unsure = match (outcome, retiring) {
+            (Outcome::Unknown, Some(retiring)) => {
+                retiring.is_unsure = true;
+                return;
+            }
+            (Outcome::Unknown | Outcome::RateLimited { .. }, _) => return,
+            (_, retiring) => retiring.is_some_and(|retiring| retiring.is_unsure),
+        };
+        if outcome == Outcome::Gone && (!is_unsure || self.overdue(now).is_some()) {
+            // It was too late, most likely, or somebody else was before us.
+            self.has_left();
+            self.end(Failure::LeaveFired);
+        }
+        // Also where the server refuses: should it fire, that is noticed.
+        self.retiring.retain(|retiring| retiring.id != lease);
+    }
+
     fn handle_joined(&mut self, send: SendId, outcome: Outcome) {
         let Some(sending) = self.sending.as_mut().filter(|sending| sending.id == send) else {
             return;
@@ -925,8 +987,7 @@ impl Heartbeat {
 
     fn retire_held(&mut self) {
         if let Some(Lease { id, delay, holds_until }) = self.held.take() {
-            let holds_until = Some(holds_until);
-            self.retiring.push(Retiring { id, delay, is_known: true, holds_until });
+            self.retiring.push(Retiring::new(id, delay, true, Some(holds_until)));
         }
     }
 
@@ -936,6 +997,7 @@ impl Heartbeat {
         self.ask_at = None;
         self.note_sent(now, self.sticky);
         self.has_left();
+        self.end(Failure::LeaveFired);
     }
 
     fn hold(&mut self, id: LeaseId, delay: Duration, armed: Moment) {
@@ -981,6 +1043,35 @@ impl Heartbeat {
     fn has_left(&mut self) {
         self.sending = None;
         self.has_fired |= self.seen.take().is_some();
+    }
+
+    /// Nobody sees the member any more, or nobody may: where it is not to join again by itself, that is
+    /// the end. What may still show it later is ended by a leave.
+    fn end(&mut self, failure: Failure) {
+        if self.rejoins || !self.has_joined {
+            return;
+        }
+        match self.wanted {
+            Wanted::In => {
+                // It is not repeated, as it could show the member again.
+                self.has_left();
+                self.again_at = None;
+                self.fail(failure);
+            }
+            // No request goes out before it is resumed.
+            Wanted::Kept => self.ended = Some(failure),
+            // What looked like a removal was the leave.
+            Wanted::Dead(Failure::Removed) => self.fail(failure),
+            _ => {}
+        }
+    }
+
+    /// Whether the join is over, or could be before a refresh lands. While nobody knows whether the
+    /// lease has fired, that is asked first.
+    fn has_run_out(&self, now: Moment) -> bool {
+        let is_known = self.held.is_none_or(|held| !held.holds_until.is_over(now));
+        let soon = now.deadline(self.timeout());
+        self.wanted == Wanted::In && is_known && self.seen.is_some_and(|seen| seen.ends_at <= soon)
     }
 
     /// The next join is another event, and not a repetition of one that is not answered.

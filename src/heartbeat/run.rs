@@ -21,8 +21,8 @@ use matrix_sdk::{
     sync::{RoomUpdate, State as RoomState},
 };
 use ruma::{
-    TransactionId, api::client::message::send_message_event, events::MessageLikeEventType,
-    exports::http::StatusCode, serde::Raw,
+    OwnedEventId, TransactionId, api::client::message::send_message_event,
+    events::MessageLikeEventType, exports::http::StatusCode, serde::Raw,
 };
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -35,12 +35,12 @@ use super::{
 };
 use crate::{
     delayed::{DelayId, DelayedError, DelayedEvents, PreparedEvent},
-    driver::{BoxFuture, Task, Timer, before, random_seed},
+    driver::{BoxFuture, Task, Timer, before, optional, random_seed},
     event::RemovalReason,
     ext::RoomSticky,
     send::{Outgoing, SendError, Verdict, as_object, millis},
     time::Deadline,
-    view::{Change, EntryChange, StickyContent, Subscription},
+    view::{Change, Entry, EntryChange, StickyContent, Subscription},
     wire::insert_sticky_key,
 };
 
@@ -58,6 +58,7 @@ pub struct StartHeartbeat {
     leave_content: Result<Map<String, Value>, serde_json::Error>,
     delay: Duration,
     sticky_for: Duration,
+    rejoin: bool,
 }
 
 /// Why a heartbeat was not started. Nothing was sent.
@@ -109,6 +110,7 @@ impl StartHeartbeat {
             leave_content: Ok(Map::new()),
             delay: Pace::default().delay(),
             sticky_for: Pace::default().sticky(),
+            rejoin: true,
         }
     }
 
@@ -145,6 +147,20 @@ impl StartHeartbeat {
         self
     }
 
+    /// Whether it joins again by itself after the armed leave has fired, as after an outage; it does
+    /// unless told.
+    ///
+    /// Not where each join is to have a key of its own, as in MatrixRTC (MSC4143): then the heartbeat ends
+    /// with [`Failure::LeaveFired`], and another one is to be started. While it is cut off it still says
+    /// [`State::ProbablyLeft`], as nobody knows before the server can be asked. Where somebody has removed
+    /// the member, or the join ran out, it ends with [`Failure::Removed`]. After
+    /// [`resume`](HeartbeatHandle::resume) it does join again, where it has left to be in the background:
+    /// that is not by itself.
+    pub fn rejoin(mut self, rejoin: bool) -> Self {
+        self.rejoin = rejoin;
+        self
+    }
+
     /// Starts: it joins as soon as the server lets it.
     ///
     /// What an earlier process of the same store has left armed is retired before that: of this key
@@ -163,6 +179,7 @@ impl StartHeartbeat {
             leave_content,
             delay,
             sticky_for,
+            rejoin,
         } = self;
         let pace = Pace::new(delay, sticky_for).map_err(StartHeartbeatError::Pace)?;
         let event_type = event_type.ok_or(StartHeartbeatError::NoContent)?;
@@ -186,7 +203,7 @@ impl StartHeartbeat {
             armed.into_iter().partition(|armed| armed.place == place);
         let others = others.into_iter().filter(|armed| !beating.is_live(&armed.place)).collect();
 
-        let mut machine = Heartbeat::new(pace, random_seed());
+        let mut machine = Heartbeat::new(pace, random_seed()).rejoin(rejoin);
         let mut kept = Kept { content, leave_content, ..Kept::default() };
         for Armed { leave, .. } in own {
             let sticky = leave.sticky().unwrap_or_default();
@@ -219,6 +236,7 @@ impl fmt::Debug for StartHeartbeat {
             .field("sticky_key", &self.sticky_key)
             .field("delay", &self.delay)
             .field("sticky_for", &self.sticky_for)
+            .field("rejoin", &self.rejoin)
             .finish_non_exhaustive()
     }
 }
@@ -482,6 +500,8 @@ struct Kept {
     /// Who could read the leave that was armed last: a number of [`Context::readers`].
     readers: Option<u64>,
     sending: Option<(SendId, send_message_event::v3::Request)>,
+    /// The last join that was answered.
+    joined: Option<OwnedEventId>,
     last_error: Option<String>,
 }
 
@@ -575,6 +595,10 @@ impl Run {
                 Event::Done(step, outcome) => {
                     doing = None;
                     self.machine.handle_outcome(now, outcome);
+                    if matches!((step, outcome), (Step::Join { .. }, Outcome::Done)) {
+                        // It may have come back before it was answered.
+                        events.snapshot().iter().for_each(|entry| self.look_for_join(&entry));
+                    }
                     self.forget_leases().await;
                     // Somebody may have come while it was on its way.
                     look_again |= matches!((step, outcome), (Step::Arm { .. }, Outcome::Done));
@@ -592,11 +616,20 @@ impl Run {
                 Event::Retired => retired = None,
             }
         }
+        let state = self.machine.state(context.timer.now());
+        let why = match state {
+            State::Failed(Failure::LeaveFired) => Some("the armed leave has fired"),
+            State::Failed(Failure::Removed) => Some("the member was removed, or its join ran out"),
+            _ => None,
+        };
+        if let Some(why) = why {
+            context.kept().last_error = Some(why.to_owned());
+        }
         // The key is free, and the store nobody's, before anybody hears that it is over.
         self.forget_leases().await;
         lock(&self.live).take();
         context.store.disown(|| context.sticky.client().beating().is_idle()).await;
-        self.state.set_if_not_eq(self.machine.state(context.timer.now()));
+        self.state.set_if_not_eq(state);
     }
 
     fn handle_wish(&mut self, wish: Wish) {
@@ -631,10 +664,12 @@ impl Run {
             }
             let now = self.context.timer.now();
             match change {
-                EntryChange::Removed {
-                    reason: RemovalReason::Removed | RemovalReason::Expired,
-                    ..
-                } => self.machine.handle_doubt(now),
+                EntryChange::Removed { reason: RemovalReason::Removed, .. } => {
+                    self.machine.handle_doubt(now);
+                }
+                EntryChange::Removed { reason: RemovalReason::Expired, .. } => {
+                    self.machine.handle_expired(now);
+                }
                 EntryChange::Removed { reason: RemovalReason::Redacted, .. } => {
                     self.fail(Failure::Redacted, "the join was redacted");
                 }
@@ -643,6 +678,7 @@ impl Run {
                 }
                 EntryChange::Removed { .. } => {}
                 _ => {
+                    self.look_for_join(entry);
                     let Some(delay_id) = DelayId::of_event(entry.raw()) else { continue };
                     let fired = {
                         let kept = self.context.kept();
@@ -658,6 +694,12 @@ impl Run {
                     }
                 }
             }
+        }
+    }
+
+    fn look_for_join(&mut self, entry: &Entry) {
+        if self.context.kept().joined.as_deref() == Some(entry.event_id()) {
+            self.machine.handle_shown();
         }
     }
 
@@ -701,12 +743,23 @@ impl Context {
                 self.manage(step, lease, deadline).await
             }
             Step::Join { send, sticky } => {
-                let content = self.kept().content.clone();
-                self.send(send, sticky, &content, deadline).await
+                let content = {
+                    let mut kept = self.kept();
+                    kept.joined = None;
+                    kept.content.clone()
+                };
+                match self.send(send, sticky, &content, deadline).await {
+                    Ok(event_id) => {
+                        self.kept().joined = Some(event_id);
+                        Outcome::Done
+                    }
+                    Err(outcome) => outcome,
+                }
             }
             Step::Leave { send, sticky } => {
                 let content = self.kept().leave_content.clone();
-                self.send(send, sticky, &content, deadline).await
+                let sent = self.send(send, sticky, &content, deadline).await;
+                sent.map_or_else(|outcome| outcome, |_| Outcome::Done)
             }
         };
         (step, outcome)
@@ -810,7 +863,7 @@ impl Context {
         sticky: Duration,
         content: &Map<String, Value>,
         deadline: Deadline,
-    ) -> Outcome {
+    ) -> Result<OwnedEventId, Outcome> {
         let known = self.kept().sending.as_ref().filter(|(known, _)| *known == send).cloned();
         let known = known.map(|(_, request)| request).filter(|request| {
             // What was made ready in plaintext does not go out once the room is encrypted.
@@ -822,9 +875,9 @@ impl Context {
             None => {
                 let prepare = Outgoing::of(&self.room, &self.place.event_type, content);
                 let outgoing = match self.before(deadline, prepare).await {
-                    None => return Outcome::Unknown,
+                    None => return Err(Outcome::Unknown),
                     Some(Ok(outgoing)) => outgoing,
-                    Some(Err(error)) => return self.not_prepared(&error),
+                    Some(Err(error)) => return Err(self.not_prepared(&error)),
                 };
                 let mut request = send_message_event::v3::Request::new_raw(
                     self.place.room_id.clone(),
@@ -839,26 +892,26 @@ impl Context {
         };
         let left = self.left(deadline);
         if left.is_zero() {
-            return Outcome::Unknown;
+            return Err(Outcome::Unknown);
         }
         let config = RequestConfig::new().timeout(left).disable_retry();
         let sent = self.room.client();
         let sent = sent.send(request).with_request_config(config).into_future();
         match self.before(deadline, sent).await {
-            None => Outcome::Unknown,
-            Some(Ok(_)) => Outcome::Done,
+            None => Err(Outcome::Unknown),
+            Some(Ok(response)) => Ok(response.event_id),
             Some(Err(error)) => {
                 let verdict = Verdict::of(&error);
                 let status = error.as_client_api_error().map(|error| error.status_code);
                 let is_about_the_token = status == Some(StatusCode::UNAUTHORIZED);
                 self.note(&SendError::Unreachable(Box::new(error)));
-                match verdict {
+                Err(match verdict {
                     // The session's tokens may be refreshed, or it may log in again.
                     _ if is_about_the_token => Outcome::Unknown,
                     Verdict::Again => Outcome::Unknown,
                     Verdict::RateLimited(retry_after) => Outcome::RateLimited { retry_after },
                     Verdict::Hopeless => Outcome::Refused,
-                }
+                })
             }
         }
     }
@@ -986,11 +1039,4 @@ fn concerns_readers(update: &RoomUpdate) -> bool {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-async fn optional<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
-    match future {
-        Some(future) => future.await,
-        None => pending().await,
-    }
 }

@@ -248,6 +248,10 @@ pub(super) struct World {
     /// Until when an event that nobody could know of may show.
     forgiven_until: u64,
     longest_delay: Duration,
+    pub(super) rejoins: bool,
+    /// Where it does not join again by itself: whether this process's join is gone.
+    was_gone: bool,
+    was_there: bool,
     /// With which delay each lease was armed, as the store has it.
     delays: BTreeMap<(u32, LeaseId), Duration>,
     was_shown: bool,
@@ -283,6 +287,9 @@ impl World {
             seed,
             forgiven_until: 0,
             longest_delay: pace.delay(),
+            rejoins: true,
+            was_gone: false,
+            was_there: false,
             delays: BTreeMap::new(),
             was_shown: false,
         }
@@ -342,7 +349,7 @@ impl World {
         self.process += 1;
         self.seed += 1;
         self.under_way = None;
-        self.heartbeat = Heartbeat::new(self.pace, self.seed);
+        self.heartbeat = Heartbeat::new(self.pace, self.seed).rejoin(self.rejoins);
         self.found.clear();
         for stored in self.stored.clone() {
             let now = self.moment();
@@ -351,6 +358,13 @@ impl World {
             self.found.insert(id, stored);
         }
         self.poll();
+    }
+
+    /// It is not to join again by itself.
+    pub(super) fn not_rejoining(mut self) -> Self {
+        self.rejoins = false;
+        self.heartbeat = Heartbeat::new(self.pace, self.seed).rejoin(false);
+        self
     }
 
     /// Whether no join is under way, and none can follow right after a restart: one that lands just
@@ -377,6 +391,7 @@ impl World {
     pub(super) fn tell(&mut self, tell: impl FnOnce(&mut Heartbeat, Moment)) {
         let now = self.moment();
         tell(&mut self.heartbeat, now);
+        self.check_that_it_stays_away();
         if self.asleep_until <= self.server.now {
             self.poll();
         }
@@ -539,9 +554,11 @@ impl World {
         if !self.tells_of_fired {
             return;
         }
+        let now = self.moment();
         if was_shown && !is_shown {
-            let now = self.moment();
             self.heartbeat.handle_doubt(now);
+        } else if is_shown && self.under_way.is_none() {
+            self.heartbeat.handle_shown();
         }
         let fired =
             self.server.delayed.iter().filter(|(_, (delayed, _))| *delayed == Delayed::Sent);
@@ -574,6 +591,24 @@ impl World {
         assert!(timeouts && !timeout.is_zero());
     }
 
+    /// Who does not join again by itself is not seen again.
+    fn check_that_it_stays_away(&mut self) {
+        let is_there =
+            self.server.value().is_some_and(|it| it.is_join && it.process == self.process);
+        if !self.heartbeat.has_joined {
+            // What is to come is by the owner's wish.
+            (self.was_there, self.was_gone) = (false, false);
+            return;
+        }
+        self.was_gone |= self.was_there && !is_there;
+        self.was_there |= is_there;
+        let is_back = is_there && self.was_gone && !self.rejoins;
+        // Of a leave that somebody else has fired nobody may have known, before the sync told.
+        let is_told = self.tells_of_fired && self.server.now >= self.forgiven_until;
+        let may_be = self.forgiven_until > 0 && !is_told;
+        assert!(!is_back || may_be, "it is back: {:?}", self.heartbeat);
+    }
+
     /// The laws, at every moment.
     fn check(&mut self) {
         let state = self.state();
@@ -581,6 +616,7 @@ impl World {
             self.states.push(state);
         }
         let now = self.server.now;
+        self.check_that_it_stays_away();
         let Some(value) = self.server.value().filter(|event| event.is_join) else {
             // Whoever it is delegated to does nothing here.
             let is_delegated = self.heartbeat.is_delegated();

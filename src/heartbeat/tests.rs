@@ -123,6 +123,150 @@ fn last_words_replace_those_of_a_leave_that_is_under_way() {
     assert_eq!(world.server.requests, requests + 2);
 }
 
+const LEAVE_FIRED: State = State::Failed(Failure::LeaveFired);
+const REMOVED: State = State::Failed(Failure::Removed);
+
+/// A world in which all is well, and it does not join again by itself.
+fn not_rejoining() -> World {
+    world().not_rejoining()
+}
+
+#[test]
+fn who_does_not_join_again_by_itself_stays_for_as_long_as_all_is_well() {
+    let mut world = not_rejoining();
+    world.tells_of_fired = true;
+    for _ in 0..3 {
+        world.pass(60 * MINUTE);
+        world.tell(Heartbeat::handle_key_change);
+        world.tell(|heartbeat, _| heartbeat.handle_update());
+    }
+    assert_eq!(world.states, [State::Joining, State::Joined]);
+    assert!(world.server.shows_member());
+}
+
+#[test]
+fn who_does_not_join_again_fails_once_the_server_says_that_the_leave_has_fired() {
+    let mut world = not_rejoining();
+    world.pass(MINUTE);
+    world.cut_network(3 * MINUTE);
+    world.pass(3 * MINUTE - 1_000);
+    assert!(matches!(world.state(), State::ProbablyLeft { .. }), "{:?}", world.state());
+    world.pass(30_000);
+    assert_eq!(world.state(), LEAVE_FIRED);
+    assert!(!world.states.contains(&State::Rejoining));
+    assert!(!world.server.shows_member());
+    let requests = world.server.requests;
+    world.pass(120 * MINUTE);
+    assert_eq!(world.server.requests, requests);
+    assert!(world.heartbeat.is_over());
+}
+
+#[test]
+fn who_does_not_join_again_fails_when_ones_own_leave_comes_back() {
+    let mut world = not_rejoining();
+    world.tells_of_fired = true;
+    world.pass(MINUTE);
+    world.fire_from_outside();
+    world.pass(1);
+    world.pass(200);
+    assert_eq!(world.state(), LEAVE_FIRED);
+    assert!(!world.server.shows_member());
+}
+
+#[test]
+fn who_does_not_join_again_fails_after_a_sleep_that_was_longer_than_the_delay() {
+    for slept in [MINUTE, 120 * MINUTE] {
+        let mut world = not_rejoining();
+        world.pass(MINUTE);
+        world.sleep(slept);
+        world.pass(1_000);
+        assert_eq!(world.state(), LEAVE_FIRED);
+        assert!(!world.server.shows_member());
+    }
+}
+
+#[test]
+fn who_does_not_join_again_and_is_removed_fires_the_leave_and_says_so() {
+    let mut world = not_rejoining();
+    world.pass(MINUTE);
+    world.tell(|heartbeat, now| {
+        heartbeat.handle_shown();
+        heartbeat.handle_doubt(now);
+    });
+    world.pass(1_000);
+    assert_eq!(world.state(), REMOVED);
+    assert!(!world.server.shows_member());
+    assert_eq!(world.server.armed(), 0);
+}
+
+#[test]
+fn a_removal_of_what_was_there_before_is_not_taken_for_ones_own() {
+    let mut world = not_rejoining();
+    world.pass(MINUTE);
+    world.tell(Heartbeat::handle_doubt);
+    world.pass(MINUTE);
+    assert_eq!(world.state(), State::Joined);
+    // As one's own leave, which comes back after the application is.
+    world.tell(|heartbeat, _| heartbeat.handle_shown());
+    world.tell(|heartbeat, _| heartbeat.handle_suspend(false));
+    world.pass(1_000);
+    world.tell(Heartbeat::handle_resume);
+    world.pass(10);
+    world.tell(Heartbeat::handle_doubt);
+    world.pass(1_000);
+    assert_eq!(world.state(), State::Joined);
+    assert!(world.server.shows_member());
+}
+
+#[test]
+fn kept_in_the_background_for_too_long_it_fails_when_it_is_back() {
+    for tells_of_fired in [true, false] {
+        let mut world = not_rejoining();
+        world.tells_of_fired = tells_of_fired;
+        world.pass(MINUTE);
+        world.tell(|heartbeat, _| heartbeat.handle_suspend(true));
+        let requests = world.server.requests;
+        world.pass(MINUTE);
+        assert!(matches!(world.state(), State::Suspended { .. }));
+        assert_eq!(world.server.requests, requests);
+        world.tell(Heartbeat::handle_resume);
+        world.pass(1_000);
+        assert_eq!(world.state(), LEAVE_FIRED);
+        assert!(!world.server.shows_member());
+    }
+}
+
+#[test]
+fn kept_in_the_background_for_a_while_it_is_there_when_it_is_back() {
+    let mut world = not_rejoining();
+    world.pass(MINUTE);
+    world.tell(|heartbeat, _| heartbeat.handle_suspend(true));
+    world.pass(8_000);
+    world.tell(Heartbeat::handle_resume);
+    world.pass(MINUTE);
+    assert_eq!(world.state(), State::Joined);
+}
+
+#[test]
+fn whose_join_runs_out_is_not_shown_again_by_itself() {
+    let mut world = not_rejoining();
+    world.server.has_no_delayed_events = true;
+    world.pass(MINUTE);
+    assert_eq!(world.state(), State::Degraded);
+    world.cut_network(11 * MINUTE);
+    world.pass(13 * MINUTE);
+    assert_eq!(world.state(), REMOVED);
+    assert!(!world.server.shows_member());
+}
+
+#[test]
+fn a_leave_that_fires_before_the_first_join_is_not_the_end() {
+    let mut world = World::new(pace(), 1, [Fate::Fine, Fate::RateLimited { seconds: 60 }]);
+    world = world.not_rejoining();
+    world.pass(2 * MINUTE);
+    assert_ne!(world.state(), REMOVED);
+}
+
 #[test]
 fn a_crash_shows_to_everybody_within_the_delay() {
     let mut world = world();
@@ -499,6 +643,43 @@ proptest! {
         prop_assert_eq!(world.server.requests, requests);
     }
 
+    /// Who does not join again by itself is there in the end, or has failed and is not seen again: that
+    /// is checked at every step.
+    #[test]
+    fn who_does_not_join_again_by_itself_is_there_or_has_failed_and_stays_away(
+        pace in paces(),
+        fates in fates(),
+        happenings in happenings(),
+        tells_of_fired: bool,
+        has_last_words: bool,
+        seed: u64,
+    ) {
+        let mut world = World::new(pace, seed >> 8, fates).not_rejoining();
+        world.tells_of_fired = tells_of_fired;
+        live_through(&mut world, &happenings);
+
+        world.mend();
+        world.pass(2 * MINUTE);
+        match world.state() {
+            State::Joined => prop_assert!(world.server.shows_member()),
+            State::Failed(Failure::LeaveFired | Failure::Removed) => {
+                prop_assert!(!world.server.shows_member());
+                prop_assert_eq!(world.server.armed(), 0);
+            }
+            state => prop_assert!(false, "{:?}", state),
+        }
+        let has_failed = matches!(world.state(), State::Failed(_));
+        world.tell(|heartbeat, _| leave(heartbeat, has_last_words));
+        world.pass(25_000);
+        prop_assert!(has_failed || world.state() == State::Left);
+        let requests = world.server.requests;
+        for _ in 0..40 {
+            prop_assert!(!world.server.shows_member());
+            world.pass(5 * MINUTE);
+        }
+        prop_assert_eq!(world.server.requests, requests);
+    }
+
     /// After the last action before a crash everybody sees it gone within the delay, unless no leave
     /// could be armed: then within the short stickiness.
     #[test]
@@ -507,9 +688,13 @@ proptest! {
         fates in fates(),
         happenings in happenings(),
         wait in 0..60_000_u64,
+        rejoins: bool,
         seed: u64,
     ) {
         let mut world = World::new(pace, seed >> 8, fates);
+        if !rejoins {
+            world = world.not_rejoining();
+        }
         live_through(&mut world, &happenings);
         world.pass(wait);
         let may_be_degraded = has_full_quota(&happenings);
@@ -531,9 +716,13 @@ proptest! {
         refuses_leaves: bool,
         has_last_words: bool,
         wait in 0..60_000_u64,
+        rejoins: bool,
         seed: u64,
     ) {
         let mut world = World::new(pace, seed >> 8, fates);
+        if !rejoins {
+            world = world.not_rejoining();
+        }
         live_through(&mut world, &happenings);
         world.server.refuses_joins = refuses_joins;
         world.pass(wait);

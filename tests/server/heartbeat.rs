@@ -358,6 +358,28 @@ async fn cut_off_it_says_so_and_is_back_soon_after_the_network_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_is_not_to_join_again_by_itself_ends_once_the_leave_is_known_to_have_fired() {
+    let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+    let room_id = alice.room_with(&[&bob]);
+    let mut looking = Watcher::of(&bob, &[&room_id]).await;
+    let proxy = Proxy::before(alice.url()).await;
+    let own = Watcher::with(alice.client_through(&proxy).await, &[&room_id]).await;
+    let start = own.room(&room_id).heartbeat("k").content(&presence("here")).delay(DELAY);
+    let heartbeat = start.rejoin(false).start().await.unwrap();
+    looking.added("k").await;
+    until(&heartbeat, State::Joined).await;
+
+    proxy.cut();
+    until_state(&heartbeat, |state| matches!(state, State::ProbablyLeft { .. })).await;
+    assert_eq!(looking.removed("k").await, RemovalReason::Removed);
+    proxy.mend();
+    until(&heartbeat, State::Failed(Failure::LeaveFired)).await;
+    tokio::time::sleep(DELAY).await;
+    looking.assert_silent();
+    assert!(own.sticky.delayed_events().list().await.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_restart_of_the_server_is_survived() {
     let mut server = start(&Options::default());
     let alice = Person::on(&server, "alice");
