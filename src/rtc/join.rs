@@ -445,7 +445,7 @@ impl Shared {
             .delay(self.delay)
             .sticky(self.sticky_for)
             // Another join is another member.
-            // REJOIN .rejoin(self.given_id.is_some())
+            .rejoin(self.given_id.is_some())
             .start()
             .await?;
         self.now().heartbeat = Some(Arc::new(heartbeat));
@@ -597,7 +597,7 @@ impl Run {
     /// How the heartbeat stands. Whether all is over.
     fn handle_state(&mut self, state: State) -> bool {
         let is_over = match state {
-            State::Left | State::Failed(Failure::Redacted) => {
+            State::Left | State::Failed(Failure::LeaveFired | Failure::Removed) => {
                 let heartbeat = self.shared.now().heartbeat.take();
                 if let Some(error) = heartbeat.and_then(|heartbeat| heartbeat.last_error()) {
                     self.shared.now().last_error = Some(error);

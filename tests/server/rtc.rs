@@ -14,7 +14,10 @@ use matrix_sdk_sticky::{
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use crate::support::{DEADLINE, Person, Watcher, devices_are_there};
+use crate::{
+    proxy::Proxy,
+    support::{DEADLINE, Person, Watcher, devices_are_there},
+};
 
 const DELAY: Duration = Duration::from_secs(4);
 const SLOT: &str = "org.matrix.msc4143.rtc.slot";
@@ -192,6 +195,31 @@ async fn each_join_has_another_member_id_and_coming_back_is_another_join() {
     until(&membership, State::Joined).await;
     seen.len(1).await;
     assert_ne!(membership.member_id(), first);
+    membership.leave().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_was_cut_off_for_longer_than_the_delay_is_back_as_another_member() {
+    let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+    let room = alice.room_with(&[&bob]);
+    let theirs = Watcher::of(&bob, &[&room]).await;
+    let mut seen = Call::of(&theirs.room(&room).rtc()).await;
+    let proxy = Proxy::before(alice.url()).await;
+    let ours = Watcher::with(alice.client_through(&proxy).await, &[&room]).await;
+    let session = ours.room(&room).rtc().session(ROOM_CALL);
+    let membership = session.join(call()).delay(DELAY).await.unwrap();
+    seen.len(1).await;
+    until(&membership, State::Joined).await;
+    let first = membership.member_id();
+
+    proxy.cut();
+    let delayed = NotJoined::Left(Leave::with_code(Leave::DELAYED));
+    assert_eq!(seen.left(&first).await, delayed);
+    proxy.mend();
+    seen.len(1).await;
+    until(&membership, State::Joined).await;
+    assert_ne!(membership.member_id(), first);
+    assert_eq!(seen.now.members().next().unwrap().member_id(), membership.member_id());
     membership.leave().await;
 }
 
