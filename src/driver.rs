@@ -148,6 +148,12 @@ pub(crate) fn unique_name() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
 
+/// Fills with bytes that nobody can guess: for keys.
+#[cfg(feature = "media-keys")]
+pub(crate) fn random_bytes(bytes: &mut [u8]) {
+    rand::Rng::fill_bytes(&mut rand::rng(), bytes);
+}
+
 /// A number to seed with.
 pub(crate) fn random_seed() -> u64 {
     rand::random()

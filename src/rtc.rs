@@ -33,6 +33,8 @@
 mod content;
 #[cfg(feature = "client")]
 mod join;
+#[cfg(any(test, feature = "media-keys"))]
+pub mod keys;
 mod member;
 #[cfg(feature = "client")]
 mod own;

@@ -57,6 +57,8 @@ pub mod names {
     /// The to-device message with a media key (MSC4143).
     pub const RTC_KEY: [&str; 2] =
         ["m.rtc.encryption_key", "org.matrix.msc4143.rtc.encryption_key"];
+    /// The to-device message with a media key of Element Call's.
+    pub const ELEMENT_CALL_KEYS: &str = "io.element.call.encryption_keys";
     /// A membership in the state, as before sticky events (MSC3401). It never became stable.
     pub const CALL_MEMBER: &str = "org.matrix.msc3401.call.member";
     /// The capability that tells a server's limits.

@@ -1,0 +1,639 @@
+//! Media keys that are exchanged: the machine, and what performs its actions.
+//!
+//! In: snapshots of the session, decrypted to-device messages, news of devices. Out: to-device messages,
+//! and a stream for the frame cryptor. It decides nothing that the machine could.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    fmt,
+    future::pending,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use futures_core::Stream;
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use matrix_sdk::{
+    Client, Room,
+    deserialized_responses::{AlgorithmInfo, EncryptionInfo},
+    encryption::identities::Device,
+    event_handler::{EventHandlerDropGuard, RawEvent},
+};
+use matrix_sdk_base::crypto::CollectStrategy;
+use ruma::{DeviceId, OwnedUserId, UserId, events::AnyToDeviceEvent, serde::Raw};
+use serde::Deserialize;
+use serde_json::{Map, Value, value::RawValue};
+use tokio::sync::mpsc;
+use tracing::{debug, warn};
+
+use super::{
+    DevicePolicy, DiscardReason, Discards, Failure, KeyChange, KeyConfig, KeyExchange, KeyMessage,
+    Participant, SendId, Sender, Sending, message,
+};
+use crate::{
+    driver::{BoxFuture, Task, Timer, before, random_bytes, random_seed},
+    event::Verification,
+    rtc::{member::Dialect, snapshot::SessionSnapshot},
+};
+
+/// How long one send may take, with all that it needs first.
+const SEND: Duration = Duration::from_secs(60);
+
+/// How long it may take to find out about devices.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// How long after it the server is not asked for the devices of the same user again.
+const ASK_AGAIN: Duration = Duration::from_secs(60);
+
+/// How many messages may wait for their turn.
+const INCOMING: usize = 1_024;
+
+/// How long to wait, in milliseconds, for another process that works on the same crypto store.
+const LONGEST_STORE_WAIT: u32 = 30_000;
+
+/// How much more than all that there is may be untold: then it is told anew.
+const UNTOLD: usize = 64;
+
+/// Why there are no media keys.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum MediaKeysError {
+    /// The room is not encrypted: MSC4143 has keys in encrypted rooms only. Send media without, or
+    /// switch on encryption in the room.
+    NotEncrypted,
+    /// Nobody knows whether the room is encrypted, as the server did not say. Try again when the server
+    /// can be reached.
+    EncryptionUnknown(Box<matrix_sdk::Error>),
+    /// The client is not logged in.
+    NotLoggedIn,
+    /// It was called outside a tokio runtime.
+    NoRuntime,
+}
+
+impl fmt::Display for MediaKeysError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotEncrypted => f.write_str(
+                "the room is not encrypted, and media keys are for encrypted rooms only: send media \
+                 without, or switch on encryption in the room",
+            ),
+            Self::EncryptionUnknown(error) => write!(
+                f,
+                "whether the room is encrypted is not known; try again when the server can be \
+                 reached: {error}"
+            ),
+            Self::NotLoggedIn => f.write_str("the client is not logged in"),
+            Self::NoRuntime => f.write_str("media keys need a tokio runtime: call this inside one"),
+        }
+    }
+}
+
+impl std::error::Error for MediaKeysError {}
+
+/// The media keys of one membership of ours. Dropping it ends the exchange, and the streams.
+pub struct MediaKeys {
+    shared: Arc<Shared>,
+    _task: Task,
+    /// After the task, so that nothing is missed.
+    _handler: EventHandlerDropGuard,
+}
+
+impl MediaKeys {
+    /// Starts the exchange for our member of this id, with who is in its session as `sessions` tells it,
+    /// first of all now. Our membership should be out by then: others take a key earlier, but not all
+    /// keep it.
+    ///
+    /// # Errors
+    ///
+    /// [`MediaKeysError`].
+    pub async fn start<S>(
+        room: Room,
+        member_id: impl Into<String>,
+        sessions: S,
+        config: KeyConfig,
+        timer: Arc<dyn Timer>,
+    ) -> Result<Self, MediaKeysError>
+    where
+        S: Stream<Item = SessionSnapshot> + Send + 'static,
+    {
+        let client = room.client();
+        let meta = client.session_meta().ok_or(MediaKeysError::NotLoggedIn)?;
+        let own = Participant::new(&*meta.user_id, member_id, &*meta.device_id);
+        let encryption = room.latest_encryption_state().await;
+        match encryption.map_err(|error| MediaKeysError::EncryptionUnknown(Box::new(error)))? {
+            state if state.is_encrypted() => {}
+            _ => return Err(MediaKeysError::NotEncrypted),
+        }
+        if config.devices() != DevicePolicy::Any {
+            warn_if_not_signed(&client).await;
+        }
+        let exchange = KeyExchange::new(
+            room.room_id().to_owned(),
+            own,
+            config,
+            Box::new(random_bytes),
+            random_seed(),
+        );
+        let state = State { exchange: Some(exchange), subscribers: HashMap::new(), next: 0 };
+        let shared = Arc::new(Shared { state: Mutex::new(state), timer });
+
+        let (incoming, messages) = mpsc::channel(INCOMING);
+        let handler = client.add_event_handler(
+            move |_: AnyToDeviceEvent, RawEvent(raw): RawEvent, info: Option<EncryptionInfo>| {
+                // Most are room keys, of which there are many.
+                if raw.get().contains("encryption_key") && incoming.try_send((raw, info)).is_err() {
+                    warn!("too many media keys at once: one was dropped");
+                }
+                std::future::ready(())
+            },
+        );
+        let handler = client.event_handler_drop_guard(handler);
+        let run = Run {
+            shared: shared.clone(),
+            performer: Arc::new(Performer { room, policy: config.devices() }),
+            asked: Arc::default(),
+        };
+        let task = Task::spawn(run.run(Box::pin(sessions), messages));
+        let task = task.ok_or(MediaKeysError::NoRuntime)?;
+        Ok(Self { shared, _task: task, _handler: handler })
+    }
+
+    /// All keys that count now, and each change from here on, for a frame cryptor. It begins with
+    /// [`KeyChange::Reset`], and it ends when the exchange does.
+    pub fn changes(&self) -> KeyChanges {
+        let mut state = self.shared.state();
+        let untold = state.exchange.as_ref().map(|it| it.all().into()).unwrap_or_default();
+        let id = state.next;
+        state.next += 1;
+        state.subscribers.insert(id, Subscriber { untold, waker: None });
+        KeyChanges { shared: self.shared.clone(), id }
+    }
+
+    /// The index of our key in use; `None` until it is known who is there.
+    pub fn own_index(&self) -> Option<u8> {
+        self.shared.state().exchange.as_ref()?.own_index()
+    }
+
+    /// How many key messages were not taken, and why the last ones were not.
+    pub fn discards(&self) -> Discards {
+        let state = self.shared.state();
+        state.exchange.as_ref().map(|it| it.discards().clone()).unwrap_or_default()
+    }
+}
+
+impl Drop for MediaKeys {
+    fn drop(&mut self) {
+        let wakers: Vec<_> = {
+            let mut state = self.shared.state();
+            // The keys with it.
+            state.exchange = None;
+            state.subscribers.values_mut().filter_map(|it| it.waker.take()).collect()
+        };
+        wakers.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl fmt::Debug for MediaKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.shared.state();
+        f.debug_struct("MediaKeys").field("exchange", &state.exchange).finish_non_exhaustive()
+    }
+}
+
+/// A stream of [`KeyChange`]s, in the order in which a frame cryptor is to apply them. It never lags:
+/// who is slow is told all anew.
+pub struct KeyChanges {
+    shared: Arc<Shared>,
+    id: u64,
+}
+
+impl Stream for KeyChanges {
+    type Item = KeyChange;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<KeyChange>> {
+        let mut state = self.shared.state();
+        if state.exchange.is_none() {
+            return Poll::Ready(None);
+        }
+        let Some(subscriber) = state.subscribers.get_mut(&self.id) else {
+            return Poll::Ready(None);
+        };
+        match subscriber.untold.pop_front() {
+            Some(change) => Poll::Ready(Some(change)),
+            None => {
+                subscriber.waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Drop for KeyChanges {
+    fn drop(&mut self) {
+        self.shared.state().subscribers.remove(&self.id);
+    }
+}
+
+impl fmt::Debug for KeyChanges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeyChanges").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+struct Shared {
+    state: Mutex<State>,
+    timer: Arc<dyn Timer>,
+}
+
+struct State {
+    /// `None` once the exchange is over.
+    exchange: Option<KeyExchange>,
+    subscribers: HashMap<u64, Subscriber>,
+    next: u64,
+}
+
+struct Subscriber {
+    untold: VecDeque<KeyChange>,
+    waker: Option<Waker>,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Tells the subscribers what changed. Who waits for it is given back to be woken.
+    fn publish(&mut self, changes: &[KeyChange]) -> Vec<Waker> {
+        let Some(exchange) = &self.exchange else { return Vec::new() };
+        if changes.is_empty() {
+            return Vec::new();
+        }
+        let all = exchange.all();
+        let wakers = self.subscribers.values_mut().filter_map(|subscriber| {
+            subscriber.untold.extend(changes.iter().cloned());
+            if subscriber.untold.len() > all.len() + UNTOLD {
+                subscriber.untold = all.iter().cloned().collect();
+            }
+            subscriber.waker.take()
+        });
+        wakers.collect()
+    }
+}
+
+type Incoming = (Box<RawValue>, Option<EncryptionInfo>);
+type Sent = (SendId, BTreeMap<Participant, Failure>);
+type Asked = Arc<Mutex<HashMap<OwnedUserId, crate::time::Deadline>>>;
+
+struct Run {
+    shared: Arc<Shared>,
+    performer: Arc<Performer>,
+    /// Whose devices the server was asked for.
+    asked: Asked,
+}
+
+impl Run {
+    async fn run<S>(self, mut sessions: S, mut messages: mpsc::Receiver<Incoming>)
+    where
+        S: Stream<Item = SessionSnapshot> + Send + Unpin,
+    {
+        let mut sessions_are_over = false;
+        let mut news = news_of_devices(&self.performer.room.client()).await;
+        let mut sends: FuturesUnordered<BoxFuture<'static, Sent>> = FuturesUnordered::new();
+        let mut looking: Option<BoxFuture<'static, Vec<Sender>>> = None;
+        loop {
+            let deadline = match &self.shared.state().exchange {
+                Some(exchange) => exchange.deadline(),
+                None => return,
+            };
+            let timer = &self.shared.timer;
+            let mut is_news = true;
+            tokio::select! {
+                session = sessions.next(), if !sessions_are_over => match session {
+                    Some(session) => {
+                        self.with(|exchange| exchange.handle_session(timer.now(), &session));
+                    }
+                    None => sessions_are_over = true,
+                },
+                Some((raw, info)) = messages.recv() => self.handle_incoming(&raw, info).await,
+                Some((id, failures)) = sends.next() => {
+                    self.with(|exchange| exchange.handle_sent(timer.now(), id, &failures));
+                    is_news = false;
+                }
+                Some(users) = news.next() => self.with(|exchange| {
+                    users.iter().for_each(|user_id| exchange.handle_devices_change(user_id));
+                }),
+                senders = optional(&mut looking) => {
+                    looking = None;
+                    self.with(|exchange| {
+                        senders.iter().for_each(|sender| exchange.handle_verification(sender));
+                    });
+                    is_news = false;
+                }
+                () = optional_deadline(&**timer, deadline) => is_news = false,
+            }
+            for sending in self.pump() {
+                sends.push(self.send(sending));
+            }
+            if is_news && looking.is_none() {
+                looking = self.look();
+            }
+        }
+    }
+
+    fn with(&self, handle: impl FnOnce(&mut KeyExchange)) {
+        if let Some(exchange) = &mut self.shared.state().exchange {
+            handle(exchange);
+        }
+    }
+
+    /// Tells what changed, and gives back what is to be sent.
+    fn pump(&self) -> Vec<Sending> {
+        let now = self.shared.timer.now();
+        let mut sendings = Vec::new();
+        let wakers = {
+            let mut state = self.shared.state();
+            let Some(exchange) = &mut state.exchange else { return Vec::new() };
+            while let Some(sending) = exchange.poll_send(now) {
+                sendings.push(sending);
+            }
+            let mut changes = Vec::new();
+            while let Some(change) = exchange.poll_change(now) {
+                changes.push(change);
+            }
+            state.publish(&changes)
+        };
+        wakers.into_iter().for_each(Waker::wake);
+        sendings
+    }
+
+    async fn handle_incoming(&self, raw: &RawValue, info: Option<EncryptionInfo>) {
+        #[derive(Deserialize)]
+        struct Event {
+            #[serde(rename = "type")]
+            event_type: String,
+            sender: OwnedUserId,
+            content: Map<String, Value>,
+        }
+        let Ok(Event { event_type, sender, content }) = serde_json::from_str(raw.get()) else {
+            return;
+        };
+        let Some(dialect) = KeyMessage::dialect_of(&event_type) else { return };
+        let room_id = content.get("room_id").and_then(Value::as_str);
+        if room_id.is_some_and(|room_id| room_id != self.performer.room.room_id().as_str()) {
+            // Of another session's.
+            return;
+        }
+        match self.check(dialect, content, info).await {
+            Ok((sender, message)) => {
+                let now = self.shared.timer.now();
+                self.with(|exchange| exchange.handle_message(now, sender, message));
+            }
+            Err(reason) => self.with(|exchange| exchange.handle_discarded(sender, reason)),
+        }
+    }
+
+    async fn check(
+        &self,
+        dialect: Dialect,
+        content: Map<String, Value>,
+        info: Option<EncryptionInfo>,
+    ) -> Result<(Sender, KeyMessage), DiscardReason> {
+        let info = info.ok_or(DiscardReason::NotEncrypted)?;
+        let AlgorithmInfo::OlmV1Curve25519AesSha2 { curve25519_public_key_base64 } =
+            info.algorithm_info
+        else {
+            return Err(DiscardReason::NotEncrypted);
+        };
+        let device_id = info.sender_device.ok_or(DiscardReason::UnknownDevice)?;
+        let message = KeyMessage::read(dialect, content).map_err(DiscardReason::Malformed)?;
+        let mut sender = Sender::new(
+            info.sender,
+            device_id,
+            curve25519_public_key_base64,
+            Verification::Unproven,
+        );
+        sender.verification = self.performer.verification_of(&sender).await;
+        Ok((sender, message))
+    }
+
+    /// Finds out more of those whose keys wait only as their device is not trusted.
+    fn look(&self) -> Option<BoxFuture<'static, Vec<Sender>>> {
+        let doubtful = self.shared.state().exchange.as_ref()?.doubtful();
+        if doubtful.is_empty() {
+            return None;
+        }
+        let (performer, timer) = (self.performer.clone(), self.shared.timer.clone());
+        let asked = self.asked.clone();
+        Some(Box::pin(async move {
+            let deadline = timer.now().deadline(LOOK);
+            let mut senders = Vec::new();
+            for mut sender in doubtful {
+                sender.verification = performer.verification_of(&sender).await;
+                if sender.verification == Verification::Unproven
+                    && may_ask(&asked, &*timer, &sender.user_id)
+                {
+                    before(&*timer, deadline, performer.ask_for_devices(&sender.user_id)).await;
+                    sender.verification = performer.verification_of(&sender).await;
+                }
+                senders.push(sender);
+            }
+            senders
+        }))
+    }
+
+    fn send(&self, sending: Sending) -> BoxFuture<'static, Sent> {
+        let (performer, timer) = (self.performer.clone(), self.shared.timer.clone());
+        let own = self.shared.state().exchange.as_ref().map(|it| it.own().clone());
+        Box::pin(async move {
+            let id = sending.id;
+            let mut failures = sending.to.iter().map(|(to, _)| (to.clone(), Failure::Unknown));
+            let mut failures: BTreeMap<_, _> = failures.by_ref().collect();
+            if let Some(own) = own {
+                let now = timer.now();
+                let send = performer.send(&sending, &own, now.unix_ms(), &mut failures);
+                if before(&*timer, now.deadline(SEND), send).await.is_none() {
+                    debug!(room_id = %performer.room.room_id(), "a media key was not sent in time");
+                }
+            }
+            (id, failures)
+        })
+    }
+}
+
+/// What knows devices, and sends to them.
+struct Performer {
+    room: Room,
+    policy: DevicePolicy,
+}
+
+impl Performer {
+    /// Sends a key. Of whoever is served nothing is left in `failures`.
+    async fn send(
+        &self,
+        Sending { index, key, to, .. }: &Sending,
+        own: &Participant,
+        now_ms: u64,
+        failures: &mut BTreeMap<Participant, Failure>,
+    ) {
+        let client = self.room.client();
+        let encryption = client.encryption();
+        let mut devices: [Vec<(Device, &Participant)>; 2] = Default::default();
+        let mut asked = BTreeSet::new();
+        for (participant, dialect) in to {
+            let Participant { user_id, device_id, .. } = participant;
+            let mut device = self.device(user_id, device_id).await;
+            if device.is_none() && asked.insert(user_id) {
+                self.ask_for_devices(user_id).await;
+                device = self.device(user_id, device_id).await;
+            }
+            match device {
+                Some(device) if self.policy.allows(self.verification(&device).await) => {
+                    devices[usize::from(*dialect == Dialect::ElementCall)]
+                        .push((device, participant));
+                }
+                device => {
+                    let is_known = device.is_some();
+                    debug!(%user_id, %device_id, is_known, "a device is not sent a media key");
+                    failures.insert(participant.clone(), Failure::NotSent);
+                }
+            }
+        }
+        // Whoever else works on the same store has the same Olm sessions.
+        let _store = match encryption.spin_lock_store(Some(LONGEST_STORE_WAIT)).await {
+            Ok(store) => store,
+            Err(error) => {
+                debug!(%error, "a media key was not sent, as the crypto store is locked");
+                return;
+            }
+        };
+        for (dialect, devices) in [Dialect::Msc4143, Dialect::ElementCall].into_iter().zip(devices)
+        {
+            if devices.is_empty() {
+                continue;
+            }
+            let written = message::write(dialect, self.room.room_id(), own, (*index, key), now_ms);
+            let Ok((event_type, content)) = written else { continue };
+            let Ok(content) = Raw::from_json_string(String::clone(&content)) else { continue };
+            let to = devices.iter().map(|(device, _)| device).collect();
+            // Which devices are trusted was decided above; this leaves out those that the user blocked.
+            let strategy = CollectStrategy::AllDevices;
+            let sent =
+                encryption.encrypt_and_send_raw_to_device(to, event_type, content, strategy).await;
+            let failed = match sent {
+                Ok(failed) => failed,
+                Err(error) => {
+                    debug!(%error, "a media key was not sent");
+                    continue;
+                }
+            };
+            for (_, participant) in devices {
+                let Participant { user_id, device_id, .. } = participant;
+                if !failed.iter().any(|(user, device)| user == user_id && device == device_id) {
+                    failures.remove(participant);
+                }
+            }
+        }
+    }
+
+    async fn device(&self, user_id: &UserId, device_id: &DeviceId) -> Option<Device> {
+        match self.room.client().encryption().get_device(user_id, device_id).await {
+            Ok(device) => device,
+            Err(error) => {
+                debug!(%error, "a device could not be read from the store");
+                None
+            }
+        }
+    }
+
+    /// How far the device that sent something is known to be its owner's: the one with that key, as
+    /// another could be called the same.
+    async fn verification_of(&self, sender: &Sender) -> Verification {
+        match self.device(&sender.user_id, &sender.device_id).await {
+            Some(device)
+                if device
+                    .curve25519_key()
+                    .is_some_and(|it| it.to_base64() == sender.curve25519) =>
+            {
+                self.verification(&device).await
+            }
+            _ => Verification::Unproven,
+        }
+    }
+
+    async fn verification(&self, device: &Device) -> Verification {
+        if device.is_verified() {
+            return Verification::Verified;
+        }
+        let identity = self.room.client().encryption().get_user_identity(device.user_id()).await;
+        match identity {
+            Ok(Some(identity)) if identity.has_verification_violation() => {
+                Verification::VerificationViolation
+            }
+            Ok(Some(_)) if device.is_cross_signed_by_owner() => Verification::UnverifiedIdentity,
+            _ => Verification::UnsignedDevice,
+        }
+    }
+
+    async fn ask_for_devices(&self, user_id: &UserId) {
+        if let Err(error) = self.room.client().encryption().request_user_identity(user_id).await {
+            debug!(%user_id, %error, "the server did not tell somebody's devices");
+        }
+    }
+}
+
+/// Whether the server may be asked for the devices of this user; it is, then.
+fn may_ask(asked: &Asked, timer: &dyn Timer, user_id: &UserId) -> bool {
+    let now = timer.now();
+    let mut asked = asked.lock().unwrap_or_else(PoisonError::into_inner);
+    asked.retain(|_, again_at| !again_at.is_over(now));
+    asked.insert(user_id.to_owned(), now.deadline(ASK_AGAIN)).is_none()
+}
+
+/// Whose devices, or whose identity, are not as they were.
+async fn news_of_devices(
+    client: &Client,
+) -> impl Stream<Item = BTreeSet<OwnedUserId>> + Send + Unpin + use<> {
+    let encryption = client.encryption();
+    let devices = match encryption.devices_stream().await {
+        Ok(devices) => devices
+            .map(|it| it.new.into_keys().chain(it.changed.into_keys()).collect::<BTreeSet<_>>())
+            .boxed(),
+        Err(_) => futures_util::stream::pending().boxed(),
+    };
+    let identities = match encryption.user_identities_stream().await {
+        Ok(identities) => identities
+            .map(|it| it.new.into_keys().chain(it.changed.into_keys()).collect::<BTreeSet<_>>())
+            .boxed(),
+        Err(_) => futures_util::stream::pending().boxed(),
+    };
+    futures_util::stream::select(devices, identities)
+}
+
+/// Others who follow MSC4143 to the letter take no keys from such a device: that should be known.
+async fn warn_if_not_signed(client: &Client) {
+    let own = client.encryption().get_own_device().await;
+    if own.is_ok_and(|own| own.is_some_and(|own| !own.is_cross_signed_by_owner())) {
+        warn!(
+            "this device is not cross-signed: others may not take its media keys; set up \
+             cross-signing, or verify this device by another one"
+        );
+    }
+}
+
+async fn optional<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
+    match future {
+        Some(future) => future.await,
+        None => pending().await,
+    }
+}
+
+async fn optional_deadline(timer: &dyn Timer, deadline: Option<crate::time::Deadline>) {
+    match deadline {
+        Some(deadline) => timer.sleep_until(deadline).await,
+        None => pending().await,
+    }
+}
