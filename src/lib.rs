@@ -128,6 +128,7 @@
 //! | `client` | yes | the front door on matrix-sdk: [`ClientExt`], [`RoomExt`], the sync |
 //! | `e2e-encryption` | yes | encrypted sticky events are decrypted, and sent |
 //! | `sqlite` | yes | matrix-sdk's SQLite stores |
+//! | `media-keys` | no | media keys of MatrixRTC sessions, on an experimental part of matrix-sdk: `rtc::keys` |
 //!
 //! Without `client` the crate has no matrix-sdk in it: [`wire`], [`event`], [`map`] and [`view`]
 //! are for whoever drives their own sync, with [`EphemeralMaps`] as the door.

@@ -14,6 +14,7 @@
 //!   are sent another, as the newcomer may not know what was said before.
 //! - Where nobody who is there has the key in use, there is nobody to wait for, and the next one is
 //!   used at once: so the first to join somebody who was alone hears them from the start.
+//! - Nothing is sent before our own membership is seen: nobody could tell whose key it is.
 //! - What could not be sent is tried again, for those devices alone. Who has left gets nothing.
 //! - Only a device that is proven to be a member's ([`Device::is_proven`](super::Device::is_proven))
 //!   is sent anything.
@@ -428,6 +429,9 @@ impl KeyExchange {
     /// What is to be sent now. Each is answered by [`handle_sent`](Self::handle_sent).
     pub fn poll_send(&mut self, now: Moment) -> Option<Sending> {
         self.advance(now);
+        if !self.was_there {
+            return None;
+        }
         self.outbound.poll_send(now)
     }
 

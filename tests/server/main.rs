@@ -12,6 +12,8 @@ mod delayed;
 mod encrypted;
 mod encrypted_send;
 mod heartbeat;
+#[cfg(feature = "media-keys")]
+mod keys;
 mod live;
 mod main_loops;
 mod outages;

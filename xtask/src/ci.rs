@@ -23,6 +23,7 @@ const FEATURE_SETS: &[(&str, &[&str])] = &[
     ("client, encryption", &["--no-default-features", "--features", "client,e2e-encryption"]),
     ("client, SQLite", &["--no-default-features", "--features", "client,sqlite"]),
     ("default", &[]),
+    ("default, media keys", &["--features", "media-keys"]),
 ];
 
 /// `cargo xtask ci`.

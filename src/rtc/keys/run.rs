@@ -22,7 +22,11 @@ use matrix_sdk::{
     event_handler::{EventHandlerDropGuard, RawEvent},
 };
 use matrix_sdk_base::crypto::CollectStrategy;
-use ruma::{DeviceId, OwnedUserId, UserId, events::AnyToDeviceEvent, serde::Raw};
+use ruma::{
+    DeviceId, OwnedDeviceId, OwnedUserId, UserId,
+    events::{AnyToDeviceEvent, AnyToDeviceEventContent},
+    serde::Raw,
+};
 use serde::Deserialize;
 use serde_json::{Map, Value, value::RawValue};
 use tokio::sync::mpsc;
@@ -102,8 +106,10 @@ pub struct MediaKeys {
 
 impl MediaKeys {
     /// Starts the exchange for our member of this id, with who is in its session as `sessions` tells it,
-    /// first of all now. Our membership should be out by then: others take a key earlier, but not all
-    /// keep it.
+    /// first of all now.
+    ///
+    /// To be called *before* our membership goes out: as soon as others see that, they send their keys,
+    /// and what comes before the exchange has started is lost until they have others.
     ///
     /// # Errors
     ///
@@ -304,41 +310,47 @@ impl Run {
         let mut news = news_of_devices(&self.performer.room.client()).await;
         let mut sends: FuturesUnordered<BoxFuture<'static, Sent>> = FuturesUnordered::new();
         let mut looking: Option<BoxFuture<'static, Vec<Sender>>> = None;
+        let mut must_look = false;
         loop {
             let deadline = match &self.shared.state().exchange {
                 Some(exchange) => exchange.deadline(),
                 None => return,
             };
             let timer = &self.shared.timer;
-            let mut is_news = true;
             tokio::select! {
                 session = sessions.next(), if !sessions_are_over => match session {
                     Some(session) => {
                         self.with(|exchange| exchange.handle_session(timer.now(), &session));
+                        must_look = true;
                     }
                     None => sessions_are_over = true,
                 },
-                Some((raw, info)) = messages.recv() => self.handle_incoming(&raw, info).await,
+                Some((raw, info)) = messages.recv() => {
+                    self.handle_incoming(&raw, info).await;
+                    must_look = true;
+                }
                 Some((id, failures)) = sends.next() => {
                     self.with(|exchange| exchange.handle_sent(timer.now(), id, &failures));
-                    is_news = false;
                 }
-                Some(users) = news.next() => self.with(|exchange| {
-                    users.iter().for_each(|user_id| exchange.handle_devices_change(user_id));
-                }),
+                Some(users) = news.next() => {
+                    self.with(|exchange| {
+                        users.iter().for_each(|user_id| exchange.handle_devices_change(user_id));
+                    });
+                    must_look = true;
+                }
                 senders = optional(&mut looking) => {
                     looking = None;
                     self.with(|exchange| {
                         senders.iter().for_each(|sender| exchange.handle_verification(sender));
                     });
-                    is_news = false;
                 }
-                () = optional_deadline(&**timer, deadline) => is_news = false,
+                () = optional_deadline(&**timer, deadline) => {}
             }
             for sending in self.pump() {
                 sends.push(self.send(sending));
             }
-            if is_news && looking.is_none() {
+            if must_look && looking.is_none() {
+                must_look = false;
                 looking = self.look();
             }
         }
@@ -464,6 +476,12 @@ impl Run {
     }
 }
 
+/// Why nobody was sent anything.
+enum Failed {
+    Request,
+    Encryption,
+}
+
 /// What knows devices, and sends to them.
 struct Performer {
     room: Room,
@@ -518,18 +536,23 @@ impl Performer {
             let written = message::write(dialect, self.room.room_id(), own, (*index, key), now_ms);
             let Ok((event_type, content)) = written else { continue };
             let Ok(content) = Raw::from_json_string(String::clone(&content)) else { continue };
-            let to = devices.iter().map(|(device, _)| device).collect();
-            // Which devices are trusted was decided above; this leaves out those that the user blocked.
-            let strategy = CollectStrategy::AllDevices;
-            let sent =
-                encryption.encrypt_and_send_raw_to_device(to, event_type, content, strategy).await;
-            let failed = match sent {
-                Ok(failed) => failed,
-                Err(error) => {
-                    debug!(%error, "a media key was not sent");
-                    continue;
+            let to: Vec<_> = devices.iter().map(|(device, _)| device).collect();
+            let mut failed = self.send_to(to.clone(), event_type, &content).await;
+            if let Err(Failed::Encryption) = failed {
+                // One device that cannot be encrypted for is no reason to leave out the others.
+                let mut each = Vec::new();
+                for device in to {
+                    match self.send_to(vec![device], event_type, &content).await {
+                        Ok(failed) => each.extend(failed),
+                        Err(_) => {
+                            let device_id = device.device_id().to_owned();
+                            each.push((device.user_id().to_owned(), device_id));
+                        }
+                    }
                 }
-            };
+                failed = Ok(each);
+            }
+            let Ok(failed) = failed else { continue };
             for (_, participant) in devices {
                 let Participant { user_id, device_id, .. } = participant;
                 if !failed.iter().any(|(user, device)| user == user_id && device == device_id) {
@@ -537,6 +560,28 @@ impl Performer {
                 }
             }
         }
+    }
+
+    /// Sends the same to these devices. Who was not served is given back.
+    async fn send_to(
+        &self,
+        devices: Vec<&Device>,
+        event_type: &str,
+        content: &Raw<AnyToDeviceEventContent>,
+    ) -> Result<Vec<(OwnedUserId, OwnedDeviceId)>, Failed> {
+        let encryption = self.room.client().encryption();
+        // Which devices are trusted was decided before; this leaves out those that the user blocked.
+        let strategy = CollectStrategy::AllDevices;
+        let sent = encryption
+            .encrypt_and_send_raw_to_device(devices, event_type, content.clone(), strategy)
+            .await;
+        sent.map_err(|error| {
+            debug!(%error, "a media key was not sent");
+            match error {
+                matrix_sdk::Error::Http(_) => Failed::Request,
+                _ => Failed::Encryption,
+            }
+        })
     }
 
     async fn device(&self, user_id: &UserId, device_id: &DeviceId) -> Option<Device> {
@@ -565,6 +610,10 @@ impl Performer {
     }
 
     async fn verification(&self, device: &Device) -> Verification {
+        if device.is_blacklisted() {
+            // The user wants nothing of it.
+            return Verification::Unproven;
+        }
         if device.is_verified() {
             return Verification::Verified;
         }
@@ -635,5 +684,53 @@ async fn optional_deadline(timer: &dyn Timer, deadline: Option<crate::time::Dead
     match deadline {
         Some(deadline) => timer.sleep_until(deadline).await,
         None => pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+    use ruma::{device_id, owned_room_id, user_id};
+
+    use super::*;
+    use crate::{driver::SystemClock, time::Clock as _};
+
+    #[test]
+    fn who_is_slow_is_told_all_anew_and_who_is_not_each_change() {
+        let timer = SystemClock::default();
+        let own = Participant::new(user_id!("@us:hs"), "m", device_id!("D"));
+        let config = KeyConfig::default();
+        let room_id = owned_room_id!("!room:hs");
+        let mut exchange = KeyExchange::new(room_id, own, config, Box::new(random_bytes), 1);
+        exchange.handle_peers(timer.now(), []);
+        let first = exchange.poll_change(timer.now());
+        let state = State { exchange: Some(exchange), subscribers: HashMap::new(), next: 0 };
+        let shared = Arc::new(Shared { state: Mutex::new(state), timer: Arc::new(timer) });
+        let subscribe = |id| {
+            let untold = VecDeque::from([KeyChange::Reset]);
+            shared.state().subscribers.insert(id, Subscriber { untold, waker: None });
+            KeyChanges { shared: shared.clone(), id }
+        };
+        let (mut slow, mut quick) = (subscribe(0), subscribe(1));
+        let mut told = 0;
+        for _ in 0..100 {
+            drop(shared.state().publish(first.as_slice()));
+            while let Some(change) = quick.next().now_or_never() {
+                told += usize::from(matches!(change, Some(KeyChange::Own { index: 0, .. })));
+            }
+        }
+        assert_eq!(told, 100);
+        assert!(matches!(slow.next().now_or_never(), Some(Some(KeyChange::Reset))));
+        let mut left = 0;
+        while let Some(Some(KeyChange::Own { .. })) = slow.next().now_or_never() {
+            left += 1;
+        }
+        assert!(left < 66, "{left}");
+
+        // The end of the exchange is the end of the streams.
+        shared.state().exchange = None;
+        assert!(matches!(slow.next().now_or_never(), Some(None)));
+        drop(slow);
+        assert_eq!(shared.state().subscribers.len(), 1);
     }
 }
