@@ -355,6 +355,9 @@ fn one_who_is_back_as_the_same_member_has_left_and_joined_too() {
     story.peers.get_mut(&participant("a")).unwrap().since_ms = 3;
     story.update();
     story.expect(&[], &[]);
+    story.peers.get_mut(&participant("a")).unwrap().since_ms = 4;
+    story.update();
+    story.expect(&["2 to a b"], &[]);
 }
 
 #[test]
@@ -367,6 +370,13 @@ fn when_we_are_back_all_are_sent_the_key_again() {
     story.expect(&[], &[]);
     story.update();
     story.expect(&["0 to a"], &[]);
+    // Also where it is only seen that we are there anew.
+    for (since_ms, sent) in [(5, &["0 to a"][..]), (5, &[]), (4, &[])] {
+        let us = Peer { since_ms, ..peer("us") };
+        story.keys.handle_peers(story.now, story.peers.values().cloned().chain([us]));
+        story.pump();
+        story.expect(sent, &[]);
+    }
     // Joining at first is not coming back.
     let mut story = Story::with(&["a"]);
     story.update();
@@ -437,6 +447,35 @@ fn the_delay_begins_when_the_sends_are_answered_and_no_later_than_after_10_s() {
     story.expect(&["2 to c"], &[]);
     story.at(127);
     story.expect(&[], &["use 2"]);
+}
+
+#[test]
+fn who_leaves_while_a_key_is_on_its_way_is_not_waited_for() {
+    let mut story = Story::with(&["a", "b", "c"]);
+    story.at(100);
+    story.is_slow = true;
+    story.leaves("a");
+    story.at(102);
+    story.leaves("c");
+    story.at(103);
+    story.expect(&["0 to a b c", "1 to b c"], &["use 0"]);
+    story.answer();
+    story.at(107);
+    story.expect(&[], &[]);
+    story.at(108);
+    story.expect(&["2 to b"], &["use 1"]);
+}
+
+#[test]
+fn a_key_goes_in_the_dialect_that_is_read_now() {
+    let mut story = Story::with(&[]);
+    story.broken.insert(participant("a"), Failure::NotSent);
+    story.joins("a");
+    story.peers.get_mut(&participant("a")).unwrap().reads = Dialect::ElementCall;
+    story.is_slow = true;
+    story.update();
+    story.at(5);
+    assert_eq!(story.unanswered[0].0.to, [(participant("a"), Dialect::ElementCall)]);
 }
 
 #[test]
