@@ -14,7 +14,7 @@ use matrix_sdk::{
     ruma::{RoomId, events::AnyToDeviceEvent, serde::Raw},
 };
 use matrix_sdk_sticky::{
-    RoomSticky, Subscription, SystemClock,
+    BaseClientBuilder, RoomSticky, Subscription, SystemClock,
     matrix_sdk_base::crypto::CollectStrategy,
     rtc::{
         ROOM_CALL, Roster, SessionSnapshot,
@@ -27,8 +27,9 @@ use matrix_sdk_sticky::{
 use serde_json::{Map, Value, json};
 use tokio::time::timeout;
 
-use crate::support::{
-    DEADLINE, LONG, Person, Watcher, devices_are_there, eventually, in_room, sync,
+use crate::{
+    proxy::Proxy,
+    support::{DEADLINE, LONG, Person, Watcher, devices_are_there, eventually, in_room, sync},
 };
 
 const MEMBER: &str = "org.matrix.msc4143.rtc.member";
@@ -410,6 +411,32 @@ async fn where_the_room_has_no_slot_keys_go_in_element_calls_messages() {
     assert_eq!(event_type, ELEMENT_CALL_KEY);
     assert_eq!(content["member"]["claimed_device_id"], alice.person.device_id());
     assert_eq!(content["member"]["id"], member_id(&alice.person));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_the_server_did_not_take_is_sent_again() {
+    let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+    let room = alice.encrypted_room_with(&[&bob]);
+    let proxy = Proxy::before(alice.url()).await;
+    let client = alice.encrypting_client_of(BaseClientBuilder::in_memory(), proxy.url()).await;
+    let watch = Watcher::with(client, &[&room]).await;
+    let mut alice = Caller::with(alice, watch, &room, Slot::Open, any_device()).await;
+    let mut bob = Caller::new(bob, &room, Slot::Open, any_device()).await;
+    acquainted(&[&alice, &bob]).await;
+    alice.join().await;
+    proxy.refuse_to_device(true);
+    bob.join().await;
+    bob.until("its own key", |it| it.own.is_some()).await;
+    alice.hears(&bob).await;
+    eventually("alice has tried twice", async || match proxy.refused_to_device() {
+        2.. => Ok(()),
+        less => Err(less),
+    })
+    .await;
+    assert!(bob.peers.is_empty());
+    proxy.refuse_to_device(false);
+    alice.until("its own key", |it| it.own.is_some()).await;
+    bob.hears(&alice).await;
 }
 
 /// The default: devices that are not cross-signed are given nothing, and nothing of theirs is taken.

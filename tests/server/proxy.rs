@@ -51,6 +51,8 @@ struct State {
     cut: bool,
     sticky_ms: Option<u64>,
     keeps_to_device: bool,
+    /// To-device messages are refused; how many were.
+    refuses_to_device: Option<usize>,
     loses_position: bool,
     /// How many more answers to events that are sent are lost.
     loses_answers: usize,
@@ -158,6 +160,18 @@ impl Proxy {
             assert_eq!(&answer, b"HTTP/1.1 200");
         }
         kept.len()
+    }
+
+    /// From now on to-device messages are refused, or not any more.
+    #[cfg(feature = "media-keys")]
+    pub(crate) fn refuse_to_device(&self, refused: bool) {
+        self.state().refuses_to_device = refused.then_some(0);
+    }
+
+    /// How many to-device messages were refused since.
+    #[cfg(feature = "media-keys")]
+    pub(crate) fn refused_to_device(&self) -> usize {
+        self.state().refuses_to_device.unwrap_or_default()
     }
 
     /// How many requests of sticky connections came.
@@ -285,7 +299,7 @@ async fn requests(
     loop {
         let mut request = read_request(&mut from_client, &mut buffer).await?;
         shared.thawed().await;
-        let (is_sticky, is_kept) = {
+        let (is_sticky, is_kept, is_refused) = {
             let mut state = shared.state();
             let name = request.sticky_connection();
             if name.is_some() {
@@ -304,7 +318,14 @@ async fn requests(
                     state.losing.insert(number);
                 }
             }
-            let is_kept = state.keeps_to_device && request.head.contains("/sendToDevice/");
+            let is_to_device = request.head.contains("/sendToDevice/");
+            let is_kept = state.keeps_to_device && is_to_device;
+            let is_refused = is_to_device && state.refuses_to_device.is_some();
+            if let Some(refused) = &mut state.refuses_to_device
+                && is_to_device
+            {
+                *refused += 1;
+            }
             if let Some(milliseconds) = state.sticky_ms
                 && !is_kept
             {
@@ -313,8 +334,17 @@ async fn requests(
             if is_kept {
                 state.kept.push(request.bytes());
             }
-            (is_sticky, is_kept)
+            (is_sticky, is_kept, is_refused)
         };
+        if is_refused {
+            let body = r#"{"errcode":"M_FORBIDDEN","error":"as the test wants it"}"#;
+            let answer = format!(
+                "HTTP/1.1 403 Forbidden\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            to_client.lock().await.write_all(answer.as_bytes()).await.ok()?;
+            continue;
+        }
         if is_kept {
             let answer =
                 b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
