@@ -28,6 +28,11 @@
 //!   the same key. Who comes later and never saw the redacted event cannot know of it; the member's own
 //!   client leaves when it sees the redaction.
 //!
+//! # Media keys
+//!
+//! In encrypted rooms each member has a key of its own for its media, which it gives to the devices of
+//! the others, and to nobody else. With the feature `media-keys` that is done here: the module `keys`.
+//!
 //! [MSC4143]: https://github.com/matrix-org/matrix-spec-proposals/pull/4143
 
 mod content;

@@ -23,6 +23,37 @@
 //! decryption shows, is who encrypted the membership that it names. What comes before its membership
 //! waits for it, and who is gone and comes back is known by the keys from before.
 //!
+//! A frame cryptor is fed by a stream, so that nothing calls back into the application:
+//!
+//! ```no_run
+//! # #[cfg(feature = "media-keys")]
+//! # async fn example(keys: matrix_sdk_sticky::rtc::keys::MediaKeys) {
+//! use futures_util::StreamExt as _;
+//! use matrix_sdk_sticky::rtc::keys::{KeyChange, MediaKey};
+//!
+//! # struct Cryptor;
+//! # impl Cryptor {
+//! #     fn clear(&mut self) {}
+//! #     fn encrypt_with(&mut self, _: u8, _: &MediaKey) {}
+//! #     fn decrypt_with(&mut self, _: String, _: u8, _: &MediaKey) {}
+//! #     fn forget(&mut self, _: String) {}
+//! # }
+//! # let mut cryptor = Cryptor;
+//! let mut changes = keys.changes();
+//! while let Some(change) = changes.next().await {
+//!     match change {
+//!         KeyChange::Reset => cryptor.clear(),
+//!         KeyChange::Own { index, key } => cryptor.encrypt_with(index, &key),
+//!         KeyChange::Peer { participant, index, key } => {
+//!             cryptor.decrypt_with(participant.livekit_identity(), index, &key);
+//!         }
+//!         KeyChange::Gone { participant } => cryptor.forget(participant.livekit_identity()),
+//!         _ => {}
+//!     }
+//! }
+//! # }
+//! ```
+//!
 //! What is not promised: keys are overwritten when they are dropped here, but not the copies that a
 //! message is made of, nor those of the application.
 //!

@@ -7,7 +7,13 @@ use ruma::{owned_room_id, user_id};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::testing::{debug, secs, start};
+use crate::{
+    event::{Encryption, EncryptionDetails},
+    map::{Limits, Path},
+    rtc::Roster,
+    testing::{ALICE, ManualClock, debug, event, secs, start},
+    view::{Arrival, Delivery, EphemeralMaps},
+};
 
 const ROOM: &str = "!room:hs";
 
@@ -820,6 +826,80 @@ fn no_key_is_shown() {
 fn the_livekit_identity_is_that_of_matrix_js_sdk() {
     let participant = Participant::new(user_id!("@alice:hs"), "m-1", "DEVICE\"é");
     assert_eq!(participant.livekit_identity(), "CzTP1d8SMurAYVhVOlWH0wJrl2Rj7Hw6Oi/KGp3Z9/U");
+}
+
+/// A session with one membership of this content, encrypted by alice's device, as it is proven or not;
+/// and what the member is to us, in a session that speaks this dialect.
+fn peers_of(content: Value, verification: Verification, dialect: Dialect) -> Vec<Peer> {
+    let maps = EphemeralMaps::new(ManualClock::new(), Limits::default());
+    let outer = event("$e").encrypted("s").ttl(600_000);
+    let clear = event("$e").of_type("org.matrix.msc4143.rtc.member").with("/content", content);
+    let alice = UserId::parse(ALICE).unwrap();
+    let details = EncryptionDetails::new(alice, Some("D-alice".into()), verification);
+    let encryption = match verification {
+        Verification::Unproven => Encryption::ForeignSession(Arc::new(details)),
+        _ => Encryption::Encrypted(Arc::new(details)),
+    };
+    maps.handle([Delivery {
+        room_id: owned_room_id!("!room:hs"),
+        received: start(),
+        path: Path::Section,
+        arrivals: vec![Arrival::Decrypted { outer: outer.raw(), clear: clear.raw(), encryption }],
+    }]);
+    let mut roster = Roster::new();
+    let slot = json!({
+        "type": "m.rtc.slot",
+        "state_key": "m.call#ROOM",
+        "sender": ALICE,
+        "event_id": "$slot",
+        "content": {
+            "status": "open",
+            "application": { "type": "m.call" },
+            "encryption": { "type": "m.per_member" },
+        },
+    });
+    roster.handle_state_event(start(), &slot.to_string());
+    roster.handle_snapshot(&maps.view().snapshot());
+    roster.poll_changes(start());
+    let session = roster.snapshot(start()).session("m.call#ROOM");
+    assert_eq!(session.len() + session.candidates().count(), 1);
+    session.members().filter_map(|member| Peer::of(member, dialect)).collect()
+}
+
+#[test]
+fn a_member_whose_device_is_proven_is_a_peer_and_reads_what_its_membership_says() {
+    let both = json!({
+        "slot_id": "m.call#ROOM",
+        "member": {
+            "id": "m",
+            "membership": "join",
+            "user_id": ALICE,
+            "device_id": "D-alice",
+        },
+        "application": { "type": "m.call" },
+        "transports": { "published": [], "can_subscribe": [] },
+        "versions": [],
+        "sticky_key": "m",
+        "msc4354_sticky_key": "m",
+    });
+    let mut msc4143 = both.clone();
+    msc4143.as_object_mut().unwrap().remove("versions");
+    let mut element_call = both.clone();
+    element_call["member"].as_object_mut().unwrap().remove("membership");
+    let reads = |content: &Value, session| {
+        let peers = peers_of(content.clone(), Verification::UnsignedDevice, session);
+        let participant = Participant::new(UserId::parse(ALICE).unwrap(), "m", "D-alice");
+        assert_eq!(peers.len(), 1, "{content}");
+        assert_eq!(peers[0].participant, participant);
+        peers[0].reads
+    };
+    for session in [Dialect::Msc4143, Dialect::ElementCall] {
+        assert_eq!(reads(&both, session), session);
+        assert_eq!(reads(&msc4143, session), Dialect::Msc4143);
+        assert_eq!(reads(&element_call, session), Dialect::ElementCall);
+    }
+    // What it claims, it may claim.
+    assert_eq!(peers_of(both, Verification::Unproven, Dialect::Msc4143), []);
 }
 
 /// Joins, leaves and broken sends at random. At every moment each send goes only to who is there
