@@ -83,7 +83,7 @@ use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
 #[cfg(feature = "media-keys")]
-pub use self::run::{KeyChanges, MediaKeys, MediaKeysError};
+pub use self::run::{KeyChanges, KeyInbox, MediaKeys, MediaKeysError};
 use self::{inbound::Inbound, outbound::Outbound};
 pub use self::{
     inbound::{DiscardReason, Discarded, Discards, Sender},
@@ -388,23 +388,26 @@ impl KeyExchange {
             return;
         }
         let dialect = session.dialect();
-        self.handle_peers(now, session.members().filter_map(|it| Peer::of(it, dialect)));
+        let own = session.member(&self.own.user_id, &self.own.member_id).map(Member::since_ms);
+        self.handle_peers(now, own, session.members().filter_map(|it| Peer::of(it, dialect)));
     }
 
-    /// Takes all who are in the session; we may be among them, and are not sent our own key. If we are
-    /// back after we were not among them for a while, others may have forgotten our key, and are sent it
-    /// again.
-    pub fn handle_peers(&mut self, now: Moment, peers: impl IntoIterator<Item = Peer>) {
-        let mut own_since_ms = None;
-        let mut others = BTreeMap::new();
-        for peer in peers {
-            let Participant { user_id, member_id, device_id } = &peer.participant;
-            if (user_id, member_id) == (&self.own.user_id, &self.own.member_id) {
-                own_since_ms = Some(peer.since_ms);
-            } else if (user_id, device_id) != (&self.own.user_id, &self.own.device_id) {
-                others.insert(peer.participant.clone(), peer);
-            }
-        }
+    /// Takes since when we are in the session ourselves, where we are, and all who are; we may be among
+    /// them, and are not sent our own key. If we are back after we were not there for a while, others may
+    /// have forgotten our key, and are sent it again.
+    pub fn handle_peers(
+        &mut self,
+        now: Moment,
+        own_since_ms: Option<u64>,
+        peers: impl IntoIterator<Item = Peer>,
+    ) {
+        let is_own = |other: &Participant| {
+            let Participant { user_id, member_id, device_id } = &self.own;
+            other.user_id == *user_id
+                && (other.member_id == *member_id || other.device_id == *device_id)
+        };
+        let others = peers.into_iter().filter(|peer| !is_own(&peer.participant));
+        let others: BTreeMap<_, _> = others.map(|peer| (peer.participant.clone(), peer)).collect();
         let is_back = match (self.own_since_ms, own_since_ms) {
             (None, Some(_)) => self.was_there,
             (Some(before), Some(since)) => since > before,

@@ -19,7 +19,7 @@ use matrix_sdk_sticky::{
     rtc::{
         ROOM_CALL, Roster, SessionSnapshot,
         keys::{
-            DevicePolicy, DiscardReason, KeyChange, KeyChanges, KeyConfig, MediaKeys,
+            DevicePolicy, DiscardReason, KeyChange, KeyChanges, KeyConfig, KeyInbox, MediaKeys,
             MediaKeysError, Participant,
         },
     },
@@ -75,7 +75,9 @@ impl Caller {
         let sessions = sessions(&door, slot);
         let member_id = member_id(&person);
         let timer = Arc::new(SystemClock::default());
-        let keys = MediaKeys::start(sdk_room, member_id, sessions, config, timer).await.unwrap();
+        let inbox = KeyInbox::open(&watch.client);
+        let keys = MediaKeys::start(sdk_room, member_id, inbox, sessions, config, timer);
+        let keys = keys.await.unwrap();
         let changes = keys.changes();
         Self { person, watch, door, keys, changes, own: None, peers: BTreeMap::new() }
     }
@@ -477,6 +479,7 @@ async fn in_a_room_that_is_not_encrypted_there_are_no_keys() {
     let sdk_room = watch.client.get_room(&room).unwrap();
     let sessions = sessions(&watch.room(&room), Slot::Open);
     let timer = Arc::new(SystemClock::default());
-    let keys = MediaKeys::start(sdk_room, "m", sessions, any_device(), timer).await;
+    let inbox = KeyInbox::open(&watch.client);
+    let keys = MediaKeys::start(sdk_room, "m", inbox, sessions, any_device(), timer).await;
     assert!(matches!(keys, Err(MediaKeysError::NotEncrypted)), "{keys:?}");
 }

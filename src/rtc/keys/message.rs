@@ -11,7 +11,7 @@ use ruma::{
 };
 use serde::Serialize;
 use serde_json::{Map, Value};
-use zeroize::{Zeroize as _, Zeroizing};
+use zeroize::Zeroizing;
 
 use super::{MediaKey, Participant};
 use crate::{rtc::member::Dialect, wire::names};
@@ -207,7 +207,6 @@ pub(super) fn write(
             })?
         }
     };
-    base64.zeroize();
     let event_type = match dialect {
         Dialect::Msc4143 => names::RTC_KEY[1],
         Dialect::ElementCall => names::ELEMENT_CALL_KEYS,

@@ -29,7 +29,7 @@ use ruma::{
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, value::RawValue};
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 use tracing::{debug, warn};
 
 use super::{
@@ -96,20 +96,49 @@ impl fmt::Display for MediaKeysError {
 
 impl std::error::Error for MediaKeysError {}
 
+/// The key messages that a client gets, from now on.
+///
+/// To be opened before our membership goes out: others send their keys as soon as they see that, and the
+/// SDK keeps no to-device message that nobody asked for. Dropping it ends that.
+pub struct KeyInbox {
+    messages: mpsc::Receiver<Incoming>,
+    handler: EventHandlerDropGuard,
+}
+
+impl KeyInbox {
+    /// Collects from now on. Of what nobody reads the first thousand are kept.
+    pub fn open(client: &Client) -> Self {
+        let (incoming, messages) = mpsc::channel(INCOMING);
+        let handler = client.add_event_handler(
+            move |_: AnyToDeviceEvent, RawEvent(raw): RawEvent, info: Option<EncryptionInfo>| {
+                // Most are room keys, of which there are many.
+                let is_key = raw.get().contains("encryption_key");
+                if is_key && let Err(TrySendError::Full(_)) = incoming.try_send((raw, info)) {
+                    warn!("too many media keys at once: one was dropped");
+                }
+                std::future::ready(())
+            },
+        );
+        Self { messages, handler: client.event_handler_drop_guard(handler) }
+    }
+}
+
+impl fmt::Debug for KeyInbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeyInbox").field("messages", &self.messages.len()).finish_non_exhaustive()
+    }
+}
+
 /// The media keys of one membership of ours. Dropping it ends the exchange, and the streams.
 pub struct MediaKeys {
     shared: Arc<Shared>,
     _task: Task,
-    /// After the task, so that nothing is missed.
     _handler: EventHandlerDropGuard,
 }
 
 impl MediaKeys {
     /// Starts the exchange for our member of this id, with who is in its session as `sessions` tells it,
-    /// first of all now.
-    ///
-    /// To be called *before* our membership goes out: as soon as others see that, they send their keys,
-    /// and what comes before the exchange has started is lost until they have others.
+    /// first of all now, and with what has come into `inbox` since it was opened.
     ///
     /// # Errors
     ///
@@ -117,6 +146,7 @@ impl MediaKeys {
     pub async fn start<S>(
         room: Room,
         member_id: impl Into<String>,
+        inbox: KeyInbox,
         sessions: S,
         config: KeyConfig,
         timer: Arc<dyn Timer>,
@@ -145,17 +175,7 @@ impl MediaKeys {
         let state = State { exchange: Some(exchange), subscribers: HashMap::new(), next: 0 };
         let shared = Arc::new(Shared { state: Mutex::new(state), timer });
 
-        let (incoming, messages) = mpsc::channel(INCOMING);
-        let handler = client.add_event_handler(
-            move |_: AnyToDeviceEvent, RawEvent(raw): RawEvent, info: Option<EncryptionInfo>| {
-                // Most are room keys, of which there are many.
-                if raw.get().contains("encryption_key") && incoming.try_send((raw, info)).is_err() {
-                    warn!("too many media keys at once: one was dropped");
-                }
-                std::future::ready(())
-            },
-        );
-        let handler = client.event_handler_drop_guard(handler);
+        let KeyInbox { messages, handler } = inbox;
         let run = Run {
             shared: shared.clone(),
             performer: Arc::new(Performer { room, policy: config.devices() }),
@@ -702,7 +722,7 @@ mod tests {
         let config = KeyConfig::default();
         let room_id = owned_room_id!("!room:hs");
         let mut exchange = KeyExchange::new(room_id, own, config, Box::new(random_bytes), 1);
-        exchange.handle_peers(timer.now(), []);
+        exchange.handle_peers(timer.now(), Some(0), []);
         let first = exchange.poll_change(timer.now());
         let state = State { exchange: Some(exchange), subscribers: HashMap::new(), next: 0 };
         let shared = Arc::new(Shared { state: Mutex::new(state), timer: Arc::new(timer) });

@@ -88,8 +88,8 @@ impl Story {
     }
 
     fn update(&mut self) {
-        let us = peer("us");
-        self.keys.handle_peers(self.now, self.peers.values().cloned().chain([us]));
+        let all = self.peers.values().cloned().chain([peer("us")]);
+        self.keys.handle_peers(self.now, Some(0), all);
         self.pump();
     }
 
@@ -371,15 +371,14 @@ fn when_we_are_back_all_are_sent_the_key_again() {
     let mut story = Story::with(&["a"]);
     story.at(100);
     story.expect(&["0 to a"], &["use 0"]);
-    story.keys.handle_peers(story.now, story.peers.values().cloned());
+    story.keys.handle_peers(story.now, None, story.peers.values().cloned());
     story.pump();
     story.expect(&[], &[]);
     story.update();
     story.expect(&["0 to a"], &[]);
     // Also where it is only seen that we are there anew.
     for (since_ms, sent) in [(5, &["0 to a"][..]), (5, &[]), (4, &[])] {
-        let us = Peer { since_ms, ..peer("us") };
-        story.keys.handle_peers(story.now, story.peers.values().cloned().chain([us]));
+        story.keys.handle_peers(story.now, Some(since_ms), story.peers.values().cloned());
         story.pump();
         story.expect(sent, &[]);
     }
@@ -401,7 +400,7 @@ fn nothing_is_sent_before_we_are_seen_to_be_there() {
     );
     story.told.clear();
     story.peers.insert(participant("a"), peer("a"));
-    story.keys.handle_peers(story.now, story.peers.values().cloned());
+    story.keys.handle_peers(story.now, None, story.peers.values().cloned());
     story.at(100);
     story.expect(&[], &["use 0"]);
     story.update();
@@ -1028,7 +1027,10 @@ fn simulate(seed: u64) {
                 continue;
             };
             match what {
-                InFlight::View(view) => exchange.handle_peers(now, view),
+                InFlight::View(view) => {
+                    let own = view.iter().find(|peer| peer.participant == *exchange.own());
+                    exchange.handle_peers(now, own.map(|own| own.since_ms), view.clone());
+                }
                 InFlight::Key(sender, message) => exchange.handle_message(now, sender, message),
             }
         }
