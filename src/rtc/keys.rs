@@ -487,6 +487,12 @@ impl KeyExchange {
         [KeyChange::Reset].into_iter().chain(own).chain(peers).collect()
     }
 
+    /// How many keys count now.
+    #[cfg(feature = "media-keys")]
+    fn len(&self) -> usize {
+        usize::from(self.own_index().is_some()) + self.inbound.len()
+    }
+
     /// The index of our key in use.
     pub fn own_index(&self) -> Option<u8> {
         self.outbound.in_use().map(|(index, _)| index)

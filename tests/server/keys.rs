@@ -441,6 +441,37 @@ async fn a_key_that_the_server_did_not_take_is_sent_again() {
     bob.hears(&alice).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_came_before_the_exchange_has_begun_is_taken_from_the_inbox() {
+    let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+    let room = alice.encrypted_room_with(&[&bob]);
+    let watch = Watcher::encrypting(&alice, &[&room]).await;
+    let mut bob = Caller::new(bob, &room, Slot::Open, any_device()).await;
+    let inbox = KeyInbox::open(&watch.client);
+    let seen = Seen::by(&watch.client);
+    // Somebody who is there without an exchange: bob knows no better, and sends his key.
+    let alice = Caller::with(alice, watch, &room, Slot::Open, any_device()).await;
+    acquainted(&[&alice, &bob]).await;
+    tokio::join!(alice.join(), bob.join());
+    bob.until("its own key", |it| it.own.is_some()).await;
+    eventually("bob's key has come", async || match seen.all().len() {
+        0 => Err("not yet"),
+        _ => Ok(()),
+    })
+    .await;
+    let Caller { person, watch, door, keys, .. } = alice;
+    drop(keys);
+    let sdk_room = watch.client.get_room(&room).unwrap();
+    let (member_id, sessions) = (member_id(&person), sessions(&door, Slot::Open));
+    let timer = Arc::new(SystemClock::default());
+    let keys = MediaKeys::start(sdk_room, member_id, inbox, sessions, any_device(), timer);
+    let keys = keys.await.unwrap();
+    let changes = keys.changes();
+    let (own, peers) = Default::default();
+    let mut alice = Caller { person, watch, door, keys, changes, own, peers };
+    alice.hears(&bob).await;
+}
+
 /// The default: devices that are not cross-signed are given nothing, and nothing of theirs is taken.
 /// Once they are, what was held back is made up for.
 #[tokio::test(flavor = "multi_thread")]

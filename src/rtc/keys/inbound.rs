@@ -299,6 +299,11 @@ impl Inbound {
         })
     }
 
+    #[cfg(feature = "media-keys")]
+    pub(super) fn len(&self) -> usize {
+        self.peers.values().map(|peer| peer.keys.len()).sum()
+    }
+
     pub(super) fn discards(&self) -> &Discards {
         &self.discards
     }

@@ -298,11 +298,11 @@ impl State {
         if changes.is_empty() {
             return Vec::new();
         }
-        let all = exchange.all();
+        let most = exchange.len() + UNTOLD;
         let wakers = self.subscribers.values_mut().filter_map(|subscriber| {
             subscriber.untold.extend(changes.iter().cloned());
-            if subscriber.untold.len() > all.len() + UNTOLD {
-                subscriber.untold = all.iter().cloned().collect();
+            if subscriber.untold.len() > most {
+                subscriber.untold = exchange.all().into();
             }
             subscriber.waker.take()
         });
