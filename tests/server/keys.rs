@@ -409,7 +409,10 @@ async fn where_the_room_has_no_slot_keys_go_in_element_calls_messages() {
     bob.join().await;
     alice.until("its own key", |it| it.own.is_some()).await;
     bob.hears(&alice).await;
-    let (event_type, content, _) = seen.all().remove(0);
+    // Who sees them and who takes them are told in any order.
+    let first =
+        eventually("the message was seen", async || seen.all().into_iter().next().ok_or("not yet"));
+    let (event_type, content, _) = first.await;
     assert_eq!(event_type, ELEMENT_CALL_KEY);
     assert_eq!(content["member"]["claimed_device_id"], alice.person.device_id());
     assert_eq!(content["member"]["id"], member_id(&alice.person));
