@@ -12,11 +12,15 @@ use std::{
 };
 
 use eyeball::{SharedObservable, Subscriber};
+#[cfg(feature = "media-keys")]
+use futures_util::stream;
 use futures_util::{FutureExt as _, StreamExt as _};
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tracing::warn;
 
+#[cfg(feature = "media-keys")]
+use super::keys::{KeyConfig, KeyInbox, MediaKeys, MediaKeysError};
 use super::{
     member::{Dialect, Leave},
     own::Own,
@@ -197,6 +201,9 @@ impl JoinSession {
             }),
             session,
         });
+        // Before anybody can see us, and send us their keys.
+        #[cfg(feature = "media-keys")]
+        let inbox = Mutex::new(Some(KeyInbox::open(&client)));
         shared.start().await.map_err(JoinError::Heartbeat)?;
         let (wishes, wished) = mpsc::unbounded_channel();
         let run = Run {
@@ -209,7 +216,13 @@ impl JoinSession {
             start_at: None,
         };
         let task = Task::spawn(run.run(wished, changes));
-        Ok(Membership { shared, wishes, _task: task })
+        Ok(Membership {
+            shared,
+            wishes,
+            _task: task,
+            #[cfg(feature = "media-keys")]
+            inbox,
+        })
     }
 }
 
@@ -259,6 +272,9 @@ pub struct Membership {
     shared: Arc<Shared>,
     wishes: mpsc::UnboundedSender<Wish>,
     _task: Option<Task>,
+    /// Until [`media_keys`](Self::media_keys) is called.
+    #[cfg(feature = "media-keys")]
+    inbox: Mutex<Option<KeyInbox>>,
 }
 
 impl Membership {
@@ -355,6 +371,28 @@ impl Membership {
     /// The application is back: the member goes on, or joins again if it has left.
     pub fn resume(&self) {
         self.wish(Wish::Resume);
+    }
+
+    /// Exchanges media keys with the others, for as long as what this gives is there: also across a
+    /// rejoin as another member. To be dropped after leaving.
+    ///
+    /// The keys that others sent since the join are not lost, if this is called once.
+    ///
+    /// # Errors
+    ///
+    /// [`MediaKeysError`]: in a room that is not encrypted, for one.
+    #[cfg(feature = "media-keys")]
+    pub async fn media_keys(&self, config: KeyConfig) -> Result<MediaKeys, MediaKeysError> {
+        let shared = self.shared.clone();
+        let room = shared.session.rtc().room().clone();
+        let timer = shared.session.rtc().sticky().timer().clone();
+        let inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let inbox = inbox.unwrap_or_else(|| KeyInbox::open(&room.client()));
+        let SessionSubscription { snapshot, changes } = shared.session.subscribe().await;
+        let sessions =
+            stream::once(std::future::ready(snapshot)).chain(changes.map(|update| update.snapshot));
+        let sessions = sessions.map(move |session| (shared.now().member_id.clone(), session));
+        MediaKeys::start(room, inbox, sessions, config, timer).await
     }
 
     /// Hands the armed leave to somebody who restarts it from now on; see

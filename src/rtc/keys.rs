@@ -27,9 +27,9 @@
 //!
 //! ```no_run
 //! # #[cfg(feature = "media-keys")]
-//! # async fn example(keys: matrix_sdk_sticky::rtc::keys::MediaKeys) {
+//! # async fn example(membership: matrix_sdk_sticky::rtc::Membership) -> Result<(), Box<dyn std::error::Error>> {
 //! use futures_util::StreamExt as _;
-//! use matrix_sdk_sticky::rtc::keys::{KeyChange, MediaKey};
+//! use matrix_sdk_sticky::rtc::keys::{KeyChange, KeyConfig, MediaKey};
 //!
 //! # struct Cryptor;
 //! # impl Cryptor {
@@ -39,11 +39,12 @@
 //! #     fn forget(&mut self, _: String) {}
 //! # }
 //! # let mut cryptor = Cryptor;
+//! let keys = membership.media_keys(KeyConfig::default()).await?;
 //! let mut changes = keys.changes();
 //! while let Some(change) = changes.next().await {
 //!     match change {
 //!         KeyChange::Reset => cryptor.clear(),
-//!         KeyChange::Own { index, key } => cryptor.encrypt_with(index, &key),
+//!         KeyChange::Own { index, key, .. } => cryptor.encrypt_with(index, &key),
 //!         KeyChange::Peer { participant, index, key } => {
 //!             cryptor.decrypt_with(participant.livekit_identity(), index, &key);
 //!         }
@@ -51,7 +52,7 @@
 //!         _ => {}
 //!     }
 //! }
-//! # }
+//! # Ok(()) }
 //! ```
 //!
 //! What is not promised: keys are overwritten when they are dropped here, but not the copies that a
@@ -83,7 +84,9 @@ use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
 #[cfg(feature = "media-keys")]
-pub use self::run::{KeyChanges, KeyInbox, MediaKeys, MediaKeysError};
+pub(super) use self::run::KeyInbox;
+#[cfg(feature = "media-keys")]
+pub use self::run::{KeyChanges, MediaKeys, MediaKeysError};
 use self::{inbound::Inbound, outbound::Outbound};
 pub use self::{
     inbound::{DiscardReason, Discarded, Discards, Sender},
@@ -313,6 +316,8 @@ pub enum KeyChange {
     Reset,
     /// From now on our media are encrypted with this key.
     Own {
+        /// We, as the member that we are now.
+        participant: Participant,
         /// Its index, which goes with the media.
         index: u8,
         /// The key.
@@ -416,10 +421,20 @@ impl KeyExchange {
         self.was_there |= own_since_ms.is_some();
         self.own_since_ms = own_since_ms;
         self.inbound.handle_peers(now, &others, &mut self.changes);
-        self.outbound.handle_peers(now, &others, &mut self.changes);
+        self.outbound.handle_peers(now, &others);
+        self.note_use();
         if is_back {
             self.outbound.send_again();
         }
+    }
+
+    /// Takes the news that we have joined, or are about to, as another member than before. That one has
+    /// another key, which is used at once; the keys of the others are what they were.
+    pub fn handle_joined_as(&mut self, member_id: impl Into<String>) {
+        self.own.member_id = member_id.into();
+        self.own_since_ms = None;
+        self.was_there = false;
+        self.outbound.begin_anew();
     }
 
     /// Takes a key message, and by whom it was sent, as decryption shows.
@@ -482,7 +497,7 @@ impl KeyExchange {
 
     /// All that counts now, as a cryptor that knows nothing is to be told it.
     pub fn all(&self) -> Vec<KeyChange> {
-        let own = self.outbound.in_use().map(|(index, key)| KeyChange::Own { index, key });
+        let own = self.outbound.in_use().map(|(index, key)| self.own_change(index, key));
         let peers = self.inbound.all();
         [KeyChange::Reset].into_iter().chain(own).chain(peers).collect()
     }
@@ -504,8 +519,19 @@ impl KeyExchange {
     }
 
     fn advance(&mut self, now: Moment) {
-        self.outbound.advance(now, &mut self.changes);
+        self.outbound.advance(now);
+        self.note_use();
         self.inbound.advance(now);
+    }
+
+    fn note_use(&mut self) {
+        for (index, key) in self.outbound.take_used() {
+            self.changes.push_back(self.own_change(index, key));
+        }
+    }
+
+    fn own_change(&self, index: u8, key: MediaKey) -> KeyChange {
+        KeyChange::Own { participant: self.own.clone(), index, key }
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{Stream, StreamExt as _, stream};
+use futures_util::StreamExt as _;
 use matrix_sdk::{
     Client,
     deserialized_responses::{AlgorithmInfo, EncryptionInfo, VerificationState},
@@ -14,102 +14,72 @@ use matrix_sdk::{
     ruma::{RoomId, events::AnyToDeviceEvent, serde::Raw},
 };
 use matrix_sdk_sticky::{
-    BaseClientBuilder, RoomSticky, Subscription, SystemClock,
+    BaseClientBuilder,
+    heartbeat::State,
     matrix_sdk_base::crypto::CollectStrategy,
     rtc::{
-        ROOM_CALL, Roster, SessionSnapshot,
+        Membership, ROOM_CALL, Transports,
         keys::{
-            DevicePolicy, DiscardReason, KeyChange, KeyChanges, KeyConfig, KeyInbox, MediaKeys,
+            DevicePolicy, DiscardReason, KeyChange, KeyChanges, KeyConfig, MediaKeys,
             MediaKeysError, Participant,
         },
     },
 };
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use crate::{
     proxy::Proxy,
-    support::{DEADLINE, LONG, Person, Watcher, devices_are_there, eventually, in_room, sync},
+    rtc::{open_slot, until},
+    support::{DEADLINE, Person, Watcher, eventually, in_room, sync},
 };
 
-const MEMBER: &str = "org.matrix.msc4143.rtc.member";
 const KEY: &str = "org.matrix.msc4143.rtc.encryption_key";
 const ELEMENT_CALL_KEY: &str = "io.element.call.encryption_keys";
 
 /// A media key's index, and the key.
 type Keys = BTreeMap<u8, Vec<u8>>;
 
+/// One who is about to call.
+struct Guest {
+    person: Person,
+    watch: Watcher,
+    membership: Membership,
+}
+
 /// A device in a call: its membership, and a frame cryptor that remembers what it is told.
 struct Caller {
     person: Person,
     watch: Watcher,
-    door: RoomSticky,
+    membership: Membership,
     keys: MediaKeys,
     changes: KeyChanges,
     own: Option<(u8, Vec<u8>)>,
     peers: BTreeMap<Participant, Keys>,
 }
 
-/// Whether the room has a slot that is open.
-#[derive(Clone, Copy)]
-enum Slot {
-    Open,
-    Missing,
+impl Guest {
+    async fn new(person: Person, watch: Watcher, room: &RoomId) -> Self {
+        let session = watch.room(room).rtc().session(ROOM_CALL);
+        let membership = session.join(Transports::default()).await.unwrap();
+        Self { person, watch, membership }
+    }
+
+    async fn exchanges(self, config: KeyConfig) -> Caller {
+        let Self { person, watch, membership } = self;
+        let keys = membership.media_keys(config).await.unwrap();
+        let changes = keys.changes();
+        Caller { person, watch, membership, keys, changes, own: None, peers: BTreeMap::new() }
+    }
 }
 
 impl Caller {
-    async fn new(person: Person, room: &RoomId, slot: Slot, config: KeyConfig) -> Self {
-        let watch = Watcher::encrypting(&person, &[room]).await;
-        Self::with(person, watch, room, slot, config).await
-    }
-
-    async fn with(
-        person: Person,
-        watch: Watcher,
-        room: &RoomId,
-        slot: Slot,
-        config: KeyConfig,
-    ) -> Self {
-        let door = watch.room(room);
-        let sdk_room = watch.client.get_room(room).unwrap();
-        let sessions = sessions(&door, slot);
-        let member_id = member_id(&person);
-        let timer = Arc::new(SystemClock::default());
-        let inbox = KeyInbox::open(&watch.client);
-        let keys = MediaKeys::start(sdk_room, member_id, inbox, sessions, config, timer);
-        let keys = keys.await.unwrap();
-        let changes = keys.changes();
-        Self { person, watch, door, keys, changes, own: None, peers: BTreeMap::new() }
-    }
-
-    async fn join(&self) {
-        let content = json!({
-            "slot_id": ROOM_CALL,
-            "member": {
-                "id": member_id(&self.person),
-                "membership": "join",
-                "user_id": self.person.id(),
-                "device_id": self.person.device_id(),
-            },
-            "application": { "type": "m.call" },
-            "transports": { "published": [], "can_subscribe": [] },
-            "versions": [],
-        });
-        self.send(content).await;
-    }
-
-    async fn leave(&self) {
-        let member = json!({ "id": member_id(&self.person), "membership": "leave" });
-        self.send(json!({ "slot_id": ROOM_CALL, "member": member })).await;
-    }
-
-    async fn send(&self, content: Value) {
-        let send = self.door.send_raw(MEMBER, object(content));
-        send.with_sticky_key(member_id(&self.person)).with_sticky_duration(LONG).await.unwrap();
+    async fn new(person: Person, watch: Watcher, room: &RoomId, config: KeyConfig) -> Self {
+        Guest::new(person, watch, room).await.exchanges(config).await
     }
 
     fn participant(&self) -> Participant {
-        Participant::new(self.person.id(), member_id(&self.person), self.person.device_id())
+        Participant::new(self.person.id(), self.membership.member_id(), self.person.device_id())
     }
 
     /// Takes what the cryptor is told, until it is as wanted.
@@ -134,7 +104,10 @@ impl Caller {
                 self.own = None;
                 self.peers.clear();
             }
-            KeyChange::Own { index, key } => self.own = Some((index, key.as_bytes().to_vec())),
+            KeyChange::Own { participant, index, key } => {
+                assert_eq!(participant.device_id, self.person.device_id());
+                self.own = Some((index, key.as_bytes().to_vec()));
+            }
             KeyChange::Peer { participant, index, key } => {
                 let keys = self.peers.entry(participant).or_default();
                 keys.insert(index, key.as_bytes().to_vec());
@@ -143,6 +116,13 @@ impl Caller {
                 self.peers.remove(&participant).unwrap();
             }
             other => panic!("{other:?}"),
+        }
+    }
+
+    /// Takes what it is told by now.
+    async fn apply_all(&mut self) {
+        while let Ok(Some(change)) = timeout(Duration::ZERO, self.changes.next()).await {
+            self.apply(change);
         }
     }
 
@@ -173,53 +153,6 @@ impl Caller {
         })
         .await
     }
-}
-
-fn member_id(person: &Person) -> String {
-    format!("m-{}", person.device_id())
-}
-
-fn object(value: Value) -> Map<String, Value> {
-    match value {
-        Value::Object(object) => object,
-        other => panic!("{other}"),
-    }
-}
-
-/// The room's call, as its members come and go.
-fn sessions(door: &RoomSticky, slot: Slot) -> impl Stream<Item = SessionSnapshot> + use<> {
-    let sticky = door.client().clone();
-    let Subscription { snapshot, changes, .. } = door.events().subscribe();
-    let mut roster = Roster::new();
-    roster.handle_encryption(true);
-    if let Slot::Open = slot {
-        let slot = json!({
-            "type": "org.matrix.msc4143.rtc.slot",
-            "state_key": ROOM_CALL,
-            "sender": "@admin:hs",
-            "event_id": "$slot",
-            "content": {
-                "status": "open",
-                "application": { "type": "m.call" },
-                "encryption": { "type": "org.matrix.msc4143.per_member" },
-            },
-        });
-        roster.handle_state_event(sticky.now(), &slot.to_string());
-    }
-    roster.handle_snapshot(&snapshot);
-    roster.poll_changes(sticky.now());
-    let first = roster.snapshot(sticky.now()).session(ROOM_CALL);
-    let rest = stream::unfold((roster, changes), move |(mut roster, mut changes)| {
-        let sticky = sticky.clone();
-        async move {
-            let change = changes.next().await?;
-            roster.handle_change(&change);
-            roster.poll_changes(sticky.now());
-            let session = roster.snapshot(sticky.now()).session(ROOM_CALL);
-            Some((session, (roster, changes)))
-        }
-    });
-    stream::once(async move { first }).chain(rest)
 }
 
 fn any_device() -> KeyConfig {
@@ -274,15 +207,22 @@ fn key_content(room: &RoomId, member_id: &str, format: u64) -> Value {
     json!({ "room_id": room, "member_id": member_id, "media_key": media_key, "format": format })
 }
 
-/// Waits until the clients know each other's devices, so that who joins is read by all at once.
-async fn acquainted(callers: &[&Caller]) {
-    for caller in callers {
-        for other in callers {
-            let what = format!("{} knows the device of {}", caller.person.id(), other.person.id());
-            let encryption = caller.watch.client.encryption();
-            let device_id = other.person.device_id();
-            eventually(&what, async || {
-                let device = encryption.get_device(other.person.id(), device_id.into()).await;
+/// The people's clients, once they know each other's devices, so that who joins is read by all at once.
+async fn acquainted<const N: usize>(people: [&Person; N], room: &RoomId) -> [Watcher; N] {
+    let mut watchers = Vec::new();
+    for person in people {
+        watchers.push(Watcher::encrypting(person, &[room]).await);
+    }
+    know_each_other(&people, &watchers.iter().collect::<Vec<_>>()).await;
+    watchers.try_into().ok().unwrap()
+}
+
+async fn know_each_other(people: &[&Person], watchers: &[&Watcher]) {
+    for watcher in watchers {
+        for other in people {
+            let encryption = watcher.client.encryption();
+            eventually("the other's device is known", async || {
+                let device = encryption.get_device(other.id(), other.device_id().into()).await;
                 device.unwrap().map(drop).ok_or("not yet")
             })
             .await;
@@ -294,15 +234,16 @@ async fn acquainted(callers: &[&Caller]) {
 async fn three_exchange_keys_and_who_leaves_does_not_get_the_next_one() {
     let (alice, bob, carol) = (Person::new("alice"), Person::new("bob"), Person::new("carol"));
     let room = alice.encrypted_room_with(&[&bob, &carol]);
-    let mut alice = Caller::new(alice, &room, Slot::Open, any_device()).await;
-    let mut bob = Caller::new(bob, &room, Slot::Open, any_device()).await;
-    let mut carol = Caller::new(carol, &room, Slot::Open, any_device()).await;
-    acquainted(&[&alice, &bob, &carol]).await;
-    let seen = Seen::by(&bob.watch.client);
+    open_slot(&alice, &room, true);
+    let [ours, bobs, carols] = acquainted([&alice, &bob, &carol], &room).await;
+    let seen = Seen::by(&bobs.client);
 
-    tokio::join!(alice.join(), bob.join(), carol.join());
-    let all = [&mut alice, &mut bob, &mut carol];
-    for caller in all {
+    let (mut alice, mut bob, mut carol) = tokio::join!(
+        Caller::new(alice, ours, &room, any_device()),
+        Caller::new(bob, bobs, &room, any_device()),
+        Caller::new(carol, carols, &room, any_device()),
+    );
+    for caller in [&mut alice, &mut bob, &mut carol] {
         caller.until("its own key", |it| it.own.is_some()).await;
     }
     alice.hears(&bob).await;
@@ -314,7 +255,7 @@ async fn three_exchange_keys_and_who_leaves_does_not_get_the_next_one() {
     assert_ne!(alice.own, bob.own);
 
     let (first, _) = alice.own.clone().unwrap();
-    carol.leave().await;
+    carol.membership.leave().await;
     alice.until("another key", |it| it.own.as_ref().is_some_and(|(it, _)| *it != first)).await;
     bob.hears(&alice).await;
     // To carol nothing has gone: what alice sends her now is the next that she gets.
@@ -322,9 +263,7 @@ async fn three_exchange_keys_and_who_leaves_does_not_get_the_next_one() {
     send_to_device(&alice.watch.client, &carol.person, KEY, &marker).await;
     assert_eq!(carol.discarded(1).await, [DiscardReason::Malformed("format")]);
     let (second, _) = alice.own.clone().unwrap();
-    while let Ok(Some(change)) = timeout(Duration::ZERO, carol.changes.next()).await {
-        carol.apply(change);
-    }
+    carol.apply_all().await;
     assert!(!carol.peers[&alice.participant()].contains_key(&second), "{:?}", carol.indices());
 
     // What the SDK tells of a decrypted to-device message: the device is there.
@@ -335,7 +274,7 @@ async fn three_exchange_keys_and_who_leaves_does_not_get_the_next_one() {
         let caller = if info.sender == alice.person.id() { &alice } else { &carol };
         assert_eq!(info.sender, caller.person.id());
         assert_eq!(info.sender_device.unwrap().as_str(), caller.person.device_id());
-        assert_eq!(content["member_id"], member_id(&caller.person));
+        assert_eq!(content["member_id"], caller.membership.member_id());
         assert!(matches!(info.verification_state, VerificationState::Unverified(_)));
         assert!(matches!(info.algorithm_info, AlgorithmInfo::OlmV1Curve25519AesSha2 { .. }));
     }
@@ -349,24 +288,53 @@ async fn three_exchange_keys_and_who_leaves_does_not_get_the_next_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_is_back_as_another_member_is_heard_and_hears_as_before() {
+    let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+    let room = alice.encrypted_room_with(&[&bob]);
+    open_slot(&alice, &room, true);
+    let [ours, bobs] = acquainted([&alice, &bob], &room).await;
+    let (mut alice, mut bob) = tokio::join!(
+        Caller::new(alice, ours, &room, any_device()),
+        Caller::new(bob, bobs, &room, any_device()),
+    );
+    for caller in [&mut alice, &mut bob] {
+        caller.until("its own key", |it| it.own.is_some()).await;
+    }
+    bob.hears(&alice).await;
+    alice.hears(&bob).await;
+
+    let before = alice.participant();
+    alice.membership.suspend(false);
+    bob.until("alice is gone", |it| !it.peers.contains_key(&before)).await;
+    alice.membership.resume();
+    until(&alice.membership, State::Joined).await;
+    assert_ne!(alice.participant(), before);
+    let first = alice.own.clone();
+    alice.until("another key", |it| it.own != first).await;
+    bob.hears(&alice).await;
+    bob.apply_all().await;
+    alice.hears(&bob).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_another_device_sends_in_a_members_name_is_not_taken() {
     let (alice, bob, mallory) = (Person::new("alice"), Person::new("bob"), Person::new("mallory"));
     let room = alice.encrypted_room_with(&[&bob, &mallory]);
+    open_slot(&alice, &room, true);
     let second = alice.on_another_device();
     let second_client = second.encrypting_client().await;
-    let mut alice = Caller::new(alice, &room, Slot::Open, any_device()).await;
-    let mut bob = Caller::new(bob, &room, Slot::Open, any_device()).await;
-    let mallory_watch = Watcher::encrypting(&mallory, &[&room]).await;
+    let [ours, bobs, mallorys] = acquainted([&alice, &bob, &mallory], &room).await;
     let _main_loop = sync(&second_client);
     in_room(&second_client, &room).await;
-    devices_are_there(&bob.person, &[&mallory]).await;
-    acquainted(&[&alice, &bob]).await;
-    tokio::join!(alice.join(), bob.join());
+    let (mut alice, mut bob) = tokio::join!(
+        Caller::new(alice, ours, &room, any_device()),
+        Caller::new(bob, bobs, &room, any_device()),
+    );
     alice.until("its own key", |it| it.own.is_some()).await;
     bob.hears(&alice).await;
 
     // Another device of hers, by whatever name.
-    let alices = member_id(&alice.person);
+    let alices = alice.membership.member_id();
     let forged = key_content(&room, &alices, 0);
     send_to_device(&second_client, &bob.person, KEY, &forged).await;
     assert_eq!(bob.discarded(1).await, [DiscardReason::OtherDevice]);
@@ -385,15 +353,13 @@ async fn a_key_that_another_device_sends_in_a_members_name_is_not_taken() {
     alice.person.api.put(&path, &json!({ "messages": messages })).unwrap();
     assert_eq!(bob.discarded(3).await[2..], [DiscardReason::NotEncrypted]);
 
-    // Somebody else: hers may yet become a member of that id, so that it waits. It is not taken.
+    // Somebody else: she may yet become a member of that id, so that it waits. It is not taken.
     let forged = key_content(&room, &alices, 0);
-    send_to_device(&mallory_watch.client, &bob.person, KEY, &forged).await;
+    send_to_device(&mallorys.client, &bob.person, KEY, &forged).await;
     let marker = key_content(&room, &alices, 1);
-    send_to_device(&mallory_watch.client, &bob.person, KEY, &marker).await;
+    send_to_device(&mallorys.client, &bob.person, KEY, &marker).await;
     assert_eq!(bob.discarded(4).await[3..], [DiscardReason::Malformed("format")]);
-    while let Ok(Some(change)) = timeout(Duration::ZERO, bob.changes.next()).await {
-        bob.apply(change);
-    }
+    bob.apply_all().await;
     assert!(!bob.peers[&alice.participant()].contains_key(&7), "{:?}", bob.indices());
 }
 
@@ -401,12 +367,12 @@ async fn a_key_that_another_device_sends_in_a_members_name_is_not_taken() {
 async fn where_the_room_has_no_slot_keys_go_in_element_calls_messages() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = alice.encrypted_room_with(&[&bob]);
-    let mut alice = Caller::new(alice, &room, Slot::Missing, any_device()).await;
-    let mut bob = Caller::new(bob, &room, Slot::Missing, any_device()).await;
-    acquainted(&[&alice, &bob]).await;
-    let seen = Seen::by(&bob.watch.client);
-    alice.join().await;
-    bob.join().await;
+    let [ours, bobs] = acquainted([&alice, &bob], &room).await;
+    let seen = Seen::by(&bobs.client);
+    let (mut alice, mut bob) = tokio::join!(
+        Caller::new(alice, ours, &room, any_device()),
+        Caller::new(bob, bobs, &room, any_device()),
+    );
     alice.until("its own key", |it| it.own.is_some()).await;
     bob.hears(&alice).await;
     // Who sees them and who takes them are told in any order.
@@ -415,22 +381,23 @@ async fn where_the_room_has_no_slot_keys_go_in_element_calls_messages() {
     let (event_type, content, _) = first.await;
     assert_eq!(event_type, ELEMENT_CALL_KEY);
     assert_eq!(content["member"]["claimed_device_id"], alice.person.device_id());
-    assert_eq!(content["member"]["id"], member_id(&alice.person));
+    assert_eq!(content["member"]["id"], alice.membership.member_id());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_the_server_did_not_take_is_sent_again() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = alice.encrypted_room_with(&[&bob]);
+    open_slot(&alice, &room, true);
     let proxy = Proxy::before(alice.url()).await;
     let client = alice.encrypting_client_of(BaseClientBuilder::in_memory(), proxy.url()).await;
-    let watch = Watcher::with(client, &[&room]).await;
-    let mut alice = Caller::with(alice, watch, &room, Slot::Open, any_device()).await;
-    let mut bob = Caller::new(bob, &room, Slot::Open, any_device()).await;
-    acquainted(&[&alice, &bob]).await;
-    alice.join().await;
+    let ours = Watcher::with(client, &[&room]).await;
+    let bobs = Watcher::encrypting(&bob, &[&room]).await;
+    know_each_other(&[&alice, &bob], &[&ours, &bobs]).await;
+    let mut alice = Caller::new(alice, ours, &room, any_device()).await;
+    until(&alice.membership, State::Joined).await;
     proxy.refuse_to_device(true);
-    bob.join().await;
+    let mut bob = Caller::new(bob, bobs, &room, any_device()).await;
     bob.until("its own key", |it| it.own.is_some()).await;
     alice.hears(&bob).await;
     eventually("alice has tried twice", async || match proxy.refused_to_device() {
@@ -445,33 +412,21 @@ async fn a_key_that_the_server_did_not_take_is_sent_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_that_came_before_the_exchange_has_begun_is_taken_from_the_inbox() {
+async fn a_key_that_came_before_the_exchange_has_begun_is_taken() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = alice.encrypted_room_with(&[&bob]);
-    let watch = Watcher::encrypting(&alice, &[&room]).await;
-    let mut bob = Caller::new(bob, &room, Slot::Open, any_device()).await;
-    let inbox = KeyInbox::open(&watch.client);
-    let seen = Seen::by(&watch.client);
-    // Somebody who is there without an exchange: bob knows no better, and sends his key.
-    let alice = Caller::with(alice, watch, &room, Slot::Open, any_device()).await;
-    acquainted(&[&alice, &bob]).await;
-    tokio::join!(alice.join(), bob.join());
+    open_slot(&alice, &room, true);
+    let [ours, bobs] = acquainted([&alice, &bob], &room).await;
+    let seen = Seen::by(&ours.client);
+    let alice = Guest::new(alice, ours, &room).await;
+    let mut bob = Caller::new(bob, bobs, &room, any_device()).await;
     bob.until("its own key", |it| it.own.is_some()).await;
     eventually("bob's key has come", async || match seen.all().len() {
         0 => Err("not yet"),
         _ => Ok(()),
     })
     .await;
-    let Caller { person, watch, door, keys, .. } = alice;
-    drop(keys);
-    let sdk_room = watch.client.get_room(&room).unwrap();
-    let (member_id, sessions) = (member_id(&person), sessions(&door, Slot::Open));
-    let timer = Arc::new(SystemClock::default());
-    let keys = MediaKeys::start(sdk_room, member_id, inbox, sessions, any_device(), timer);
-    let keys = keys.await.unwrap();
-    let changes = keys.changes();
-    let (own, peers) = Default::default();
-    let mut alice = Caller { person, watch, door, keys, changes, own, peers };
+    let mut alice = alice.exchanges(any_device()).await;
     alice.hears(&bob).await;
 }
 
@@ -481,14 +436,15 @@ async fn a_key_that_came_before_the_exchange_has_begun_is_taken_from_the_inbox()
 async fn a_device_that_is_not_cross_signed_is_left_out_until_it_is() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = alice.encrypted_room_with(&[&bob]);
-    let watch = Watcher::encrypting(&alice, &[&room]).await;
-    watch.client.encryption().bootstrap_cross_signing(None).await.unwrap();
+    open_slot(&alice, &room, true);
+    let [ours, bobs] = acquainted([&alice, &bob], &room).await;
+    ours.client.encryption().bootstrap_cross_signing(None).await.unwrap();
+    let seen = (Seen::by(&ours.client), Seen::by(&bobs.client));
     let strict = KeyConfig::default().with_use_after(Duration::from_secs(1));
-    let mut alice = Caller::with(alice, watch, &room, Slot::Open, strict).await;
-    let mut bob = Caller::new(bob, &room, Slot::Open, strict).await;
-    acquainted(&[&alice, &bob]).await;
-    let seen = (Seen::by(&alice.watch.client), Seen::by(&bob.watch.client));
-    tokio::join!(alice.join(), bob.join());
+    let (mut alice, mut bob) = tokio::join!(
+        Caller::new(alice, ours, &room, strict),
+        Caller::new(bob, bobs, &room, strict),
+    );
     // Bob trusts alice, and gives her his key; she does not take it.
     eventually("bob's key has come", async || match seen.0.all().len() {
         0 => Err("not yet"),
@@ -496,8 +452,9 @@ async fn a_device_that_is_not_cross_signed_is_left_out_until_it_is() {
     })
     .await;
     bob.until("its own key", |it| it.own.is_some()).await;
+    alice.apply_all().await;
+    assert_eq!(alice.peers, BTreeMap::new());
     assert!(seen.1.all().is_empty());
-    assert!(alice.keys.discards().last.is_empty());
 
     bob.watch.client.encryption().bootstrap_cross_signing(None).await.unwrap();
     alice.hears(&bob).await;
@@ -509,11 +466,9 @@ async fn a_device_that_is_not_cross_signed_is_left_out_until_it_is() {
 async fn in_a_room_that_is_not_encrypted_there_are_no_keys() {
     let alice = Person::new("alice");
     let room = alice.room();
+    open_slot(&alice, &room, false);
     let watch = Watcher::encrypting(&alice, &[&room]).await;
-    let sdk_room = watch.client.get_room(&room).unwrap();
-    let sessions = sessions(&watch.room(&room), Slot::Open);
-    let timer = Arc::new(SystemClock::default());
-    let inbox = KeyInbox::open(&watch.client);
-    let keys = MediaKeys::start(sdk_room, "m", inbox, sessions, any_device(), timer).await;
+    let alice = Guest::new(alice, watch, &room).await;
+    let keys = alice.membership.media_keys(any_device()).await;
     assert!(matches!(keys, Err(MediaKeysError::NotEncrypted)), "{keys:?}");
 }

@@ -90,7 +90,7 @@ fn call() -> [Transport; 1] {
     [Transport::livekit("https://livekit.example.org")]
 }
 
-fn open_slot(person: &Person, room: &RoomId, encrypted: bool) {
+pub(crate) fn open_slot(person: &Person, room: &RoomId, encrypted: bool) {
     let mut content = json!({ "status": "open", "application": { "type": "m.call" } });
     if encrypted {
         content["encryption"] = json!({ "type": "org.matrix.msc4143.per_member" });

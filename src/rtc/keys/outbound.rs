@@ -4,14 +4,14 @@
 //! never here: a device that left, or was not there.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::Duration,
 };
 
 use ruma::UserId;
 use zeroize::Zeroizing;
 
-use super::{Dice, KeyChange, KeyConfig, MediaKey, Participant, Peer};
+use super::{Dice, KeyConfig, MediaKey, Participant, Peer};
 use crate::{
     rtc::member::Dialect,
     time::{Deadline, Moment},
@@ -69,6 +69,10 @@ pub(super) struct Outbound {
     peers: BTreeMap<Participant, Share>,
     sends: HashMap<SendId, Vec<Participant>>,
     next_send: u64,
+    /// Whether the next key is the first one of another member.
+    is_to_begin: bool,
+    /// Keys that came into use, and that nobody was told of yet.
+    used: Vec<(u8, MediaKey)>,
 }
 
 struct OwnKey {
@@ -127,16 +131,13 @@ impl Outbound {
             peers: BTreeMap::new(),
             sends: HashMap::new(),
             next_send: 0,
+            is_to_begin: false,
+            used: Vec::new(),
         }
     }
 
-    pub(super) fn handle_peers(
-        &mut self,
-        now: Moment,
-        peers: &BTreeMap<Participant, Peer>,
-        changes: &mut VecDeque<KeyChange>,
-    ) {
-        self.advance(now, changes);
+    pub(super) fn handle_peers(&mut self, now: Moment, peers: &BTreeMap<Participant, Peer>) {
+        self.advance(now);
         let mut has_left = false;
         self.peers.retain(|participant, share| match peers.get(participant) {
             // An earlier one is one that was there before and is known only now.
@@ -168,11 +169,12 @@ impl Outbound {
         }
         self.begin_delay(now);
         match &self.newest {
-            None => self.make_key(now, changes),
+            None => self.make_key(now),
+            Some(_) if self.is_to_begin => self.make_key(now),
             // What it has not been used for it does not give away.
             Some(_) if self.wait.is_some() => self.rotate_then |= has_left,
             Some(newest) if has_left || (has_joined && newest.grace.is_over(now)) => {
-                self.make_key(now, changes);
+                self.make_key(now);
             }
             Some(_) => {}
         }
@@ -186,6 +188,16 @@ impl Outbound {
                 *again_at = None;
             }
         }
+    }
+
+    /// We are another member: nobody has a key of that one. The index goes on, for those who tell our
+    /// keys apart by our device.
+    pub(super) fn begin_anew(&mut self) {
+        self.peers.clear();
+        self.wait = None;
+        self.older = None;
+        self.rotate_then = false;
+        self.is_to_begin = self.newest.is_some();
     }
 
     /// Everybody may have forgotten the key.
@@ -258,6 +270,11 @@ impl Outbound {
         again.chain(next).min()
     }
 
+    /// The keys that came into use since it was last asked.
+    pub(super) fn take_used(&mut self) -> Vec<(u8, MediaKey)> {
+        std::mem::take(&mut self.used)
+    }
+
     /// The key that our media are encrypted with.
     pub(super) fn in_use(&self) -> Option<(u8, MediaKey)> {
         let newest = self.newest.as_ref().map(|newest| (newest.index, newest.key.clone()));
@@ -265,20 +282,21 @@ impl Outbound {
     }
 
     /// Does what is due.
-    pub(super) fn advance(&mut self, now: Moment, changes: &mut VecDeque<KeyChange>) {
+    pub(super) fn advance(&mut self, now: Moment) {
         if self.wait.as_ref().is_some_and(|wait| wait.until.is_over(now)) {
-            self.begin_use(changes);
+            self.begin_use();
             if std::mem::take(&mut self.rotate_then) {
-                self.make_key(now, changes);
+                self.make_key(now);
             }
         }
         let ends = self.newest.as_ref().and_then(|newest| newest.ends);
         if self.wait.is_none() && ends.is_some_and(|ends| ends.is_over(now)) {
-            self.make_key(now, changes);
+            self.make_key(now);
         }
     }
 
-    fn make_key(&mut self, now: Moment, changes: &mut VecDeque<KeyChange>) {
+    fn make_key(&mut self, now: Moment) {
+        self.is_to_begin = false;
         let mut bytes = Zeroizing::new(vec![0; MediaKey::LENGTH]);
         (self.dice)(&mut bytes);
         let older = self.newest.take().map(|newest| (newest.index, newest.key));
@@ -301,7 +319,7 @@ impl Outbound {
                 unanswered: self.peers.keys().cloned().collect(),
             });
         } else {
-            self.begin_use(changes);
+            self.begin_use();
         }
     }
 
@@ -314,11 +332,9 @@ impl Outbound {
         }
     }
 
-    fn begin_use(&mut self, changes: &mut VecDeque<KeyChange>) {
+    fn begin_use(&mut self) {
         self.wait = None;
         self.older = None;
-        if let Some(newest) = &self.newest {
-            changes.push_back(KeyChange::Own { index: newest.index, key: newest.key.clone() });
-        }
+        self.used.extend(self.newest.as_ref().map(|newest| (newest.index, newest.key.clone())));
     }
 }

@@ -37,7 +37,7 @@ use super::{
     Participant, SendId, Sender, Sending, message,
 };
 use crate::{
-    driver::{BoxFuture, Task, Timer, before, random_bytes, random_seed},
+    driver::{BoxFuture, Task, Timer, before, optional, random_bytes, random_seed},
     event::Verification,
     rtc::{member::Dialect, snapshot::SessionSnapshot},
 };
@@ -100,14 +100,14 @@ impl std::error::Error for MediaKeysError {}
 ///
 /// To be opened before our membership goes out: others send their keys as soon as they see that, and the
 /// SDK keeps no to-device message that nobody asked for. Dropping it ends that.
-pub struct KeyInbox {
+pub(in crate::rtc) struct KeyInbox {
     messages: mpsc::Receiver<Incoming>,
     handler: EventHandlerDropGuard,
 }
 
 impl KeyInbox {
     /// Collects from now on. Of what nobody reads the first thousand are kept.
-    pub fn open(client: &Client) -> Self {
+    pub(in crate::rtc) fn open(client: &Client) -> Self {
         let (incoming, messages) = mpsc::channel(INCOMING);
         let handler = client.add_event_handler(
             move |_: AnyToDeviceEvent, RawEvent(raw): RawEvent, info: Option<EncryptionInfo>| {
@@ -137,26 +137,26 @@ pub struct MediaKeys {
 }
 
 impl MediaKeys {
-    /// Starts the exchange for our member of this id, with who is in its session as `sessions` tells it,
-    /// first of all now, and with what has come into `inbox` since it was opened.
+    /// Starts the exchange, with what has come into `inbox` since it was opened. `sessions` tells, first
+    /// of all now, our member's id and who is in its session.
     ///
     /// # Errors
     ///
     /// [`MediaKeysError`].
-    pub async fn start<S>(
+    pub(in crate::rtc) async fn start<S>(
         room: Room,
-        member_id: impl Into<String>,
         inbox: KeyInbox,
         sessions: S,
         config: KeyConfig,
         timer: Arc<dyn Timer>,
     ) -> Result<Self, MediaKeysError>
     where
-        S: Stream<Item = SessionSnapshot> + Send + 'static,
+        S: Stream<Item = (String, SessionSnapshot)> + Send + 'static,
     {
         let client = room.client();
         let meta = client.session_meta().ok_or(MediaKeysError::NotLoggedIn)?;
-        let own = Participant::new(&*meta.user_id, member_id, &*meta.device_id);
+        // The member id is told with the first snapshot.
+        let own = Participant::new(&*meta.user_id, "", &*meta.device_id);
         let encryption = room.latest_encryption_state().await;
         match encryption.map_err(|error| MediaKeysError::EncryptionUnknown(Box::new(error)))? {
             state if state.is_encrypted() => {}
@@ -324,7 +324,7 @@ struct Run {
 impl Run {
     async fn run<S>(self, mut sessions: S, mut messages: mpsc::Receiver<Incoming>)
     where
-        S: Stream<Item = SessionSnapshot> + Send + Unpin,
+        S: Stream<Item = (String, SessionSnapshot)> + Send + Unpin,
     {
         let mut sessions_are_over = false;
         let mut news = news_of_devices(&self.performer.room.client()).await;
@@ -339,8 +339,13 @@ impl Run {
             let timer = &self.shared.timer;
             tokio::select! {
                 session = sessions.next(), if !sessions_are_over => match session {
-                    Some(session) => {
-                        self.with(|exchange| exchange.handle_session(timer.now(), &session));
+                    Some((member_id, session)) => {
+                        self.with(|exchange| {
+                            if exchange.own().member_id != member_id {
+                                exchange.handle_joined_as(member_id);
+                            }
+                            exchange.handle_session(timer.now(), &session);
+                        });
                         must_look = true;
                     }
                     None => sessions_are_over = true,
@@ -690,13 +695,6 @@ async fn warn_if_not_signed(client: &Client) {
             "this device is not cross-signed: others may not take its media keys; set up \
              cross-signing, or verify this device by another one"
         );
-    }
-}
-
-async fn optional<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
-    match future {
-        Some(future) => future.await,
-        None => pending().await,
     }
 }
 

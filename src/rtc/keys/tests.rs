@@ -177,7 +177,8 @@ impl Story {
 fn words(change: &KeyChange) -> String {
     match change {
         KeyChange::Reset => "reset".to_owned(),
-        KeyChange::Own { index, key } => {
+        KeyChange::Own { participant, index, key } => {
+            assert_eq!(participant.user_id, "@us:hs");
             assert_eq!(key.as_bytes().len(), MediaKey::LENGTH);
             format!("use {index}")
         }
@@ -386,6 +387,28 @@ fn when_we_are_back_all_are_sent_the_key_again() {
     let mut story = Story::with(&["a"]);
     story.update();
     story.expect(&["0 to a"], &["use 0"]);
+}
+
+#[test]
+fn as_another_member_we_have_another_key_and_the_others_are_still_heard() {
+    let mut story = Story::with(&["a", "b"]);
+    story.receives(&sender("a"), message("m-a", 0, 1));
+    story.at(100);
+    story.leaves("b");
+    story.expect(&["0 to a b", "1 to a"], &["use 0", "a 0=1"]);
+    story.keys.handle_joined_as("m-again");
+    story.keys.handle_peers(story.now, None, story.peers.values().cloned());
+    story.pump();
+    // Nobody who would see us has a key of that member.
+    story.expect(&[], &["use 2"]);
+    let all: Vec<_> = story.keys.all().iter().map(words).collect();
+    assert_eq!(all, ["reset", "use 2", "a 0=1"]);
+    assert_eq!(story.keys.own().member_id, "m-again");
+    story.keys.handle_peers(story.now, Some(7), story.peers.values().cloned());
+    story.pump();
+    story.expect(&["2 to a"], &[]);
+    story.at(1_000);
+    story.expect(&[], &[]);
 }
 
 #[test]
@@ -805,7 +828,8 @@ fn element_calls_keys_may_be_of_16_to_64_bytes() {
 fn no_key_is_shown() {
     let mut story = Story::with(&["a"]);
     let message = message("m-a", 0, 251);
-    let change = KeyChange::Own { index: 0, key: message.key.clone() };
+    let change =
+        KeyChange::Own { participant: participant("us"), index: 0, key: message.key.clone() };
     story.is_slow = true;
     story.joins("b");
     let shown = [
