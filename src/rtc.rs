@@ -42,6 +42,8 @@ mod join;
 pub mod keys;
 mod member;
 #[cfg(feature = "client")]
+mod open;
+#[cfg(feature = "client")]
 mod own;
 mod roster;
 #[cfg(feature = "client")]
@@ -55,6 +57,7 @@ mod transport;
 #[cfg(feature = "client")]
 pub use self::{
     join::{JoinError, JoinSession, Membership},
+    open::{OpenSlot, SlotError},
     session::{
         Rtc, RtcChange, RtcChanges, RtcSubscription, Session, SessionChanges, SessionSubscription,
         SessionUpdate,

@@ -13,6 +13,7 @@ use ruma::{OwnedUserId, RoomId};
 
 use super::{
     join::JoinSession,
+    open::{self, OpenSlot, SlotError},
     roster::{Roster, SessionChange, What},
     slot::session_of,
     snapshot::{RtcSnapshot, SessionSnapshot},
@@ -28,6 +29,10 @@ use crate::{
 
 /// When to ask the server for the state again after it could not be reached.
 const FETCH_AGAIN_AFTER: Duration = Duration::from_secs(15);
+
+/// The shortest time from one request for the state to the next after a gap: some main loops leave one
+/// with each answer, in a room where much is said.
+const FETCH_EVERY: Duration = Duration::from_secs(5);
 
 /// The MatrixRTC sessions of a room. Cheap to clone, costs nothing until it is asked.
 #[derive(Clone)]
@@ -145,6 +150,33 @@ impl Session {
         JoinSession::new(self.clone(), transports.into())
     }
 
+    /// Opens its slot, for who follows MSC4143. In an encrypted room it says that each member has a media
+    /// key of its own (`m.per_member`), as the proposal requires. Nothing is sent where it is open so
+    /// already. Takes the right to send such state events.
+    ///
+    /// ```no_run
+    /// # use matrix_sdk_sticky::{RoomExt as _, rtc::{ROOM_CALL, SlotError}};
+    /// # async fn example(room: matrix_sdk::Room) -> Result<(), SlotError> {
+    /// room.sticky().rtc().session(ROOM_CALL).open().await
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`SlotError`](super::SlotError).
+    pub fn open(&self) -> OpenSlot {
+        OpenSlot::new(self.clone())
+    }
+
+    /// Closes its slot: nobody is there any more, and members who follow the proposal leave.
+    ///
+    /// # Errors
+    ///
+    /// [`SlotError`](super::SlotError).
+    pub async fn close(&self) -> Result<(), SlotError> {
+        open::close(self).await
+    }
+
     pub(super) fn rtc(&self) -> &Rtc {
         &self.rtc
     }
@@ -247,6 +279,7 @@ struct Watch {
     /// Of whom the server is being asked.
     asked: Vec<OwnedUserId>,
     fetch_at: Option<Deadline>,
+    fetched_at: Option<Moment>,
 }
 
 impl Watch {
@@ -267,11 +300,14 @@ impl Watch {
             strangers: Vec::new(),
             asked: Vec::new(),
             fetch_at: None,
+            fetched_at: None,
         };
         watch.ask_encryption().await;
         let stored = watch.source.stored().await;
         watch.handle_state(stored);
         watch.look_up().await;
+        // Of all, as the store may have missed that somebody left: not every main loop tells.
+        watch.strangers = watch.roster.users();
         let fetched = watch.fetch().await;
         watch.handle_fetched(fetched).await;
         watch
@@ -307,7 +343,9 @@ impl Watch {
                     News::Gap(texts) => {
                         self.handle_state(texts);
                         self.strangers = self.roster.users();
-                        self.fetch_at = Some(now.deadline(Duration::ZERO));
+                        let at_once = now.deadline(Duration::ZERO);
+                        let not_before = self.fetched_at.map(|at| at.deadline(FETCH_EVERY));
+                        self.fetch_at = Some(not_before.map_or(at_once, |at| at.max(at_once)));
                     }
                     News::Left => self.roster.handle_room_left(now),
                 },
@@ -329,6 +367,7 @@ impl Watch {
 
     fn fetch(&mut self) -> impl Future<Output = Option<Vec<String>>> + Send + use<> {
         self.fetch_at = None;
+        self.fetched_at = Some(self.now());
         self.asked = std::mem::take(&mut self.strangers);
         self.source.fetch(self.asked.clone())
     }

@@ -8,11 +8,12 @@ use matrix_sdk_sticky::{
     heartbeat::State,
     rtc::{
         ClosedBy, Dialect, Form, JoinError, Leave, Membership, NotJoined, ROOM_CALL, Rtc,
-        SessionChanges, SessionSnapshot, SessionSubscription, Transport, What,
+        SessionChanges, SessionSnapshot, SessionSubscription, SlotError, Transport, What,
     },
 };
 use serde_json::{Value, json};
 use tokio::time::timeout;
+use xtask::api::encode;
 
 use crate::{
     proxy::Proxy,
@@ -240,6 +241,49 @@ async fn a_slot_that_is_closed_under_us_makes_us_leave() {
     seen.until("it says why", |now| now.candidates().any(|it| it.reason == slot_closed)).await;
     let again = own.session(ROOM_CALL).join(call()).await;
     assert!(matches!(again, Err(JoinError::Slot(ClosedBy::Status))));
+}
+
+async fn opens_and_closes(encrypted: bool) {
+    let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+    let room = match encrypted {
+        true => alice.encrypted_room_with(&[&bob]),
+        false => alice.room_with(&[&bob]),
+    };
+    let ours = Watcher::encrypting(&alice, &[&room]).await;
+    let theirs = Watcher::encrypting(&bob, &[&room]).await;
+    let session = ours.room(&room).rtc().session(ROOM_CALL);
+    let others = theirs.room(&room).rtc();
+    let mut seen = Call::of(&others).await;
+    assert_eq!(seen.now.closed_by(), Some(ClosedBy::Missing));
+    session.open().await.unwrap();
+    seen.until("it is open", |now| now.closed_by().is_none()).await;
+    assert_eq!(seen.now.slot().unwrap().encryption.is_some(), encrypted);
+    let opened = slot_event(&alice, &room);
+    session.open().await.unwrap();
+    assert_eq!(slot_event(&alice, &room), opened);
+    let refused = others.session(ROOM_CALL).close().await;
+    assert!(matches!(refused, Err(SlotError::NotAllowed)), "{refused:?}");
+    session.close().await.unwrap();
+    seen.until("closed", |now| now.closed_by() == Some(ClosedBy::Status)).await;
+    let nameless = ours.room(&room).rtc().session("m.call").open().await;
+    assert!(matches!(nameless, Err(SlotError::SlotId)));
+}
+
+/// The id of the slot's event.
+fn slot_event(person: &Person, room: &RoomId) -> Value {
+    let (room, slot_id) = (encode(room.as_str()), encode(ROOM_CALL));
+    let event = person.api.get(&format!("rooms/{room}/state/{SLOT}/{slot_id}?format=event"));
+    event.unwrap()["event_id"].clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_is_opened_once_and_closed_by_who_has_the_right() {
+    opens_and_closes(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_an_encrypted_room_an_open_slot_says_how_media_are_encrypted() {
+    opens_and_closes(true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
