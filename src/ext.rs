@@ -24,7 +24,7 @@ use crate::{
     event::StickyKey,
     heartbeat::{Beating, StartHeartbeat},
     map::Limits,
-    rtc::Rtc,
+    rtc::{self, Discovered, Rtc, TransportsError},
     send::{RedactSticky, SendError, SendSticky, Turns, ensure_sticky_events},
     sync::{SyncSource, SyncState, Worker},
     time::Moment,
@@ -149,6 +149,28 @@ impl Sticky {
 }
 
 impl Sticky {
+    /// The transports for MatrixRTC that our homeserver offers, with which a session can be joined
+    /// ([MSC4143]): from its endpoint, or from its `.well-known/matrix/client` where it has none. What
+    /// is not known is passed on as it is. Asks each time, for 20 s at most.
+    ///
+    /// ```no_run
+    /// # use matrix_sdk_sticky::{ClientExt as _, RoomExt as _, rtc::ROOM_CALL};
+    /// # async fn example(room: matrix_sdk::Room) -> Result<(), Box<dyn std::error::Error>> {
+    /// let transports = room.client().sticky().rtc_transports().await?.transports;
+    /// let call = room.sticky().rtc().session(ROOM_CALL);
+    /// let membership = call.join(transports).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`TransportsError`]. A server that offers none is no error.
+    ///
+    /// [MSC4143]: https://github.com/matrix-org/matrix-spec-proposals/pull/4143
+    pub async fn rtc_transports(&self) -> Result<Discovered, TransportsError> {
+        rtc::discover(&self.inner.client, &self.inner.timer).await
+    }
+
     /// Has all heartbeats of this client leave, and what an earlier process has left armed. To be
     /// called before a logout: afterwards nobody has the right to. Returns when the server has it all;
     /// whoever will not wait that long may give up, as the armed leaves fire by themselves.

@@ -37,6 +37,8 @@
 
 mod content;
 #[cfg(feature = "client")]
+mod discovery;
+#[cfg(feature = "client")]
 mod join;
 #[cfg(any(test, feature = "media-keys"))]
 pub mod keys;
@@ -55,7 +57,10 @@ mod state;
 mod transport;
 
 #[cfg(feature = "client")]
+pub(crate) use self::discovery::discover;
+#[cfg(feature = "client")]
 pub use self::{
+    discovery::{Discovered, DiscoveredFrom, TransportsError},
     join::{JoinError, JoinSession, Membership},
     open::{OpenSlot, SlotError},
     session::{

@@ -59,6 +59,8 @@ pub mod names {
         ["m.rtc.encryption_key", "org.matrix.msc4143.rtc.encryption_key"];
     /// The to-device message with a media key of Element Call's.
     pub const ELEMENT_CALL_KEYS: &str = "io.element.call.encryption_keys";
+    /// The transports in a `.well-known/matrix/client`, as before there was an endpoint (MSC4143).
+    pub const RTC_FOCI: [&str; 2] = ["m.rtc_foci", "org.matrix.msc4143.rtc_foci"];
     /// A membership in the state, as before sticky events (MSC3401). It never became stable.
     pub const CALL_MEMBER: &str = "org.matrix.msc3401.call.member";
     /// The capability that tells a server's limits.

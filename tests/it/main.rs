@@ -24,4 +24,5 @@ mod secrets;
 mod send;
 mod support;
 mod tasks;
+mod transports;
 mod v3;

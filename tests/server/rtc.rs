@@ -5,19 +5,21 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use matrix_sdk::ruma::RoomId;
 use matrix_sdk_sticky::{
+    ClientExt as _,
     heartbeat::State,
     rtc::{
-        ClosedBy, Dialect, Form, JoinError, Leave, Membership, NotJoined, ROOM_CALL, Rtc,
-        SessionChanges, SessionSnapshot, SessionSubscription, SlotError, Transport, What,
+        ClosedBy, Dialect, Discovered, DiscoveredFrom, Form, JoinError, Leave, Membership,
+        NotJoined, ROOM_CALL, Rtc, SessionChanges, SessionSnapshot, SessionSubscription, SlotError,
+        Transport, What,
     },
 };
 use serde_json::{Value, json};
 use tokio::time::timeout;
-use xtask::api::encode;
+use xtask::{api::encode, homeserver::Options};
 
 use crate::{
     proxy::Proxy,
-    support::{DEADLINE, Person, Watcher, devices_are_there},
+    support::{DEADLINE, Person, Watcher, devices_are_there, start},
 };
 
 const DELAY: Duration = Duration::from_secs(4);
@@ -384,4 +386,34 @@ async fn encryption_that_is_switched_on_ends_members_in_plaintext() {
     let encryption = json!({ "algorithm": "m.megolm.v1.aes-sha2" });
     alice.api.set_state(room.as_str(), "m.room.encryption", "", &encryption).unwrap();
     assert_eq!(seen.left("a").await, NotJoined::NotEncrypted);
+}
+
+async fn transports(rtc_endpoint: bool) -> Discovered {
+    let server = start(&Options { rtc_endpoint, ..Options::default() });
+    let alice = Person::on(&server, "alice");
+    let client = alice.client().await;
+    client.sticky().rtc_transports().await.unwrap()
+}
+
+fn assert_are_there(transports: &[Transport]) {
+    let [livekit, pigeon] = transports else { panic!("{transports:?}") };
+    let service_url = livekit.as_livekit().unwrap().service_url;
+    assert_eq!(service_url, Some("https://livekit.sticky.test"));
+    assert_eq!(livekit.fields()["com.example.odd"], json!([1]));
+    assert_eq!(pigeon.to_json(), json!({ "type": "com.example.pigeon", "loft": { "height": 3 } }));
+    assert!(pigeon.as_livekit().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_homeservers_transports_are_discovered_unknown_ones_unharmed() {
+    let discovered = transports(true).await;
+    assert_eq!(discovered.from, DiscoveredFrom::Homeserver);
+    assert_are_there(&discovered.transports);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_endpoint_the_well_known_tells_the_transports() {
+    let discovered = transports(false).await;
+    assert_eq!(discovered.from, DiscoveredFrom::WellKnown);
+    assert_are_there(&discovered.transports);
 }

@@ -44,13 +44,22 @@ pub struct Options {
     /// The server's default rate limits: seven quick sends, then 429. Off unless told, which
     /// lifts every limit to 10,000 a second.
     pub rate_limits: bool,
+    /// The endpoint of MatrixRTC transports (MSC4143), with two of them. On unless told; without it
+    /// the `.well-known/matrix/client` has them.
+    pub rtc_endpoint: bool,
     /// The port on `127.0.0.1`; without one, a free one is chosen.
     pub port: Option<u16>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { sticky: true, delayed_events: true, rate_limits: false, port: None }
+        Self {
+            sticky: true,
+            delayed_events: true,
+            rate_limits: false,
+            rtc_endpoint: true,
+            port: None,
+        }
     }
 }
 

@@ -61,6 +61,17 @@ fn homeserver(dir: &Path, port: u16, options: &Options) -> Value {
             "msc4140_max_delayed_events_per_user": 100,
         },
     });
+    let transports = json!([
+        { "type": "livekit", "livekit_service_url": "https://livekit.sticky.test", "com.example.odd": [1] },
+        { "type": "com.example.pigeon", "loft": { "height": 3 } },
+    ]);
+    if options.rtc_endpoint {
+        config["experimental_features"]["msc4143_enabled"] = json!(true);
+        config["matrix_rtc"] = json!({ "transports": transports });
+    } else {
+        config["extra_well_known_client_content"] =
+            json!({ "org.matrix.msc4143.rtc_foci": transports });
+    }
     if options.delayed_events {
         config["max_event_delay_duration"] = json!("24h");
     }
