@@ -1,9 +1,10 @@
-//! What the tests and the chores of `matrix-sdk-sticky` share: a real homeserver, and a plain way
-//! to speak to it.
+//! What the tests and the chores of `matrix-sdk-sticky` share: a real homeserver, a plain way to
+//! speak to it, and another client.
 //!
 //! [`homeserver::Synapse`] installs (once), starts, pauses, restarts and ends a Synapse on
-//! loopback. [`api::Api`] is one user's raw client. Neither knows matrix-sdk nor the crate that is
-//! tested: what a test reads through them is what the server says, not what our code makes of it.
+//! loopback. [`api::Api`] is one user's raw client. [`npm::Js`] installs (once) matrix-js-sdk, and
+//! runs programs that use it. None knows matrix-sdk nor the crate that is tested: what a test reads
+//! through them is what others say, not what our code makes of it.
 //!
 //! Everything here blocks the calling thread; an async test calls it from there just the same.
 #![warn(missing_docs, unreachable_pub)]
@@ -15,3 +16,4 @@
 
 pub mod api;
 pub mod homeserver;
+pub mod npm;

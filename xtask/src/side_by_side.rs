@@ -5,14 +5,13 @@
 //! machine that others use too; the absolute figures do not.
 
 mod latency;
-mod npm;
 mod store;
 
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
+use xtask::npm::Js;
 
-use self::npm::Js;
 use crate::{Side, SideBySideArgs, cargo::Cargo, ci::INTERRUPTED, process::Interrupt};
 
 pub(crate) fn run(
@@ -21,7 +20,7 @@ pub(crate) fn run(
     interrupt: &Interrupt,
 ) -> anyhow::Result<ExitCode> {
     let interrupted = Ok(ExitCode::from(INTERRUPTED));
-    let Some(js) = npm::ensure(interrupt)? else { return interrupted };
+    let Some(js) = interrupt.or(Js::ensure).transpose()? else { return interrupted };
     for (side, measure) in
         [(Side::Store, store::measure as Measure), (Side::Server, latency::measure)]
     {

@@ -18,9 +18,9 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
-use xtask::{api::Api, homeserver::Options};
+use xtask::{api::Api, homeserver::Options, npm::Js};
 
-use super::{Row, Table, median, npm::Js, percentile};
+use super::{Row, Table, median, percentile};
 use crate::{
     cargo::Cargo,
     demo::build_watch,
@@ -70,10 +70,10 @@ pub(super) fn measure(
             .args(["--sync", "sliding", "--json"]);
         command
     };
-    let theirs = |user: &str| {
-        let mut command = js.node(&[], "watch.mjs");
+    let theirs = |user: &str| -> anyhow::Result<Command> {
+        let mut command = js.node(&[], "benches/js/watch.mjs")?;
         command.args([server.url(), user, &password(user), &room]);
-        command
+        Ok(command)
     };
     let mut numbers = Numbers(0);
     let mut round = |watchers: &mut [Watcher]| -> anyhow::Result<Option<Vec<Sample>>> {
@@ -86,10 +86,10 @@ pub(super) fn measure(
             0 => WATCHERS,
             _ => [WATCHERS[1], WATCHERS[0]],
         };
-        let mut both = [Watcher::start(ours(one))?, Watcher::start(theirs(other))?];
+        let mut both = [Watcher::start(ours(one))?, Watcher::start(theirs(other)?)?];
         let Some(both) = round(&mut both)? else { return Ok(None) };
         let Some(ours) = round(&mut [Watcher::start(ours(one))?])? else { return Ok(None) };
-        let Some(theirs) = round(&mut [Watcher::start(theirs(other))?])? else { return Ok(None) };
+        let Some(theirs) = round(&mut [Watcher::start(theirs(other)?)?])? else { return Ok(None) };
         let came = |samples: &[Sample], watcher: usize| -> Vec<f64> {
             samples.iter().filter_map(|sample| sample.came.get(watcher).copied()).collect()
         };

@@ -4,9 +4,9 @@ use std::{collections::BTreeMap, fs, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, bail};
 use serde_json::Value;
-use xtask::homeserver::workspace;
+use xtask::{homeserver::workspace, npm::Js};
 
-use super::{Row, Table, median, npm::Js};
+use super::{Row, Table, median};
 use crate::{
     cargo::{Cargo, said},
     process::Interrupt,
@@ -42,7 +42,7 @@ pub(super) fn measure(
     let mut turns = Vec::new();
     for turn in 1..=TURNS {
         eprintln!("feeding both stores, turn {turn} of {TURNS} ..");
-        let mut theirs = js.node(&["--expose-gc"], "store.mjs");
+        let mut theirs = js.node(&["--expose-gc"], "benches/js/store.mjs")?;
         theirs.arg(&corpus.0);
         let Some(ours) = listen(ours("run"))? else { return Ok(None) };
         let Some(theirs) = listen(theirs)? else { return Ok(None) };
