@@ -16,6 +16,19 @@ use crate::wire::names;
 /// matrix-js-sdk.
 const CALL_MEMBER_EXPIRES_MS: u64 = 4 * 3_600_000;
 
+/// What a membership in the state says of itself. All else beside it is the application's, as it has no
+/// object for that.
+const CALL_MEMBER_FIELDS: [&str; 8] = [
+    "application",
+    "call_id",
+    "created_ts",
+    "device_id",
+    "expires",
+    "focus_active",
+    "foci_preferred",
+    "membershipID",
+];
+
 /// What one event says.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Reading {
@@ -249,9 +262,9 @@ fn call_member_says(
     let created_ms = millis("created_ts", origin_server_ts_ms)?;
     let expires_ms = millis("expires", CALL_MEMBER_EXPIRES_MS)?;
     let mut application = Application::new(application_type);
-    for name in ["m.call.intent", "scope"] {
-        if let Some(value) = content.get(name) {
-            application.fields.insert(name.to_owned(), value.clone());
+    for (name, value) in content {
+        if !CALL_MEMBER_FIELDS.contains(&&**name) {
+            application.fields.insert(name.clone(), value.clone());
         }
     }
     Ok(Says::Join(Join {
