@@ -19,8 +19,8 @@ use xtask::homeserver::Options;
 use crate::{
     proxy::Proxy,
     support::{
-        DEADLINE, PASSWORD, Person, TYPE, Watcher, devices_are_there, eventually, presence, start,
-        status,
+        self, DEADLINE, PASSWORD, Person, TYPE, Watcher, devices_are_there, eventually, presence,
+        start, status,
     },
 };
 
@@ -436,9 +436,7 @@ impl Example {
     }
 
     async fn signal(&self, signal: &str) {
-        let process = self.process.id().expect("it runs").to_string();
-        let sent = Command::new("kill").args([signal, &process]).status().await.unwrap();
-        assert!(sent.success());
+        support::signal(&self.process, signal).await;
     }
 }
 

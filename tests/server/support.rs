@@ -27,6 +27,7 @@ use matrix_sdk_sticky::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::{
+    process::{Child, Command},
     task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
@@ -569,6 +570,13 @@ impl DerefMut for Watcher {
     fn deref_mut(&mut self) -> &mut Watch {
         &mut self.watch
     }
+}
+
+/// Sends a signal to a child process, as `kill` does.
+pub(crate) async fn signal(process: &Child, signal: &str) {
+    let id = process.id().expect("it runs").to_string();
+    let sent = Command::new("kill").args([signal, &id]).status().await.unwrap();
+    assert!(sent.success());
 }
 
 /// Waits until these others have a device that can be encrypted to.
