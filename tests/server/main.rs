@@ -9,9 +9,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod delayed;
+mod element_call;
 mod encrypted;
 mod encrypted_send;
 mod heartbeat;
+mod js;
 #[cfg(feature = "media-keys")]
 mod keys;
 mod live;
