@@ -5,10 +5,14 @@
 use std::time::{Duration, Instant};
 
 use matrix_sdk::ruma::{OwnedRoomId, RoomId};
+#[cfg(feature = "media-keys")]
+use matrix_sdk_sticky::rtc::keys::{DevicePolicy, KeyChange, KeyConfig};
 use matrix_sdk_sticky::rtc::{
     self, ClosedBy, Dialect, Form, Membership, NotJoined, ROOM_CALL, SessionSnapshot, Transport,
 };
 use serde_json::json;
+#[cfg(feature = "media-keys")]
+use {crate::support::DEADLINE, futures_util::StreamExt as _, tokio::time::timeout};
 
 use crate::{
     js::{DELAY, JsPeer, Member},
@@ -260,6 +264,47 @@ async fn element_call_that_was_stopped_and_goes_on_is_back_under_the_same_id() {
     ours.until_session_is(&[]).await;
     js.signal("-CONT").await;
     ours.until_session_is(&[&member]).await;
+}
+
+#[cfg(feature = "media-keys")]
+#[tokio::test(flavor = "multi_thread")]
+async fn ours_and_element_call_have_one_anothers_media_keys() {
+    let (mut ours, mut js, _) = both(true).await;
+    let id = js.join("audio").await;
+    let theirs = js.member(&id, "audio");
+    ours.until_session_is(&[&theirs]).await;
+    let (membership, own) = ours.join("audio").await;
+    let config = KeyConfig::default().with_devices(DevicePolicy::Any);
+    let keys = membership.media_keys(config).await.unwrap();
+    let mut changes = keys.changes();
+    js.until_session_is(&[&theirs, &own]).await;
+    let [sent, received] = [js.until_key_of(&theirs).await, js.until_key_of(&own).await];
+    let (mut has_own, mut has_theirs) = (false, false);
+    while !(has_own && has_theirs) {
+        let change = timeout(DEADLINE, changes.next()).await.expect("keys come");
+        match change.expect("the exchange goes on") {
+            KeyChange::Own { participant, index, key } => {
+                assert_eq!(participant.livekit_identity(), received.identity);
+                assert_eq!((index, key.as_bytes()), (received.index, &*received.bytes()));
+                has_own = true;
+            }
+            KeyChange::Peer { participant, index, key } => {
+                assert_eq!(participant.member_id, id);
+                assert_eq!(participant.livekit_identity(), sent.identity);
+                assert_eq!((index, key.as_bytes()), (sent.index, &*sent.bytes()));
+                has_theirs = true;
+            }
+            other => assert!(matches!(other, KeyChange::Reset), "{other:?}"),
+        }
+    }
+    js.leave().await;
+    loop {
+        let change = timeout(DEADLINE, changes.next()).await.expect("theirs is forgotten");
+        if let Some(KeyChange::Gone { participant }) = change {
+            assert_eq!(participant.member_id, id);
+            return;
+        }
+    }
 }
 
 /// With matrix-js-sdk alone, so that what fails above is known to be ours.

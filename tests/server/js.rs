@@ -8,6 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+#[cfg(feature = "media-keys")]
+use matrix_sdk::ruma::serde::{Base64, base64::Standard};
 use matrix_sdk::ruma::{RoomId, UserId};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -40,6 +42,15 @@ pub(crate) struct MediaKey {
     pub(crate) user_id: String,
     pub(crate) device_id: String,
     pub(crate) member_id: String,
+    /// What the SFU calls the member.
+    pub(crate) identity: String,
+}
+
+#[cfg(feature = "media-keys")]
+impl MediaKey {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        Base64::<Standard>::parse(&self.key).unwrap().into_inner()
+    }
 }
 
 /// A matrix-js-sdk client in a process of its own. It ends with this, by force.

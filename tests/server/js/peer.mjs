@@ -11,7 +11,7 @@
 //
 //   {"kind":"memberships","members":[{"user_id","device_id","member_id","intent"}]}
 //   {"kind":"joined","joined":bool}     {"kind":"probably_left","probably_left":bool}
-//   {"kind":"key","index","key","user_id","device_id","member_id"}
+//   {"kind":"key","index","key","user_id","device_id","member_id","identity"}
 //
 // It is for tests, so it says keys. It ends when stdin does. JS_LOG=1 shows its log on stderr.
 
@@ -70,9 +70,10 @@ const commands = {
         session.on(MatrixRTCSessionEvent.MembershipsChanged, tell);
         session.on(MatrixRTCSessionEvent.JoinStateChanged, (joined) => say({ kind: "joined", joined }));
         session.on(MembershipManagerEvent.ProbablyLeft, (left) => say({ kind: "probably_left", probably_left: left }));
-        session.on(MatrixRTCSessionEvent.EncryptionKeyChanged, (key, index, member) => {
+        session.on(MatrixRTCSessionEvent.EncryptionKeyChanged, (key, index, member, identity) => {
             const { userId: user_id, deviceId: device_id, memberId: member_id } = member;
-            say({ kind: "key", index, key: Buffer.from(key).toString("base64"), user_id, device_id, member_id });
+            const text = Buffer.from(key).toString("base64");
+            say({ kind: "key", index, key: text, user_id, device_id, member_id, identity });
         });
         session.on(MatrixRTCSessionEvent.MembershipManagerError, (error) => {
             say({ kind: "error", do: "join", error: String(error) });
