@@ -16,6 +16,8 @@ mod common;
 mod json;
 mod plain;
 mod screen;
+#[path = "../common/terminal.rs"]
+mod terminal;
 
 use std::{
     future,

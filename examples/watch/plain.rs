@@ -5,6 +5,8 @@ use std::time::Duration;
 use matrix_sdk_sticky::{event::StickyEvent, view::EntryChange};
 use serde_json::{Map, Value};
 
+use crate::terminal::{clock, harmless};
+
 /// The first of the plain lines.
 pub(crate) fn ready(sync: &str) -> String {
     format!("live, by {sync} sync")
@@ -62,20 +64,4 @@ pub(crate) fn summary(event: &StickyEvent) -> String {
         }
     }
     harmless(&text.chars().take(MOST).collect::<String>())
-}
-
-/// Minutes and seconds, as `m:ss`.
-pub(crate) fn clock(duration: Duration) -> String {
-    let seconds = duration.as_secs();
-    format!("{}:{:02}", seconds / 60, seconds % 60)
-}
-
-/// A text of somebody else's without what a terminal would obey: control characters, and those that
-/// turn the direction of what follows.
-pub(crate) fn harmless(text: &str) -> String {
-    let obeyed = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
-    text.replace(obeyed, "\u{fffd}")
 }

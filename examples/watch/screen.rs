@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    io,
     time::Duration,
 };
 
@@ -14,20 +13,18 @@ use matrix_sdk_sticky::{
     view::{Change, Entry, EntryChange, Snapshot, Subscription, View},
 };
 use ratatui::{
-    DefaultTerminal, Frame,
-    crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers},
+    Frame,
+    crossterm::event::{Event, KeyCode, KeyEventKind, KeyModifiers},
     layout::{Constraint, Layout, Rect},
     style::{Color, Style, Stylize as _},
     text::{Line, Span},
 };
-use tokio::{
-    sync::mpsc,
-    time::{MissedTickBehavior, interval},
-};
+use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
-    common::{self, Result},
-    plain::{clock, harmless, in_short, short_type, summary},
+    common::Result,
+    plain::{in_short, short_type, summary},
+    terminal::{Screen, bar_of, clock, color_of, fit, harmless, keys},
 };
 
 /// When to draw again though nothing changed: time passes.
@@ -63,14 +60,15 @@ pub(crate) async fn show(client: &Client, sticky: &Sticky, view: &View) -> Resul
         scroll: 0,
     };
 
-    let mut keys = keys();
+    let mut keys = keys(key_of);
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut screen = Screen::open()?;
     loop {
         model.snapshot = view.snapshot();
         model.name_rooms(client);
-        screen.draw(&mut model, sticky.now())?;
+        let now = sticky.now();
+        screen.draw(|frame| model.scroll = draw(frame, &model, now))?;
         tokio::select! {
             _ = tick.tick() => {}
             Some(change) = changes.next() => model.handle_change(change),
@@ -250,68 +248,6 @@ fn change_line(change: &EntryChange, told_at: Moment, now: Moment) -> Line<'stat
     ])
 }
 
-/// A bar, to an eighth of a cell.
-fn bar_of(part: f64, width: u16) -> String {
-    const EIGHTHS: [char; 9] = [' ', '▏', '▎', '▍', '▌', '▋', '▊', '▉', '█'];
-    let eighths = (part.clamp(0.0, 1.0) * f64::from(width) * 8.0).round();
-    (0..width)
-        .map(|cell| {
-            let here = (eighths - f64::from(cell) * 8.0).clamp(0.0, 8.0);
-            // Between 0 and 8: nothing is cut off.
-            EIGHTHS.get(here as usize).copied().unwrap_or(' ')
-        })
-        .collect()
-}
-
-/// From green to red, by the 256 colours that every terminal knows.
-fn color_of(part: f64) -> Color {
-    const RED_TO_GREEN: [u8; 11] = [196, 202, 208, 214, 220, 226, 190, 154, 118, 82, 46];
-    let step = (part.clamp(0.0, 1.0) * 10.0).round();
-    Color::Indexed(RED_TO_GREEN.get(step as usize).copied().unwrap_or(46))
-}
-
-/// Shortens a text to that many cells.
-fn fit(mut text: String, width: u16) -> String {
-    let is_too_wide = |text: &str| Span::raw(text).width() > usize::from(width);
-    if is_too_wide(&text) {
-        text.push('…');
-        while is_too_wide(&text) && text != "…" {
-            text.pop();
-            text.pop();
-            text.push('…');
-        }
-    }
-    text
-}
-
-/// The terminal while it is ours. Dropping it gives it back as it was.
-struct Screen {
-    terminal: DefaultTerminal,
-}
-
-impl Screen {
-    fn open() -> io::Result<Self> {
-        let terminal = ratatui::try_init()?;
-        // From here on a line on stderr would stand across the picture.
-        common::hold();
-        Ok(Self { terminal })
-    }
-
-    fn draw(&mut self, model: &mut Model, now: Moment) -> io::Result<()> {
-        let mut scroll = 0;
-        self.terminal.draw(|frame| scroll = draw(frame, model, now))?;
-        model.scroll = scroll;
-        Ok(())
-    }
-}
-
-impl Drop for Screen {
-    fn drop(&mut self) {
-        ratatui::restore();
-        common::release();
-    }
-}
-
 /// What the user asks for.
 enum Key {
     Leave,
@@ -319,36 +255,24 @@ enum Key {
     Redraw,
 }
 
-/// The keys, read by a thread that ends with the program.
-fn keys() -> mpsc::UnboundedReceiver<Key> {
+fn key_of(event: Event) -> Option<Key> {
     const PAGE: isize = 10;
 
-    let (sender, keys) = mpsc::unbounded_channel();
-    std::thread::spawn(move || {
-        while let Ok(event) = event::read() {
-            let key = match event {
-                Event::Resize(..) => Key::Redraw,
-                Event::Key(key) if key.kind == KeyEventKind::Press => match key.code {
-                    KeyCode::Char('q') | KeyCode::Esc => Key::Leave,
-                    KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => {
-                        Key::Leave
-                    }
-                    KeyCode::Up => Key::Scroll(-1),
-                    KeyCode::Down => Key::Scroll(1),
-                    KeyCode::PageUp => Key::Scroll(-PAGE),
-                    KeyCode::PageDown => Key::Scroll(PAGE),
-                    KeyCode::Home => Key::Scroll(isize::MIN),
-                    KeyCode::End => Key::Scroll(isize::MAX),
-                    _ => continue,
-                },
-                _ => continue,
-            };
-            if sender.send(key).is_err() {
-                break;
-            }
-        }
-    });
-    keys
+    Some(match event {
+        Event::Resize(..) => Key::Redraw,
+        Event::Key(key) if key.kind == KeyEventKind::Press => match key.code {
+            KeyCode::Char('q') | KeyCode::Esc => Key::Leave,
+            KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => Key::Leave,
+            KeyCode::Up => Key::Scroll(-1),
+            KeyCode::Down => Key::Scroll(1),
+            KeyCode::PageUp => Key::Scroll(-PAGE),
+            KeyCode::PageDown => Key::Scroll(PAGE),
+            KeyCode::Home => Key::Scroll(isize::MIN),
+            KeyCode::End => Key::Scroll(isize::MAX),
+            _ => return None,
+        },
+        _ => return None,
+    })
 }
 
 #[cfg(test)]

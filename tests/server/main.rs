@@ -19,6 +19,7 @@ mod keys;
 mod live;
 mod main_loops;
 mod outages;
+mod presence;
 mod proxy;
 mod rooms;
 mod rtc;

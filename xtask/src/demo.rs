@@ -1,8 +1,10 @@
-//! `cargo xtask demo`: `watch` on a server of our own, and people in the room who give it something
-//! to show. They send, refresh, remove, redact and let expire, each kind within twelve seconds.
+//! `cargo xtask demo`: `presence` on a server of our own, and people who come to the room's call and go.
+//!
+//! They are processes of the same program, and what becomes of them is real: who leaves says goodbye,
+//! and who crashes is killed. Then it is the server that says so, by the leave that was armed.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, ExitCode},
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -10,48 +12,68 @@ use std::{
 };
 
 use anyhow::Context as _;
-use serde_json::{Map, Value, json};
+use serde_json::json;
 use xtask::{
-    api::{Api, ApiError},
+    api::ApiError,
     homeserver::{Options, Synapse},
 };
 
 use crate::{
     DemoArgs,
     cargo::Cargo,
-    process::{End, Interrupt, run_in_terminal},
+    process::{End, Extra, Interrupt, run_in_terminal},
     serve::{password, start},
 };
 
 /// Who looks on.
 const WATCHER: &str = "alice";
 
-/// Who is simulated.
-const PEOPLE: [&str; 3] = ["bob", "carol", "dave"];
+/// How many seconds after a crash everybody sees it.
+const DELAY: &str = "4";
 
-/// When the next thing of a person's round happens.
-const BEAT: Duration = Duration::from_millis(1_200);
+/// A round: at which second who does what. The first crash is seen, and the first goodbye said, within
+/// 15 seconds of the start.
+const ROUND: [(u64, &str, Doing); 9] = [
+    (0, "bob", Doing::Join),
+    (1, "carol", Doing::Join),
+    (3, "dave", Doing::Join),
+    (8, "carol", Doing::Crash),
+    (12, "bob", Doing::Leave),
+    (16, "carol", Doing::Join),
+    (20, "bob", Doing::Join),
+    (26, "dave", Doing::Crash),
+    (32, "carol", Doing::Leave),
+];
 
-/// Each person begins that much after the one before.
-const STAGGER: Duration = Duration::from_millis(400);
+/// When the next round begins; whoever is still there stays.
+const ROUND_TAKES: u64 = 36;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Doing {
+    Join,
+    Leave,
+    Crash,
+}
 
 pub(crate) fn run(
     args: &DemoArgs,
     cargo: &Cargo,
     interrupt: &Interrupt,
 ) -> anyhow::Result<ExitCode> {
-    let Some(watch) = build_watch(cargo, interrupt)? else {
+    eprintln!("building the example `presence` (some minutes the first time) ..");
+    let presence = cargo.executable(&["--example", "presence"], "presence", interrupt)?;
+    let Some(presence) = presence else {
         return Ok(ExitCode::SUCCESS);
     };
     eprintln!("starting a Synapse of its own ..");
     let Some(server) = start(Options::default(), interrupt)? else {
         return Ok(ExitCode::SUCCESS);
     };
-    let stage = Stage::set(&server).context("cannot set up the demo's room")?;
+    let room = set_stage(&server).context("cannot set up the demo's room")?;
 
-    let mut command = Command::new(watch);
-    command.args(["--homeserver", server.url(), "--username", WATCHER]);
-    command.args(["--password", &password(WATCHER), "--room", &stage.room]);
+    let mut command = presence_of(&presence, &server, WATCHER, &room);
+    // So that there is a heartbeat to be seen, too.
+    command.arg("--join");
     if args.json {
         command.arg("--json");
     }
@@ -61,10 +83,8 @@ pub(crate) fn run(
 
     let over = AtomicBool::new(false);
     let end = thread::scope(|scope| {
-        for (number, (name, api)) in (0_u32..).zip(&stage.people) {
-            let person = Person { name, api, room: &stage.room, over: &over, sent: 0 };
-            scope.spawn(move || person.live(STAGGER.saturating_mul(number)));
-        }
+        let cast = Cast { presence: &presence, server: &server, room: &room, over: &over };
+        scope.spawn(move || cast.live());
         let end = run_in_terminal(command, interrupt);
         over.store(true, Ordering::SeqCst);
         end
@@ -79,132 +99,101 @@ pub(crate) fn run(
     }
 }
 
-/// Builds the example and says where it is; `None` if Ctrl-C came first.
+/// Builds the example `watch` and says where it is; `None` if Ctrl-C came first.
 pub(crate) fn build_watch(cargo: &Cargo, interrupt: &Interrupt) -> anyhow::Result<Option<PathBuf>> {
     eprintln!("building the example `watch` (some minutes the first time) ..");
     cargo.executable(&["--example", "watch"], "watch", interrupt)
 }
 
-/// The room and who is in it.
-struct Stage {
-    room: String,
-    people: Vec<(&'static str, Api)>,
-}
-
-impl Stage {
-    fn set(server: &Synapse) -> Result<Self, ApiError> {
-        let join =
-            |name: &str| server.register(name, &password(name)).map(|user| server.api(&user));
-        let watcher = join(WATCHER)?;
-        let room =
-            watcher.create_room(&json!({ "name": "Sticky demo", "preset": "public_chat" }))?;
-        let mut people = Vec::new();
-        for name in PEOPLE {
-            let person = join(name)?;
-            person.join(&room)?;
-            people.push((name, person));
-        }
-        Ok(Self { room, people })
+/// An encrypted room with everybody in it, whose slot is open. Its alias.
+fn set_stage(server: &Synapse) -> Result<String, ApiError> {
+    let join = |name: &str| server.register(name, &password(name)).map(|user| server.api(&user));
+    let watcher = join(WATCHER)?;
+    let room = watcher.create_room(&json!({
+        "name": "Demo",
+        "preset": "public_chat",
+        "initial_state": [
+            {
+                "type": "m.room.encryption",
+                "state_key": "",
+                "content": { "algorithm": "m.megolm.v1.aes-sha2" },
+            },
+            {
+                "type": "org.matrix.msc4143.rtc.slot",
+                "state_key": "m.call#ROOM",
+                "content": {
+                    "status": "open",
+                    "application": { "type": "m.call" },
+                    "encryption": { "type": "org.matrix.msc4143.per_member" },
+                },
+            },
+        ],
+    }))?;
+    let mut people: Vec<_> = ROUND.iter().map(|(_, name, _)| *name).collect();
+    people.sort_unstable();
+    people.dedup();
+    for name in people {
+        join(name)?.join(&room)?;
     }
+    Ok(room)
 }
 
-/// A simulated user: a round of ten beats, again and again.
-struct Person<'a> {
-    name: &'a str,
-    api: &'a Api,
+/// A command that runs `presence` as this user.
+fn presence_of(presence: &Path, server: &Synapse, name: &str, room: &str) -> Command {
+    let mut command = Command::new(presence);
+    command.args(["--homeserver", server.url(), "--username", name, "--room", room]);
+    command.args(["--delay", DELAY]).env("MATRIX_PASSWORD", password(name));
+    command
+}
+
+/// Those who come and go.
+struct Cast<'a> {
+    presence: &'a Path,
+    server: &'a Synapse,
     room: &'a str,
     over: &'a AtomicBool,
-    sent: u32,
 }
 
-const PRESENCE: &str = "com.example.presence";
-const HAND: &str = "com.example.hand";
-const NOTE: &str = "com.example.note";
-
-impl Person<'_> {
-    fn live(mut self, first: Duration) {
-        self.pause(first);
-        let mut complained = false;
-        while !self.is_over() {
-            match self.round() {
-                Err(error) if !self.is_over() && !complained => {
-                    // Once: it goes on trying, and a screen full of the same helps nobody.
-                    complained = true;
-                    eprintln!("the simulated user {} could not act: {error}", self.name);
-                    self.pause(BEAT);
+impl Cast<'_> {
+    fn live(self) {
+        let mut there: Vec<(&str, Extra)> = Vec::new();
+        // Who looks on is there first, so that what it sees begins with an empty call.
+        self.pause(Duration::from_secs(2));
+        while !self.over.load(Ordering::SeqCst) {
+            let began = Instant::now();
+            for (second, name, doing) in ROUND {
+                self.pause(Duration::from_secs(second).saturating_sub(began.elapsed()));
+                if self.over.load(Ordering::SeqCst) {
+                    break;
                 }
-                Err(_) => self.pause(BEAT),
-                Ok(()) => {}
+                let found = there.iter().position(|(who, _)| *who == name);
+                let person = found.map(|at| there.remove(at).1);
+                match (doing, person) {
+                    // From an earlier round.
+                    (Doing::Join, Some(person)) => there.push((name, person)),
+                    (Doing::Join, None) => {
+                        let mut command = presence_of(self.presence, self.server, name, self.room);
+                        // And not for longer than the demo, whatever becomes of us.
+                        command.args(["--join", "--json", "--for", "600"]);
+                        match Extra::start(command) {
+                            Ok(person) => there.push((name, person)),
+                            Err(error) => eprintln!("the simulated user {name}: {error:#}"),
+                        }
+                    }
+                    (Doing::Leave, Some(person)) => person.leave(),
+                    (Doing::Crash, Some(person)) => person.crash(),
+                    (Doing::Leave | Doing::Crash, None) => {}
+                }
             }
+            self.pause(Duration::from_secs(ROUND_TAKES).saturating_sub(began.elapsed()));
         }
-    }
-
-    fn round(&mut self) -> Result<(), ApiError> {
-        self.send(PRESENCE, "laptop", json!({ "status": "available" }), 60)?;
-        self.beat();
-        // Nobody lowers it: it expires.
-        self.send(HAND, "hand", json!({ "raised": true }), 6)?;
-        self.beat();
-        self.send(PRESENCE, "phone", json!({ "status": "away" }), 15)?;
-        self.beat();
-        self.send(PRESENCE, "laptop", json!({ "status": "busy" }), 60)?;
-        self.beat();
-        let note = self.send(NOTE, "board", json!({ "text": "wrong room, sorry" }), 30)?;
-        self.beat();
-        self.send(PRESENCE, "laptop", json!({ "status": "in a call" }), 60)?;
-        self.beat();
-        if !self.is_over() {
-            let txn = self.next_txn();
-            self.api.redact(self.room, &note, &txn)?;
-        }
-        self.beat();
-        // A removal is content with nothing but the key, sticky for as long as what it removes.
-        self.send(PRESENCE, "phone", json!({}), 15)?;
-        self.beat();
-        self.send(PRESENCE, "laptop", json!({}), 60)?;
-        self.beat();
-        self.beat();
-        Ok(())
-    }
-
-    fn send(
-        &mut self,
-        event_type: &str,
-        key: &str,
-        content: Value,
-        seconds: u64,
-    ) -> Result<String, ApiError> {
-        if self.is_over() {
-            return Ok(String::new());
-        }
-        let mut keyed = Map::new();
-        keyed.insert("msc4354_sticky_key".to_owned(), json!(key));
-        keyed.insert("sticky_key".to_owned(), json!(key));
-        if let Value::Object(content) = content {
-            keyed.extend(content);
-        }
-        let txn = self.next_txn();
-        let milliseconds = seconds.saturating_mul(1_000);
-        self.api.send(self.room, event_type, &txn, &keyed.into(), Some(milliseconds))
-    }
-
-    fn next_txn(&mut self) -> String {
-        self.sent = self.sent.wrapping_add(1);
-        format!("demo-{}", self.sent)
-    }
-
-    fn is_over(&self) -> bool {
-        self.over.load(Ordering::SeqCst)
-    }
-
-    fn beat(&self) {
-        self.pause(BEAT);
+        // Nobody looks any more: those who are left end with the demo.
     }
 
     /// Waits, but not beyond the end of the demo.
     fn pause(&self, duration: Duration) {
         let until = Instant::now() + duration;
-        while !self.is_over() && Instant::now() < until {
+        while !self.over.load(Ordering::SeqCst) && Instant::now() < until {
             thread::sleep(Duration::from_millis(50));
         }
     }

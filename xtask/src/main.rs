@@ -32,7 +32,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Chore {
-    /// Shows sticky events live: a Synapse of its own, a room, simulated users, and `watch`
+    /// Shows a call live: a Synapse of its own, users who come, go and crash, and `presence`
     Demo(DemoArgs),
     /// Runs a Synapse on loopback to play with, until Ctrl-C
     Homeserver(HomeserverArgs),

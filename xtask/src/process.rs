@@ -85,6 +85,35 @@ pub(crate) fn run_in_terminal(command: Command, interrupt: &Interrupt) -> anyhow
     supervise(command, interrupt, signal_one)
 }
 
+/// A child that somebody else's story is about. Dropping it ends it by force.
+pub(crate) struct Extra(Child);
+
+impl Extra {
+    /// Starts it, in a process group of its own: Ctrl-C is ours to hand on.
+    pub(crate) fn start(mut command: Command) -> anyhow::Result<Self> {
+        let name = command.get_program().to_string_lossy().into_owned();
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        #[cfg(unix)]
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        command.spawn().map(Self).with_context(|| format!("cannot run {name}"))
+    }
+
+    /// Ends it as Ctrl-C does, and by force if that takes too long.
+    pub(crate) fn leave(mut self) {
+        end(&mut self.0, signal_one);
+    }
+
+    /// Ends it by force, from one moment to the next: it cannot say goodbye.
+    pub(crate) fn crash(self) {}
+}
+
+impl Drop for Extra {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 fn supervise(
     mut command: Command,
     interrupt: &Interrupt,

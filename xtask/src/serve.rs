@@ -15,6 +15,7 @@ pub(crate) fn run(args: &HomeserverArgs, interrupt: &Interrupt) -> anyhow::Resul
         sticky: !args.no_sticky,
         delayed_events: !args.no_delayed_events,
         rate_limits: args.rate_limits,
+        rtc_endpoint: true,
         port: args.port,
     };
     let Some(mut server) = start(options, interrupt)? else {

@@ -1,0 +1,93 @@
+//! Texts for people: who is there, who left and why, in few words and harmless to a terminal.
+
+use matrix_sdk_sticky::{
+    heartbeat::State,
+    rtc::{Candidate, Leave, Member, NotJoined, SessionSnapshot, What},
+};
+
+use crate::terminal::harmless;
+
+/// How we stand in one word; `None` for what passes in no time.
+pub(crate) fn own_name(state: State) -> Option<&'static str> {
+    match state {
+        State::Leaving | State::Suspended { .. } => None,
+        State::Failed(_) => Some(State::Left.as_str()),
+        state => Some(state.as_str()),
+    }
+}
+
+/// What was said last of ourselves.
+#[derive(Default)]
+pub(crate) struct Plain {
+    own: Option<&'static str>,
+}
+
+impl Plain {
+    pub(crate) fn own(&mut self, state: State) -> Option<String> {
+        let name = own_name(state)?;
+        (self.own.replace(name) != Some(name)).then(|| format!("we: {}", name.replace('_', " ")))
+    }
+}
+
+/// Who is there to begin with, and who is not.
+pub(crate) fn at_first(snapshot: &SessionSnapshot) -> Vec<String> {
+    let members = snapshot.members().map(|member| format!("{} is there", who(member)));
+    members.chain(snapshot.candidates().map(refused)).collect()
+}
+
+/// The line of a change; `None` where nobody need be told.
+pub(crate) fn line(change: &What) -> Option<String> {
+    Some(match change {
+        What::Joined(member) => format!("{} joined", who(member)),
+        What::Left { member, reason } => match goodbye(reason) {
+            Some(words) => format!("{} left{words}", who(member)),
+            None => format!("{} is gone: {}", who(member), why(reason)),
+        },
+        What::Updated { member, previous } if member.intent() != previous.intent() => {
+            format!("{} changed", who(member))
+        }
+        What::Refused(candidate) => refused(candidate),
+        What::Slot(Some(slot)) => {
+            let application = slot.application.as_ref();
+            let application = application.map_or("", |it| &it.application_type);
+            format!("the slot has changed ({})", harmless(application))
+        }
+        What::Slot(None) => "the slot is gone".to_owned(),
+        _ => return None,
+    })
+}
+
+/// A user, and by which device.
+pub(crate) fn who(member: &Member) -> String {
+    let device = member.device().map(|device| {
+        let proof = if device.is_proven() { "" } else { "?" };
+        format!(" by {}{proof}", harmless(device.device_id.as_str()))
+    });
+    format!("{}{}", harmless(member.user_id().as_str()), device.unwrap_or_default())
+}
+
+pub(crate) fn refused(candidate: &Candidate) -> String {
+    format!("{} is not there: {}", harmless(candidate.user_id.as_str()), why(&candidate.reason))
+}
+
+/// Why somebody is not there.
+pub(crate) fn why(reason: &NotJoined) -> String {
+    match (goodbye(reason), reason) {
+        (Some(words), _) => format!("left{words}"),
+        (None, NotJoined::Left(_)) => "crashed or cut off: its server said so".to_owned(),
+        (None, reason) => harmless(&reason.to_string()),
+    }
+}
+
+/// The words with which somebody left who said so; `None` if nobody did.
+fn goodbye(reason: &NotJoined) -> Option<String> {
+    let NotJoined::Left(Leave { code, reason, .. }) = reason else { return None };
+    let code = code.as_deref();
+    if code == Some(Leave::DELAYED) {
+        return None;
+    }
+    let code = code.filter(|code| *code != Leave::ON_PURPOSE);
+    Some(
+        code.into_iter().chain(reason.as_deref()).map(|it| format!(", {}", harmless(it))).collect(),
+    )
+}

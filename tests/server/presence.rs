@@ -1,0 +1,147 @@
+//! The example `presence`, as a script runs it.
+
+use std::{process::Stdio, time::Duration};
+
+use matrix_sdk::ruma::RoomId;
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader, Lines},
+    process::{Child, ChildStdout, Command},
+    time::{Instant, timeout},
+};
+
+use crate::support::{DEADLINE, PASSWORD, Person, signal};
+
+/// In seconds.
+const DELAY: u64 = 4;
+
+/// The example, in a process of its own.
+struct Example {
+    process: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Example {
+    fn start(person: &Person, room: &RoomId, more: &[&str]) -> Self {
+        let mut program = std::env::current_exe().unwrap();
+        program.pop();
+        program.set_file_name("examples");
+        program.push(format!("presence{}", std::env::consts::EXE_SUFFIX));
+        assert!(program.exists(), "build it first: cargo build --example presence");
+        let mut process = Command::new(program)
+            .args(["--homeserver", person.url(), "--username", person.id().as_str()])
+            .args(["--password", PASSWORD, "--room", room.as_str()])
+            .args(["--delay", &DELAY.to_string()])
+            .args(more)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        Self { process, lines }
+    }
+
+    /// Started, with `--json`, and live.
+    async fn live(person: &Person, room: &RoomId, more: &[&str]) -> Self {
+        let mut example = Self::start(person, room, &[more, &["--json"]].concat());
+        assert_eq!(example.line().await, r#"{"kind":"ready","sync":"sliding"}"#);
+        example
+    }
+
+    async fn line(&mut self) -> String {
+        let next = timeout(DEADLINE, self.lines.next_line());
+        next.await.expect("it says something").unwrap().unwrap_or_default()
+    }
+
+    /// Waits until exactly these users are there; what it said of them.
+    async fn until_users(&mut self, users: &[&Person]) -> Vec<Value> {
+        let mut wanted: Vec<_> = users.iter().map(|person| person.id().as_str()).collect();
+        wanted.sort_unstable();
+        loop {
+            let line: Value = serde_json::from_str(&self.line().await).unwrap();
+            if line["kind"] != "members" {
+                continue;
+            }
+            let members = line["members"].as_array().unwrap().clone();
+            let there: Vec<_> = members.iter().map(|it| it["user_id"].as_str().unwrap()).collect();
+            if there == wanted {
+                return members;
+            }
+        }
+    }
+
+    async fn until_own(&mut self, state: &str) {
+        let wanted = json!({ "kind": "own", "state": state }).to_string();
+        while self.line().await != wanted {}
+    }
+
+    async fn ends_well(mut self) {
+        let status = timeout(DEADLINE, self.process.wait()).await.expect("it ends").unwrap();
+        assert!(status.success(), "{status}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_see_one_another_come_one_is_killed_and_the_other_leaves() {
+    let (alice, bob, carol) = (Person::new("alice"), Person::new("bob"), Person::new("carol"));
+    let room = alice.room_with(&[&bob, &carol]);
+    let mut looking = Example::live(&carol, &room, &[]).await;
+    assert!(looking.until_users(&[]).await.is_empty());
+    let mut first = Example::live(&alice, &room, &["--join"]).await;
+    first.until_own("joining").await;
+    first.until_own("joined").await;
+    let members = looking.until_users(&[&alice]).await;
+    assert!(members[0]["device_id"].is_string() && members[0]["member_id"].is_string());
+
+    let mut second = Example::live(&bob, &room, &["--join"]).await;
+    second.until_own("joined").await;
+    looking.until_users(&[&alice, &bob]).await;
+    second.process.kill().await.unwrap();
+    let killed = Instant::now();
+    looking.until_users(&[&alice]).await;
+    assert!(killed.elapsed() < Duration::from_secs(DELAY + 4), "{:?}", killed.elapsed());
+
+    signal(&first.process, "-INT").await;
+    let left = Instant::now();
+    looking.until_users(&[]).await;
+    assert!(left.elapsed() < Duration::from_secs(4), "{:?}", left.elapsed());
+    first.until_own("left").await;
+    first.ends_well().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_leaves_after_a_while_goes_on_looking_until_the_time_is_over() {
+    let alice = Person::new("alice");
+    let room = alice.room();
+    let dialect = ["--dialect", "msc4143", "--open", "--join"];
+    let times = ["--leave-after", "4", "--for", "8"];
+    let mut example = Example::live(&alice, &room, &[&dialect[..], &times].concat()).await;
+    example.until_own("joined").await;
+    example.until_own("left").await;
+    example.ends_well().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_json_it_says_in_words_who_came_and_why_somebody_is_gone() {
+    let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+    let room = alice.room_with(&[&bob]);
+    let mut looking = Example::start(&alice, &room, &[]);
+    assert_eq!(looking.line().await, "live, by sliding sync");
+    let mut other = Example::live(&bob, &room, &["--join"]).await;
+    other.until_own("joined").await;
+    let joined = looking.line().await;
+    assert!(joined.starts_with(bob.id().as_str()) && joined.ends_with("? joined"), "{joined}");
+    other.process.kill().await.unwrap();
+    let gone = looking.line().await;
+    assert!(gone.ends_with("is gone: crashed or cut off: its server said so"), "{gone}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dialect_whose_slot_is_missing_ends_with_the_reason() {
+    let alice = Person::new("alice");
+    let room = alice.room();
+    let mut example = Example::start(&alice, &room, &["--dialect", "msc4143", "--join"]);
+    let status = timeout(DEADLINE, example.process.wait()).await.expect("it ends").unwrap();
+    assert_eq!(status.code(), Some(1));
+}
