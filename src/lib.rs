@@ -53,6 +53,7 @@
 //!   it is restarted, sent or cancelled by its [`DelayId`]: [`delayed`].
 //! - **`room.sticky().heartbeat(..)`** keeps a member there for as long as its owner calls, and has
 //!   the server say that it left soon after: [`heartbeat`] tells what is promised.
+//! - **`room.sticky().rtc()`** tells who is in which call (MatrixRTC, [MSC4143]), and joins it: [`rtc`].
 //! - **`client.sticky().state()`** tells how current all that is: connecting, catching up, live,
 //!   offline and since when, unsupported and why.
 //!
@@ -130,10 +131,11 @@
 //! | `sqlite` | yes | matrix-sdk's SQLite stores |
 //! | `media-keys` | no | media keys of MatrixRTC sessions, on an experimental part of matrix-sdk: `rtc::keys` |
 //!
-//! Without `client` the crate has no matrix-sdk in it: [`wire`], [`event`], [`map`] and [`view`]
+//! Without `client` the crate has no matrix-sdk in it: [`wire`], [`event`], [`map`], [`view`] and [`rtc`]
 //! are for whoever drives their own sync, with [`EphemeralMaps`] as the door.
 //!
 //! [MSC4140]: https://github.com/matrix-org/matrix-spec-proposals/pull/4140
+//! [MSC4143]: https://github.com/matrix-org/matrix-spec-proposals/pull/4143
 //! [MSC4354]: https://github.com/matrix-org/matrix-spec-proposals/pull/4354
 
 pub mod event;
