@@ -75,3 +75,6 @@ pub use self::{
     snapshot::{RtcSnapshot, SessionSnapshot},
     transport::{LiveKit, Transport, Transports},
 };
+
+#[cfg(test)]
+mod tests;

@@ -217,6 +217,8 @@ impl fmt::Debug for Member {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Candidate {
+    /// Whose place it is that is told of: who is there or not, one at a time.
+    pub(super) key: Arc<Key>,
     /// The user: who sent the membership.
     pub user_id: OwnedUserId,
     /// The id of the member, where the membership says it, or else its sticky key.
@@ -269,6 +271,11 @@ pub enum NotJoined {
 }
 
 impl NotJoined {
+    /// Whether somebody who left for this reason is told of as a candidate afterwards.
+    pub(super) fn is_told_for_a_while(&self) -> bool {
+        !matches!(self, Self::Ignored | Self::RoomLeft | Self::Moved)
+    }
+
     /// The reason in a few words, as the examples print it.
     pub fn as_str(&self) -> &'static str {
         match self {

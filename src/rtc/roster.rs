@@ -400,8 +400,10 @@ impl Roster {
         let Place::State(state_key) = &key.place else { return };
         let state_key = state_key.clone();
         let key = match self.memberships.get_key_value(&key) {
-            Some((known, membership)) if membership.event_id == event_id => {
-                debug_assert!(self.in_state.get(&state_key).is_none_or(|it| it == known));
+            // The same one again; unless we were away meanwhile.
+            Some((_, known))
+                if known.event_id == event_id && self.in_state.contains_key(&state_key) =>
+            {
                 return;
             }
             Some((known, _)) => known.clone(),
@@ -418,9 +420,12 @@ impl Roster {
         let mut ends = None;
         match &reading.says {
             Says::Leave(leave) => {
-                // It says nothing of where, and stands there forever.
+                // It says nothing of where, and stands there forever: nobody need remember it.
+                if let Place::State(state_key) = &key.place {
+                    self.in_state.remove(state_key);
+                }
                 let leave = leave.clone();
-                if known.is_some() {
+                if known.is_some_and(|known| known.ended.is_none() || known.noted.is_none()) {
                     self.end(now, key, NotJoined::Left(leave));
                 }
                 return;
@@ -489,7 +494,16 @@ impl Roster {
             return;
         };
         let key = key.clone();
+        if reason == RemovalReason::Redacted
+            && let Some(membership) = self.memberships.get_mut(&key)
+        {
+            // An earlier one that comes late does not bring it back.
+            membership.outlived = Some(event.clone());
+        }
+        let has_outlived = self.memberships.get(&key).is_some_and(|it| it.outlived.is_some());
         let reason = match reason {
+            // It had left before.
+            RemovalReason::Expired if has_outlived => NotJoined::Redacted,
             RemovalReason::Expired => NotJoined::Expired,
             RemovalReason::Redacted => NotJoined::Redacted,
             RemovalReason::Removed => NotJoined::Left(Leave::default()),
@@ -506,7 +520,7 @@ impl Roster {
             self.deadlines.remove(&(noted, key.clone()));
         }
         let was_there = matches!(membership.reading.says, Says::Join(_));
-        let is_kept = was_there && !matches!(reason, NotJoined::Ignored | NotJoined::RoomLeft);
+        let is_kept = was_there && reason.is_told_for_a_while();
         membership.ended = Some(reason);
         membership.is_forgotten = !is_kept;
         self.touched.insert(key.clone());
@@ -665,22 +679,31 @@ impl Roster {
     }
 
     /// Of the memberships of one device the one that was sent last counts. By what the event itself
-    /// says, so that everybody chooses the same one.
+    /// says, so that everybody chooses the same one. Each of the others gives way to the next, so that
+    /// one more changes nothing for those before.
     fn choose(&mut self, on_device: &OnDevice, touched: &mut BTreeSet<Arc<Key>>) {
         let Some(keys) = self.by_device.get(on_device) else { return };
-        let rank = |key: &Arc<Key>| {
-            let membership = self.memberships.get(key)?;
-            Some((membership.origin_server_ts_ms, &membership.event_id))
-        };
-        let Some(last) = keys.iter().max_by_key(|key| rank(key)).cloned() else { return };
-        let by = self.memberships.get(&last).and_then(|last| last.reading.member_id.clone());
-        for key in keys {
-            let superseded_by = by.clone().filter(|_| *key != last);
-            if let Some(membership) = self.memberships.get_mut(key)
+        let mut ranked: Vec<_> = keys
+            .iter()
+            .filter_map(|key| {
+                let it = self.memberships.get(key)?;
+                Some((
+                    it.origin_server_ts_ms,
+                    it.event_id.clone(),
+                    key.clone(),
+                    it.reading.member_id.clone(),
+                ))
+            })
+            .collect();
+        ranked.sort_unstable();
+        let mut by = None;
+        for (.., key, member_id) in ranked.into_iter().rev() {
+            let superseded_by = std::mem::replace(&mut by, member_id);
+            if let Some(membership) = self.memberships.get_mut(&key)
                 && membership.superseded_by != superseded_by
             {
                 membership.superseded_by = superseded_by;
-                touched.insert(key.clone());
+                touched.insert(key);
             }
         }
     }
@@ -690,10 +713,14 @@ impl Roster {
         let names = self.slots.keys().filter(|slot_id| session_of(slot_id) == session);
         let name = names.max_by_key(|slot_id| *slot_id == session);
         let slot = name.and_then(|slot_id| self.slot(slot_id)).cloned();
+        let is_encrypted = self.is_encrypted != Some(false);
+        let closed = slot.as_ref().and_then(|slot| slot.closed_by(is_encrypted));
         let slot_id = self.session(session);
         let Some(view) = self.sessions.get_mut(&slot_id) else { return };
-        if view.slot != slot {
+        // Encryption that is switched on closes one that says nothing of it.
+        if view.slot != slot || view.closed != closed {
             view.slot.clone_from(&slot);
+            view.closed = closed;
             changes.push(SessionChange { slot_id: Some(slot_id), what: What::Slot(slot) });
         } else if view.is_empty() {
             self.sessions.remove(&slot_id);
@@ -735,7 +762,18 @@ impl Roster {
             }
         };
         let before = std::mem::replace(&mut membership.shown, now.clone());
-        self.tell(key, before, now, verdict.err(), changes);
+        let was_there = matches!(before, Shown::Member(..));
+        let reason = verdict.err();
+        // Of whom nobody remembers why, as too many have ended at once, that is told too.
+        let forgotten = reason
+            .clone()
+            .filter(|reason| was_there && is_forgotten && reason.is_told_for_a_while())
+            .map(|reason| membership.candidate(key, reason));
+        self.tell(key, before, now, reason, changes);
+        if let Some(candidate) = forgotten {
+            let slot_id = session.clone();
+            changes.push(SessionChange { slot_id, what: What::Forgotten(candidate) });
+        }
         if is_forgotten && let Some(membership) = self.memberships.remove(key) {
             self.unlist(key, &membership);
             if self.of_user(&key.sender).next().is_none() {
@@ -881,8 +919,9 @@ impl Membership {
         self.member.clone()
     }
 
-    fn candidate(&self, key: &Key, reason: NotJoined) -> Candidate {
+    fn candidate(&self, key: &Arc<Key>, reason: NotJoined) -> Candidate {
         Candidate {
+            key: key.clone(),
             user_id: key.sender.clone(),
             member_id: self.reading.member_id.clone(),
             slot_id: self.reading.slot_id.clone(),
@@ -922,5 +961,77 @@ fn device_of(event: &StickyEvent, claimed: Option<&str>) -> Result<Option<Device
             Ok(Some(Device { device_id: claimed.into(), known_by: KnownBy::Claim }))
         }
         (None, None) => Ok(None),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::panic)]
+impl Roster {
+    /// What is found by something else than its key is there, and what is not there is not found.
+    pub(super) fn assert_consistent(&self) {
+        let mut by_slot = BTreeSet::new();
+        let mut by_device = BTreeSet::new();
+        let mut ended = BTreeSet::new();
+        let mut deadlines = BTreeSet::new();
+        let mut in_state = BTreeSet::new();
+        let mut users = BTreeSet::new();
+        let mut members = BTreeSet::new();
+        let mut candidates = BTreeSet::new();
+        for (key, membership) in &self.memberships {
+            assert!(!membership.is_forgotten, "forgotten, and there: {key:?}");
+            users.insert(key.sender.clone());
+            by_slot.extend(membership.reading.slot_id.clone().map(|it| (it, key.clone())));
+            by_device.extend(membership.on_device.clone().map(|it| (it, key.clone())));
+            deadlines.extend(membership.noted.map(|noted| (noted, key.clone())));
+            if membership.ended.is_some() && membership.noted.is_some() {
+                ended.insert(key.clone());
+            } else if matches!(key.place, Place::State(_)) {
+                in_state.insert(key.clone());
+            }
+            match &membership.shown {
+                Shown::Not => panic!("not shown: {key:?}"),
+                Shown::Member(session, member) => {
+                    members.insert((session.clone(), key.clone(), member.event_id().clone()));
+                }
+                Shown::Candidate(session, candidate) => {
+                    candidates.insert((session.clone(), key.clone(), candidate.event_id.clone()));
+                }
+            }
+        }
+        let listed = |map: &HashMap<_, BTreeSet<_>>| {
+            let of = |(slot_id, keys): (&String, &BTreeSet<Arc<Key>>)| {
+                assert!(!keys.is_empty());
+                keys.iter().map(|key| (slot_id.clone(), key.clone())).collect::<Vec<_>>()
+            };
+            map.iter().flat_map(of).collect::<BTreeSet<_>>()
+        };
+        assert_eq!(listed(&self.by_slot), by_slot);
+        let of = |(on_device, keys): (&OnDevice, &BTreeSet<Arc<Key>>)| {
+            assert!(!keys.is_empty());
+            keys.iter().map(|key| (on_device.clone(), key.clone())).collect::<Vec<_>>()
+        };
+        assert_eq!(self.by_device.iter().flat_map(of).collect::<BTreeSet<_>>(), by_device);
+        assert!(self.ended.values().all(|of_one| (1..=ENDED_OF_ONE).contains(&of_one.len())));
+        assert_eq!(self.ended.values().map(VecDeque::len).sum::<usize>(), ended.len());
+        assert_eq!(self.ended.values().flatten().cloned().collect::<BTreeSet<_>>(), ended);
+        assert_eq!(self.deadlines, deadlines);
+        assert_eq!(self.in_state.values().cloned().collect::<BTreeSet<_>>(), in_state);
+        assert!(self.in_room.keys().chain(&self.unknown).all(|it| users.contains(it)));
+        assert!(self.touched.is_empty() && self.touched_slots.is_empty());
+        let mut shown_members = BTreeSet::new();
+        let mut shown = BTreeSet::new();
+        for (session, view) in &self.sessions {
+            let of = |(key, it): (&Arc<Key>, &Member)| {
+                (session.clone(), key.clone(), it.event_id().clone())
+            };
+            shown_members.extend(view.members.iter().map(of));
+            let of = |(key, it): (&Arc<Key>, &Candidate)| {
+                (Some(session.clone()), key.clone(), it.event_id.clone())
+            };
+            shown.extend(view.candidates.iter().map(of));
+        }
+        shown.extend(self.strays.iter().map(|(key, it)| (None, key.clone(), it.event_id.clone())));
+        assert_eq!(shown_members, members);
+        assert_eq!(shown, candidates);
     }
 }

@@ -24,6 +24,8 @@ pub struct RtcSnapshot {
 #[derive(Clone, Debug, Default)]
 pub(super) struct View {
     pub(super) slot: Option<Slot>,
+    /// Why that is not open, as it was told.
+    pub(super) closed: Option<ClosedBy>,
     pub(super) members: OrdMap<Arc<Key>, Member>,
     pub(super) candidates: OrdMap<Arc<Key>, Candidate>,
 }

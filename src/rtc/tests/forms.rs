@@ -1,0 +1,152 @@
+//! The forms that are out there, and what each says.
+
+use super::*;
+use crate::rtc::{ClosedBy, Dialect, Form};
+
+fn form_of(content: Value) -> Form {
+    let mut world = World::new();
+    world.slot(&open_slot());
+    world.receive(&[sent("$1", content)]);
+    let call = world.call();
+    let member = call.members().next().expect("a member");
+    assert_eq!((member.member_id(), member.slot_id()), ("a", ROOM_CALL));
+    assert_eq!(member.application().application_type, "m.call");
+    member.form()
+}
+
+#[test]
+fn each_form_is_told_by_what_it_has() {
+    assert_eq!(form_of(msc4143("a")), Form::Msc4143);
+    assert_eq!(form_of(both(ALICE, "a")), Form::Both);
+    assert_eq!(form_of(element_call(ALICE, "a")), Form::ElementCall);
+    assert_eq!(form_of(rtc_transports(ALICE, "a")), Form::RtcTransports);
+}
+
+#[test]
+fn the_older_sticky_form_says_its_device_and_transports() {
+    let mut world = World::new();
+    world.receive(&[sent("$1", rtc_transports(ALICE, "a"))]);
+    let call = world.call();
+    let member = call.members().next().unwrap();
+    assert_eq!(member.device().unwrap().device_id.as_str(), "PHONE");
+    assert!(!member.device().unwrap().is_proven());
+    assert_eq!(member.transports().published[0].transport_type(), "livekit_multi_sfu");
+}
+
+#[test]
+fn a_membership_in_the_state_is_over_at_its_own_time_and_since_it_was_created() {
+    let mut world = World::new();
+    let mut content = call_member("X");
+    content["created_ts"] = json!(START_MS - 1_000_000);
+    content["com.example.hand"] = json!(true);
+    world.state(CALL_MEMBER, "_@bob:hs_X_m.call", BOB, &content);
+    let call = world.call();
+    let member = call.members().next().unwrap();
+    assert_eq!((member.form(), member.since_ms()), (Form::CallMember, START_MS - 1_000_000));
+    assert_eq!(member.intent(), Some("audio"));
+    assert_eq!(member.application().fields["com.example.hand"], true);
+    assert_eq!(member.expires_in(world.clock.now()), secs(2_600));
+    assert_eq!(world.pass(2_599), [""; 0]);
+    assert_eq!(world.pass(1), ["-bob/@bob:hs:X: expired"]);
+    // It stands there still, and says why.
+    world.pass(100_000);
+    assert_eq!(world.candidates(), ["bob/@bob:hs:X: expired"]);
+    assert_eq!(world.state(CALL_MEMBER, "_@bob:hs_X_m.call", BOB, &json!({})).len(), 1);
+}
+
+#[test]
+fn in_an_encrypted_room_a_membership_in_the_state_makes_no_member() {
+    let mut world = World::encrypted();
+    let told = world.state(CALL_MEMBER, "_@bob:hs_X", BOB, &call_member("X"));
+    assert_eq!(told, ["?bob/@bob:hs:X: not encrypted"]);
+}
+
+#[test]
+fn an_empty_membership_in_the_state_is_nobody() {
+    let mut world = World::new();
+    assert_eq!(world.state(CALL_MEMBER, "_@bob:hs_X", BOB, &json!({})), [""; 0]);
+    world.state(CALL_MEMBER, "_@bob:hs_X", BOB, &call_member("X"));
+    assert_eq!(world.state(CALL_MEMBER, "_@bob:hs_X", BOB, &json!({})), ["-bob/@bob:hs:X: left"]);
+}
+
+#[test]
+fn the_rooms_call_is_one_session_under_both_its_names() {
+    let mut world = World::new();
+    world.receive(&[join("$1", "a"), join("$2", "b").by(BOB).in_slot("m.call#room")]);
+    assert_eq!(world.members(), ["alice/a", "bob/b"]);
+    assert_eq!(world.snapshot().session("m.call#room").len(), 2);
+    assert_eq!(world.snapshot().sessions().count(), 1);
+}
+
+#[test]
+fn the_dialect_is_what_who_is_there_reads_and_else_what_the_slot_is_open_to() {
+    let dialect = |contents: &[Value], slot: Option<Value>| {
+        let mut world = World::new();
+        if let Some(slot) = slot {
+            world.slot(&slot);
+        }
+        let sent: Vec<_> = contents
+            .iter()
+            .enumerate()
+            .map(|(n, content)| sent(&format!("${n}"), content.clone()))
+            .collect();
+        world.receive(&sent);
+        world.call().dialect()
+    };
+    let open = || Some(open_slot());
+    assert_eq!(dialect(&[], None), Dialect::ElementCall);
+    assert_eq!(dialect(&[], open()), Dialect::Msc4143);
+    assert_eq!(dialect(&[msc4143("a")], open()), Dialect::Msc4143);
+    assert_eq!(dialect(&[element_call(ALICE, "a")], open()), Dialect::ElementCall);
+    assert_eq!(dialect(&[msc4143("a"), element_call(ALICE, "b")], open()), Dialect::ElementCall);
+    assert_eq!(dialect(&[both(ALICE, "a")], open()), Dialect::Msc4143);
+    assert_eq!(dialect(&[both(ALICE, "a")], None), Dialect::ElementCall);
+}
+
+#[test]
+fn a_slot_is_open_to_a_dialect_by_its_rules() {
+    let mut world = World::new();
+    assert_eq!(world.call().is_open_to(Dialect::Msc4143), Err(ClosedBy::Missing));
+    assert_eq!(world.call().is_open_to(Dialect::ElementCall), Ok(()));
+    world.slot(&json!({ "status": "closed" }));
+    assert_eq!(world.call().is_open_to(Dialect::Msc4143), Err(ClosedBy::Status));
+    assert_eq!(world.call().is_open_to(Dialect::ElementCall), Err(ClosedBy::Status));
+    world.slot(&open_slot());
+    assert_eq!(world.call().is_open_to(Dialect::Msc4143), Ok(()));
+}
+
+#[test]
+fn of_two_spellings_of_a_slot_the_unstable_one_counts() {
+    let mut world = World::new();
+    world.state("m.rtc.slot", ROOM_CALL, ALICE, &json!({ "status": "closed" }));
+    assert_eq!(world.call().closed_by(), Some(ClosedBy::Status));
+    world.slot(&open_slot());
+    assert_eq!(world.call().closed_by(), None);
+}
+
+#[test]
+fn since_is_the_first_of_a_members_joins_and_a_new_one_after_a_leave() {
+    let mut world = World::new();
+    let since = |world: &World| world.call().members().next().unwrap().since_ms() - START_MS;
+    world.receive(&[join("$1", "a").at(5)]);
+    world.receive(&[join("$2", "a").at(60)]);
+    assert_eq!(since(&world), 5_000);
+    world.receive(&[leave("$3", "a").at(70)]);
+    world.receive(&[join("$4", "a").at(80)]);
+    assert_eq!(since(&world), 80_000);
+}
+
+#[test]
+fn a_membership_without_a_slot_belongs_to_no_session() {
+    let mut world = World::new();
+    world.receive(&[join("$1", "a").without("/slot_id")]);
+    assert_eq!(world.snapshot().sessions().count(), 0);
+    let reasons: Vec<_> = world.snapshot().strays().map(|it| it.reason.clone()).collect();
+    assert_eq!(reasons, [NotJoined::Malformed("slot_id")]);
+}
+
+#[test]
+fn the_stable_type_is_read_too() {
+    let mut world = World::new();
+    assert_eq!(world.receive(&[join("$1", "a").of_type("m.rtc.member")]), ["+alice/a"]);
+}

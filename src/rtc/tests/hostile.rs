@@ -1,0 +1,186 @@
+//! Contents that lie, and too many of them: each has its reason, and none hides another member.
+
+use super::*;
+
+const MALLORY: &str = "@mallory:hs";
+
+/// Bob is there, in a room whose slot is open.
+fn bob_is_there() -> World {
+    let mut world = World::encrypted();
+    world.receive(&[join("$bob", "b").by(BOB).encrypted_by("TABLET")]);
+    assert_eq!(world.members(), ["bob/b"]);
+    world
+}
+
+#[test]
+fn whatever_stands_in_a_field_is_a_member_or_has_a_reason_and_bob_stays() {
+    let odd = [
+        json!(null),
+        json!(true),
+        json!(-1),
+        json!(1.5),
+        json!(""),
+        json!("x"),
+        json!([]),
+        json!([1]),
+        json!([{}]),
+        json!({}),
+        json!({ "type": 1 }),
+        json!([[]]),
+        json!("\u{0}"),
+        json!("m.call#ROOM"),
+    ];
+    let contents = [
+        msc4143("a"),
+        both(MALLORY, "a"),
+        element_call(MALLORY, "a"),
+        rtc_transports(MALLORY, "a"),
+    ];
+    let mut joined = 0;
+    let mut number = 0;
+    for content in contents {
+        for pointer in pointers(&content) {
+            for value in odd.iter().cloned().map(Some).chain([None]) {
+                number += 1;
+                let mut content = content.clone();
+                set(&mut content, &pointer, value);
+                let sent = sent(&format!("${number}"), content)
+                    .by_as_it_is(MALLORY)
+                    .encrypted_by_as_it_is("PHONE");
+                let mut world = bob_is_there();
+                world.receive(&[sent]);
+                let members = world.members();
+                assert_eq!(members.iter().filter(|it| *it == "bob/b").count(), 1, "{pointer}");
+                joined += members.len() - 1;
+                let snapshot = world.snapshot();
+                let elsewhere: usize =
+                    snapshot.sessions().map(|it| it.len() + it.candidates().count()).sum();
+                // Nothing but a removal of what was not there is no membership at all.
+                assert!(elsewhere + snapshot.strays().count() >= 1);
+            }
+        }
+    }
+    assert!(number > 500 && joined > 20, "{joined} of {number}");
+}
+
+/// Every place of an object and of the objects in it.
+fn pointers(content: &Value) -> Vec<String> {
+    let mut pointers = Vec::new();
+    for (name, value) in content.as_object().into_iter().flatten() {
+        pointers.push(format!("/{name}"));
+        pointers.extend(pointers_of(value).map(|below| format!("/{name}{below}")));
+    }
+    pointers
+}
+
+fn pointers_of(value: &Value) -> impl Iterator<Item = String> + '_ {
+    value.as_object().into_iter().flatten().map(|(name, _)| format!("/{name}"))
+}
+
+#[test]
+fn another_users_id_makes_no_member_and_hides_nobody() {
+    for id in ["/member/user_id", "/member/claimed_user_id"] {
+        let mut world = bob_is_there();
+        let lie = join("$lie", "b").by(MALLORY).with(id, BOB).encrypted_by("PHONE");
+        assert_eq!(world.receive(&[lie]), ["?mallory/b: malformed: `member.user_id`"]);
+        assert_eq!(world.members(), ["bob/b"]);
+    }
+}
+
+#[test]
+fn another_device_than_the_one_that_encrypted_it_makes_no_member() {
+    let mut world = bob_is_there();
+    let lie = join("$lie", "c").by(BOB).encrypted_by("PHONE").with("/member/device_id", "TABLET");
+    assert_eq!(world.receive(&[lie]), ["?bob/c: malformed: `member.device_id`"]);
+    assert_eq!(world.members(), ["bob/b"]);
+}
+
+#[test]
+fn a_claimed_device_hides_nobody_whoever_claims_it() {
+    let mut world = World::new();
+    world.slot(&open_slot());
+    world.receive(&[join("$1", "a"), join("$2", "b").at(1), join("$3", "c").by(MALLORY)]);
+    assert_eq!(world.members(), ["alice/a", "alice/b", "mallory/c"]);
+}
+
+#[test]
+fn a_device_that_proves_nothing_hides_nobody() {
+    let mut world = World::encrypted();
+    let unproven = |event_id: &str, member_id: &str| {
+        join(event_id, member_id).encrypted_by("PHONE").verification(Verification::Unproven)
+    };
+    world.receive(&[unproven("$1", "a"), unproven("$2", "b").at(1)]);
+    assert_eq!(world.members(), ["alice/a", "alice/b"]);
+}
+
+#[test]
+fn of_two_devices_with_one_member_id_the_later_counts_as_they_share_a_key() {
+    let mut world = World::encrypted();
+    world.receive(&[join("$1", "a").encrypted_by("PHONE")]);
+    world.receive(&[join("$2", "a").at(1).encrypted_by("TABLET")]);
+    let devices: Vec<_> =
+        world.call().members().map(|it| it.device().unwrap().device_id.to_string()).collect();
+    assert_eq!(devices, ["TABLET"]);
+}
+
+#[test]
+fn two_users_with_one_member_id_are_two() {
+    let mut world = World::new();
+    world.receive(&[join("$1", "a"), join("$2", "a").by(BOB)]);
+    assert_eq!(world.members(), ["alice/a", "bob/a"]);
+}
+
+#[test]
+fn a_thousand_members_of_one_user_hide_nobody_and_there_are_no_more_than_the_maps_quota() {
+    let mut world = World::new();
+    let flood: Vec<_> =
+        (0..1_500).map(|n| join(&format!("${n}"), &n.to_string()).by(MALLORY)).collect();
+    world.receive(&flood);
+    world.receive(&[join("$bob", "b").by(BOB)]);
+    let members = world.members();
+    assert_eq!(members.len(), 1_001);
+    assert!(members.contains(&"bob/b".to_owned()));
+}
+
+#[test]
+fn huge_transports_are_kept_as_they_are() {
+    let mut world = World::new();
+    let huge: Vec<_> = (0..400).map(|n| json!({ "type": "x".repeat(100), "n": n })).collect();
+    world.receive(&[join("$1", "a").with("/transports/published", huge)]);
+    let call = world.call();
+    let member = call.members().next().unwrap();
+    assert_eq!(member.transports().published.len(), 400);
+    assert_eq!(member.transports().published[399].fields()["n"], 399);
+}
+
+#[test]
+fn an_application_that_is_not_the_slots_has_its_reason() {
+    let mut world = World::new();
+    world.slot(&open_slot());
+    let other = join("$1", "a").with("/application/type", "m.game");
+    assert_eq!(world.receive(&[other]), ["?alice/a: other application"]);
+    let element_call = sent("$2", element_call(ALICE, "b")).with("/application/type", "m.game");
+    assert_eq!(world.receive(&[element_call]), ["?alice/b: other application"]);
+}
+
+#[test]
+fn a_state_event_in_anothers_name_makes_no_member_and_one_that_takes_over_a_key_ends_its_owner() {
+    let mut world = World::new();
+    world.state(CALL_MEMBER, "_@bob:hs_X", BOB, &call_member("X"));
+    assert_eq!(world.members(), ["bob/@bob:hs:X"]);
+    // The server let it: then the owner's event is there no more.
+    let told = world.state(CALL_MEMBER, "_@bob:hs_X", MALLORY, &call_member("X"));
+    assert_eq!(told, ["-bob/@bob:hs:X: left", "?mallory/@mallory:hs:X: malformed: `state_key`"]);
+    assert_eq!(world.state(CALL_MEMBER, "_@bob:hs_X", BOB, &call_member("X")).len(), 2);
+    assert_eq!(world.members(), ["bob/@bob:hs:X"]);
+}
+
+#[test]
+fn an_event_without_a_key_makes_no_member_and_only_the_stable_key_does() {
+    let mut world = World::new();
+    let unkeyed = join("$1", "a").without("/sticky_key").without("/msc4354_sticky_key");
+    assert_eq!(world.receive(&[unkeyed]), ["?alice/a: malformed: `sticky_key`"]);
+    assert_eq!(world.receive(&[join("$2", "b").without("/msc4354_sticky_key")]), ["+alice/b"]);
+    let other_key = join("$3", "c").with("/msc4354_sticky_key", "d");
+    assert_eq!(world.receive(&[other_key]), ["?alice/c: malformed: `member.id`"]);
+}
