@@ -12,7 +12,10 @@ use matrix_sdk_sticky::{view::Snapshot, wire};
 use serde::de::IgnoredAny;
 use sticky_benches::{
     Watched,
-    cases::{Crowd, Due, Event, crowd, joins, raw_to_map, redelivered, refreshed, superseded},
+    cases::{
+        Crowd, Doing, Due, Event, Meeting, crowd, joins, meeting, raw_to_map, redelivered,
+        refreshed, superseded,
+    },
 };
 
 #[library_benchmark]
@@ -57,7 +60,17 @@ fn snapshot(watched: Watched) -> (Watched, Snapshot) {
     (watched, snapshot)
 }
 
-library_benchmark_group!(name = rows, benchmarks = [scan, read, arrive, advance, snapshot]);
+#[library_benchmark]
+#[bench::refresh_of_10(meeting(10, Doing::Refresh))]
+#[bench::refresh_of_500(meeting(500, Doing::Refresh))]
+#[bench::refresh_of_5k(meeting(5_000, Doing::Refresh))]
+#[bench::join_to_10(meeting(10, Doing::Join))]
+#[bench::join_to_500(meeting(500, Doing::Join))]
+fn roster(meeting: Meeting) -> Meeting {
+    meeting.goes_on()
+}
+
+library_benchmark_group!(name = rows, benchmarks = [scan, read, arrive, advance, snapshot, roster]);
 
 main!(
     config = LibraryBenchmarkConfig::default().tool(Callgrind::default()),

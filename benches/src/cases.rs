@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use matrix_sdk_sticky::view::{Change, Delivery};
+use matrix_sdk_sticky::{
+    rtc::{Roster, RtcSnapshot, SessionChange},
+    view::{Change, Delivery},
+};
 use serde_json::value::RawValue;
 
 use crate::{
@@ -102,6 +105,55 @@ impl Crowd {
         for _ in 0..EVENTS {
             self.clock.forward(step_ms);
             self.changes.push(self.watched.advance());
+        }
+        self
+    }
+}
+
+/// A MatrixRTC session, and what is due to change in it.
+#[derive(Debug)]
+pub struct Meeting {
+    watched: Watched,
+    roster: Roster,
+    due: Vec<Change>,
+    told: Vec<(Vec<SessionChange>, RtcSnapshot)>,
+}
+
+/// What members of a session do.
+#[derive(Clone, Copy, Debug)]
+pub enum Doing {
+    /// Ten refresh their memberships.
+    Refresh,
+    /// Ten more join.
+    Join,
+}
+
+/// A session of so many, two devices of each user, of whom ten are about to do something.
+pub fn meeting(members: usize, doing: Doing) -> Meeting {
+    let mut watched = Watched::room(members).0;
+    let now = watched.maps.now();
+    let mut roster = Roster::new();
+    roster.handle_encryption(false);
+    roster.handle_snapshot(&watched.maps.view().snapshot());
+    assert_eq!(roster.poll_changes(now).len(), members, "all have joined");
+    let events = match doing {
+        Doing::Refresh => refreshes(members, 1_000),
+        Doing::Join => (members..members + EVENTS).map(|key| event(key, 1_000)).collect(),
+    };
+    let deliveries: Vec<_> = events.into_iter().map(|event| watched.delivery(event)).collect();
+    let due = deliveries.into_iter().filter_map(|delivery| watched.arrives(delivery)).collect();
+    Meeting { watched, roster, due, told: Vec::with_capacity(EVENTS) }
+}
+
+impl Meeting {
+    /// The roster takes each change, and the subscriber is told, and keeps the session as it is then.
+    #[must_use]
+    pub fn goes_on(mut self) -> Self {
+        let now = self.watched.maps.now();
+        for change in self.due.drain(..) {
+            self.roster.handle_change(&change);
+            let changes = self.roster.poll_changes(now);
+            self.told.push((changes, self.roster.snapshot(now)));
         }
         self
     }

@@ -84,6 +84,8 @@ fn measure(
     let most = tasks["tasks"].as_f64().into_iter().chain(tasks["timers"].as_f64());
 
     let in_10k = count("arrive.refresh_in_10k")?;
+    // A session's update is to cost what changes, and not what is there.
+    let of_10 = count("roster.refresh_of_10")?;
     let rows = vec![
         row("raw-to-map", in_scans("arrive.raw_to_map")?, SCANS, 1.5),
         row("superseded", in_scans("arrive.superseded")?, SCANS, 1.5),
@@ -99,12 +101,21 @@ fn measure(
             250.0,
         ),
         row("tasks-for-10k-rooms", most.fold(0.0, f64::max), "tasks", 1.0),
+        row("roster-refresh-of-500-to-10", count("roster.refresh_of_500")? / of_10, "times", 1.5),
+        row("roster-refresh-of-5k-to-10", count("roster.refresh_of_5k")? / of_10, "times", 1.5),
+        row(
+            "roster-join-to-500-to-10",
+            count("roster.join_to_500")? / count("roster.join_to_10")?,
+            "times",
+            1.5,
+        ),
     ];
     eprintln!(
         "a scan of an event takes {:.0} instructions; looking when nothing ends, {:.0}",
         scan / EVENTS,
         count("advance.nothing_of_100k")? / EVENTS
     );
+    eprintln!("a refresh in a MatrixRTC session of 10 takes {:.0}", of_10 / EVENTS);
     if args.time {
         eprintln!("measuring time, with criterion ..");
         match run_child(bench(cargo, "time"), interrupt)? {
