@@ -168,7 +168,7 @@ impl Sticky {
     ///
     /// [MSC4143]: https://github.com/matrix-org/matrix-spec-proposals/pull/4143
     pub async fn rtc_transports(&self) -> Result<Discovered, TransportsError> {
-        rtc::discover(&self.inner.client, &self.inner.timer).await
+        rtc::discover(&self.inner.client, &*self.inner.timer).await
     }
 
     /// Has all heartbeats of this client leave, and what an earlier process has left armed. To be

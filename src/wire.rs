@@ -59,6 +59,11 @@ pub mod names {
         ["m.rtc.encryption_key", "org.matrix.msc4143.rtc.encryption_key"];
     /// The to-device message with a media key of Element Call's.
     pub const ELEMENT_CALL_KEYS: &str = "io.element.call.encryption_keys";
+    /// The endpoint that tells a homeserver's transports (MSC4143).
+    pub const RTC_TRANSPORTS: [&str; 2] = [
+        "/_matrix/client/v1/rtc/transports",
+        "/_matrix/client/unstable/org.matrix.msc4143/rtc/transports",
+    ];
     /// The transports in a `.well-known/matrix/client`, as before there was an endpoint (MSC4143).
     pub const RTC_FOCI: [&str; 2] = ["m.rtc_foci", "org.matrix.msc4143.rtc_foci"];
     /// A membership in the state, as before sticky events (MSC3401). It never became stable.

@@ -423,27 +423,29 @@ impl From<HttpError> for Failure {
 }
 
 impl Failure {
-    /// The access token had to be refreshed, and was not. Only where the server said no is it over;
-    /// it may have been away.
+    /// The access token had to be refreshed, and was not.
     fn of_refresh(error: &RefreshTokenError) -> Self {
-        let refused = match error {
-            RefreshTokenError::RefreshTokenRequired => true,
-            RefreshTokenError::MatrixAuth(error) => {
-                matches!(
-                    error.client_api_error_kind(),
-                    Some(
-                        ErrorKind::UnknownToken(_) | ErrorKind::MissingToken | ErrorKind::Forbidden
-                    )
-                )
-            }
-            RefreshTokenError::OAuth(error) => {
-                matches!(**error, OAuthError::RefreshToken(OAuthRequestError::ServerResponse(_)))
-            }
-        };
-        if refused {
+        if is_refresh_refused(error) {
             Self::LoggedOut
         } else {
             Self::Transient("could not refresh the access token".into())
+        }
+    }
+}
+
+/// Whether it was refused to refresh the access token. Only where the server said no is it over; it may
+/// have been away.
+pub(crate) fn is_refresh_refused(error: &RefreshTokenError) -> bool {
+    match error {
+        RefreshTokenError::RefreshTokenRequired => true,
+        RefreshTokenError::MatrixAuth(error) => {
+            matches!(
+                error.client_api_error_kind(),
+                Some(ErrorKind::UnknownToken(_) | ErrorKind::MissingToken | ErrorKind::Forbidden)
+            )
+        }
+        RefreshTokenError::OAuth(error) => {
+            matches!(**error, OAuthError::RefreshToken(OAuthRequestError::ServerResponse(_)))
         }
     }
 }
@@ -453,7 +455,7 @@ const WORDS: usize = 200;
 
 /// What went wrong, in words. Without the request: an error of the network would show its URL, so
 /// only what lies behind it is said. And without the answer, which may have somebody's text.
-fn words(error: &HttpError) -> String {
+pub(crate) fn words(error: &HttpError) -> String {
     let mut words = match error {
         HttpError::Reqwest(error) => {
             let causes = std::iter::successors(error.source(), |&error| error.source());

@@ -16,7 +16,7 @@ use matrix_sdk::{
     Client, ClientBuilder, SessionMeta, SessionTokens,
     authentication::matrix::MatrixSession,
     config::{RequestConfig, SyncSettings},
-    ruma::{RoomId, api::MatrixVersion, device_id, user_id},
+    ruma::{RoomId, api::MatrixVersion, device_id},
 };
 use matrix_sdk_sticky::{Change, Changes, RoomSticky, Sticky, SyncSource, SyncState};
 use serde_json::{Value, json};
@@ -79,10 +79,14 @@ pub(crate) fn client_builder(server: &Homeserver) -> ClientBuilder {
 }
 
 pub(crate) async fn log_in(client: &Client, refresh_token: Option<&str>) {
+    log_in_as(client, ME, refresh_token).await;
+}
+
+pub(crate) async fn log_in_as(client: &Client, user_id: &str, refresh_token: Option<&str>) {
     client
         .restore_session(MatrixSession {
             meta: SessionMeta {
-                user_id: user_id!("@me:hs").to_owned(),
+                user_id: user_id.try_into().unwrap(),
                 device_id: device_id!("DEVICE").to_owned(),
             },
             tokens: SessionTokens {

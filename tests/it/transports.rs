@@ -6,7 +6,10 @@ use matrix_sdk_sticky::{
 };
 use serde_json::{Value, json};
 
-use crate::support::{Homeserver, TOKEN, client};
+use crate::support::{
+    Homeserver, NEW_TOKEN, REFRESH_TOKEN, TOKEN, anonymous_client, client, client_builder, log_in,
+    log_in_as, millis,
+};
 
 const UNSTABLE: &str = "/unstable/org.matrix.msc4143/rtc/transports";
 const STABLE: &str = "/v1/rtc/transports";
@@ -67,14 +70,106 @@ async fn the_well_known_is_read_in_both_spellings_and_the_unstable_one_counts() 
 
 #[tokio::test]
 async fn a_server_that_offers_none_is_no_error() {
-    for well_known in [json!({}), json!([]), json!({ "m.rtc_foci": 5 })] {
+    let none = Ok(Discovered::default());
+    for well_known in
+        [json!({}), json!([]), json!({ "m.rtc_foci": 5 }), json!({ "m.rtc_foci": [1] })]
+    {
         let answers = [
             (UNSTABLE, 404, unrecognized()),
             (STABLE, 404, unrecognized()),
             (WELL_KNOWN, 200, well_known),
         ];
-        assert_eq!(discover(&answers).await, Ok(Discovered::default()));
+        assert_eq!(discover(&answers).await, none);
     }
+    // No answer at all to anything but 404; and what Synapse says where none is set up.
+    assert_eq!(discover(&[]).await, none);
+    for answer in [json!({}), json!({ "rtc_transports": [] })] {
+        assert_eq!(discover(&[(UNSTABLE, 200, answer)]).await, none);
+    }
+}
+
+#[tokio::test]
+async fn an_endpoint_that_knows_of_none_does_not_hide_the_well_known() {
+    for answer in [json!({}), json!({ "rtc_transports": [] })] {
+        let well_known = json!({ "m.rtc_foci": [{ "type": "a" }] });
+        let answers = [(UNSTABLE, 200, answer), (WELL_KNOWN, 200, well_known)];
+        let discovered = discover(&answers).await.unwrap();
+        assert_eq!(discovered.from, DiscoveredFrom::WellKnown);
+        assert_eq!(types(&discovered), ["a"]);
+    }
+}
+
+#[tokio::test]
+async fn a_well_known_that_may_be_there_is_not_taken_for_none() {
+    for status in [500, 502, 429] {
+        let away = (WELL_KNOWN, status, json!({}));
+        let discovered = discover(std::slice::from_ref(&away)).await;
+        assert!(matches!(discovered, Err(TransportsError::Unreachable { .. })), "{discovered:?}");
+        // Who has an endpoint has said it.
+        let discovered = discover(&[(UNSTABLE, 200, json!({})), away]).await;
+        assert_eq!(discovered, Ok(Discovered::default()));
+    }
+}
+
+#[tokio::test]
+async fn the_well_known_under_the_name_of_the_users_server_counts_before_the_homeservers() {
+    let (homeserver, named) = (Homeserver::start().await, Homeserver::start().await);
+    homeserver.answers_to(WELL_KNOWN, 200, json!({ "m.rtc_foci": [{ "type": "homeserver" }] }));
+    let client = anonymous_client(&homeserver).await;
+    let name = named.url().replace("http://", "");
+    log_in_as(&client, &format!("@me:{name}"), None).await;
+    let sticky = client.sticky();
+    assert_eq!(types(&sticky.rtc_transports().await.unwrap()), ["homeserver"]);
+
+    named.answers_to(WELL_KNOWN, 200, json!({ "m.rtc_foci": [{ "type": "named", "odd": [1] }] }));
+    let discovered = sticky.rtc_transports().await.unwrap();
+    assert_eq!(types(&discovered), ["named"]);
+    assert_eq!(discovered.transports[0].fields()["odd"], json!([1]));
+    assert_eq!(homeserver.count(WELL_KNOWN), 1, "it was not asked a second time");
+}
+
+#[tokio::test]
+async fn a_name_that_is_no_host_is_a_server_without_a_well_known() {
+    let homeserver = Homeserver::start().await;
+    let client = anonymous_client(&homeserver).await;
+    let mut gone = Homeserver::start().await;
+    gone.shut_down().await;
+    log_in_as(&client, &format!("@me:{}", gone.url().replace("http://", "")), None).await;
+    assert_eq!(client.sticky().rtc_transports().await, Ok(Discovered::default()));
+}
+
+#[tokio::test]
+async fn a_token_that_has_run_out_is_refreshed() {
+    let server = Homeserver::start().await;
+    let expired = json!({ "errcode": "M_UNKNOWN_TOKEN", "error": "", "soft_logout": true });
+    server.answers_to(UNSTABLE, 401, expired);
+    server.answers_to("/refresh", 200, json!({ "access_token": NEW_TOKEN }));
+    let client = client_builder(&server).handle_refresh_tokens().build().await.unwrap();
+    log_in(&client, Some(REFRESH_TOKEN)).await;
+    // It is refused all the same, but after a refresh.
+    let discovered = client.sticky().rtc_transports().await;
+    assert_eq!(discovered, Err(TransportsError::TokenRefused));
+    assert_eq!(client.access_token().as_deref(), Some(NEW_TOKEN));
+}
+
+#[tokio::test]
+async fn without_a_login_nobody_is_asked() {
+    let server = Homeserver::start().await;
+    let client = anonymous_client(&server).await;
+    let discovered = client.sticky().rtc_transports().await;
+    assert_eq!(discovered, Err(TransportsError::NotLoggedIn));
+    assert_eq!(server.count(UNSTABLE), 0);
+}
+
+#[tokio::test]
+async fn a_homeserver_that_is_away_is_unreachable() {
+    let mut server = Homeserver::start().await;
+    let client = client(&server).await;
+    let sticky = client.sticky();
+    server.shut_down().await;
+    let discovered = sticky.rtc_transports().await;
+    assert!(matches!(discovered, Err(TransportsError::Unreachable { .. })), "{discovered:?}");
+    assert!(!discovered.unwrap_err().to_string().contains("http://"));
 }
 
 #[tokio::test]
@@ -88,9 +183,10 @@ async fn what_goes_wrong_is_told_and_an_error_has_no_token() {
         ),
         (
             429,
-            json!({ "errcode": "M_LIMIT_EXCEEDED", "error": "" }),
-            Err(TransportsError::RateLimited),
+            json!({ "errcode": "M_LIMIT_EXCEEDED", "error": "", "retry_after_ms": 1_500 }),
+            Err(TransportsError::RateLimited { retry_after: Some(millis(1_500)) }),
         ),
+        (403, json!({ "errcode": "M_FORBIDDEN", "error": "" }), no_such(403)),
         (500, json!({}), no_such(500)),
         (200, json!([]), no_such(200)),
         (200, json!({ "rtc_transports": {} }), no_such(200)),

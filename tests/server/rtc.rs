@@ -417,3 +417,16 @@ async fn without_the_endpoint_the_well_known_tells_the_transports() {
     assert_eq!(discovered.from, DiscoveredFrom::WellKnown);
     assert_are_there(&discovered.transports);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_on_which_no_transports_are_set_up_offers_none() {
+    for rtc_endpoint in [true, false] {
+        let server = start(&Options { rtc_endpoint, rtc_transports: false, ..Options::default() });
+        let alice = Person::on(&server, "alice");
+        let path = "/_matrix/client/unstable/org.matrix.msc4143/rtc/transports";
+        // Where it has the endpoint it says nothing, rather than an empty list.
+        assert_eq!(alice.api.get(path).ok(), rtc_endpoint.then(|| json!({})));
+        let discovered = alice.client().await.sticky().rtc_transports().await;
+        assert_eq!(discovered, Ok(Discovered::default()));
+    }
+}

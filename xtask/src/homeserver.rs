@@ -44,9 +44,11 @@ pub struct Options {
     /// The server's default rate limits: seven quick sends, then 429. Off unless told, which
     /// lifts every limit to 10,000 a second.
     pub rate_limits: bool,
-    /// The endpoint of MatrixRTC transports (MSC4143), with two of them. On unless told; without it
-    /// the `.well-known/matrix/client` has them.
+    /// The endpoint of MatrixRTC transports (MSC4143). On unless told; without it the
+    /// `.well-known/matrix/client` has them.
     pub rtc_endpoint: bool,
+    /// Two such transports. Without, none are set up. On unless told.
+    pub rtc_transports: bool,
     /// The port on `127.0.0.1`; without one, a free one is chosen.
     pub port: Option<u16>,
 }
@@ -58,6 +60,7 @@ impl Default for Options {
             delayed_events: true,
             rate_limits: false,
             rtc_endpoint: true,
+            rtc_transports: true,
             port: None,
         }
     }

@@ -16,6 +16,7 @@ pub(crate) fn run(args: &HomeserverArgs, interrupt: &Interrupt) -> anyhow::Resul
         delayed_events: !args.no_delayed_events,
         rate_limits: args.rate_limits,
         rtc_endpoint: true,
+        rtc_transports: true,
         port: args.port,
     };
     let Some(mut server) = start(options, interrupt)? else {

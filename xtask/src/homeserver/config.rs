@@ -67,8 +67,10 @@ fn homeserver(dir: &Path, port: u16, options: &Options) -> Value {
     ]);
     if options.rtc_endpoint {
         config["experimental_features"]["msc4143_enabled"] = json!(true);
+    }
+    if options.rtc_transports && options.rtc_endpoint {
         config["matrix_rtc"] = json!({ "transports": transports });
-    } else {
+    } else if options.rtc_transports {
         config["extra_well_known_client_content"] =
             json!({ "org.matrix.msc4143.rtc_foci": transports });
     }
