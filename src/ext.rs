@@ -150,8 +150,8 @@ impl Sticky {
 
 impl Sticky {
     /// The transports for MatrixRTC that our homeserver offers, with which a session can be joined
-    /// ([MSC4143]): from its endpoint, or from its `.well-known/matrix/client` where it has none. What
-    /// is not known is passed on as it is. Asks each time, for 20 s at most.
+    /// ([MSC4143]): from its endpoint, or from the `.well-known/matrix/client` where that knows of none.
+    /// What is not known is passed on as it is. Asks each time, for 20 s at most.
     ///
     /// ```no_run
     /// # use matrix_sdk_sticky::{ClientExt as _, RoomExt as _, rtc::ROOM_CALL};

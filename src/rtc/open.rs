@@ -1,6 +1,6 @@
 //! Opening and closing slots ([MSC4143], "Slot lifecycle").
 //!
-//! In: the slot's id, and the application that is to run there. Out: one state event, or none where the
+//! In: the slot's id, and the application that is to run there. Out: a state event, or none where the
 //! slot is that way already.
 //!
 //! [MSC4143]: https://github.com/matrix-org/matrix-spec-proposals/pull/4143
@@ -8,10 +8,9 @@
 use std::{fmt, future::IntoFuture, time::Duration};
 
 use futures_util::FutureExt as _;
-use matrix_sdk::{HttpError, Room, config::RequestConfig};
+use matrix_sdk::{HttpError, Room, RoomState, config::RequestConfig};
 use ruma::{
     api::client::state::{get_state_event_for_key, send_state_event},
-    events::StateEventType,
     exports::http::StatusCode,
     serde::Raw,
 };
@@ -19,12 +18,15 @@ use serde_json::{Map, Value, json, value::to_raw_value};
 
 use super::{
     session::Session,
-    slot::{Application, session_of},
+    slot::{Application, session_of, slots_of},
 };
-use crate::{driver::BoxFuture, wire::names};
+use crate::{driver::BoxFuture, send::Verdict, wire::names};
 
 /// When to give up on the server's answer to one request.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// The longest state key, in bytes ("Size limits" of the specification).
+const LONGEST_STATE_KEY: usize = 255;
 
 /// A slot that is to be opened; by [`Session::open`]. Awaiting it opens it.
 #[must_use = "it is opened when it is awaited"]
@@ -41,10 +43,19 @@ pub enum SlotError {
     /// We have no right to change the room's slots: somebody with the power level for state events of
     /// the type `org.matrix.msc4143.rtc.slot` has to do it, or give us that.
     NotAllowed,
-    /// The slot's id is not the application's type, a `#`, and what tells its slots apart.
+    /// We are not in the room, as far as is known here or by the server: join it first.
+    NotInRoom,
+    /// The slot's id is not the application's type, a `#`, and what tells its slots apart; or one of
+    /// these has other characters than a name may have: letters (of the type: small ones, one at its
+    /// start), digits, `.`, `_` and `-`; or it is longer than 255.
     SlotId,
     /// Whether the room is encrypted is not known, and the slot has to say the same.
     EncryptionUnknown(Box<matrix_sdk::Error>),
+    /// The server wants fewer requests.
+    RateLimited {
+        /// When it will take another, if it said so.
+        retry_after: Option<Duration>,
+    },
     /// The server refuses it, and will again.
     Refused(Box<HttpError>),
     /// The server cannot be reached, or answers with errors. It may have been sent; doing it again does
@@ -59,10 +70,17 @@ impl fmt::Display for SlotError {
                 "we have no right to change the room's slots: somebody with a higher power level has \
                  to, or to give us that",
             ),
+            Self::NotInRoom => f.write_str("we are not in the room: join it first"),
             Self::SlotId => f.write_str(
-                "the slot's id has to be the application's type, a `#`, and the slot's own name, with \
-                 no other `#`, e.g. m.call#ROOM",
+                "the slot's id has to be the application's type, a `#`, and the slot's own name, e.g. \
+                 m.call#ROOM, of letters (small ones in the type), digits, `.`, `_` and `-`, 255 in all",
             ),
+            Self::RateLimited { retry_after: Some(wait) } => {
+                write!(f, "the server takes no more for now; try again in {wait:?}")
+            }
+            Self::RateLimited { retry_after: None } => {
+                f.write_str("the server takes no more for now; try again later")
+            }
             Self::EncryptionUnknown(error) => {
                 write!(f, "whether the room is encrypted is not known; try again: {error}")
             }
@@ -82,7 +100,8 @@ impl OpenSlot {
     }
 
     /// The application that is to run there, with what it has to say; of the type that the slot's id
-    /// begins with, and saying nothing, unless told.
+    /// begins with. Unless told, the one that the slot has, as a closed one may keep it, and else one
+    /// that says nothing.
     pub fn application(mut self, application: Application) -> Self {
         self.application = Some(application);
         self
@@ -90,24 +109,30 @@ impl OpenSlot {
 
     async fn open(self) -> Result<(), SlotError> {
         let slot_id = session_of(self.session.slot_id());
-        let (application_type, own_name) = slot_id.split_once('#').ok_or(SlotError::SlotId)?;
-        let application = self.application.unwrap_or_else(|| Application::new(application_type));
-        let is_of_it = application.application_type == application_type;
-        if !is_of_it || application_type.is_empty() || own_name.is_empty() || own_name.contains('#')
-        {
+        if self.application.as_ref().is_some_and(|it| !names_a_slot(it, slot_id)) {
+            return Err(SlotError::SlotId);
+        }
+        // The proposal does not want it taken apart, so this is only where nobody says what it is.
+        let (application_type, _) = slot_id.split_once('#').ok_or(SlotError::SlotId)?;
+        let plain = Application::new(application_type);
+        if self.application.is_none() && !names_a_slot(&plain, slot_id) {
             return Err(SlotError::SlotId);
         }
         let room = self.session.rtc().room();
+        ensure_in(room)?;
         let encryption = room.latest_encryption_state().await;
         let encryption = encryption.map_err(|error| SlotError::EncryptionUnknown(error.into()))?;
-        let before = read(room, slot_id).await?;
-        write(
-            room,
-            slot_id,
-            opened(before.as_ref(), &application, encryption.is_encrypted()),
-            before,
-        )
-        .await
+        let before = read(room, slot_id).await?.unwrap_or_default();
+        let application = self.application.or_else(|| {
+            let application = Application::from_json(before.get("application")?)?;
+            names_a_slot(&application, slot_id).then_some(application)
+        });
+        let application = application.unwrap_or(plain);
+        let content = opened(&before, &application, encryption.is_encrypted());
+        if content == before {
+            return Ok(());
+        }
+        write(room, slot_id, content).await
     }
 }
 
@@ -121,28 +146,59 @@ impl IntoFuture for OpenSlot {
 }
 
 pub(super) async fn close(session: &Session) -> Result<(), SlotError> {
-    let slot_id = session_of(session.slot_id());
     let room = session.rtc().room();
-    // What is missing is closed.
-    let Some(before) = read(room, slot_id).await? else { return Ok(()) };
-    write(room, slot_id, closed(&before), Some(before)).await
+    ensure_in(room)?;
+    for slot_id in slots_of(session_of(session.slot_id())) {
+        // What is missing is closed, and what makes no sense as well.
+        if let Some(before) = read(room, slot_id).await?
+            && before.get("status").and_then(Value::as_str) == Some("open")
+        {
+            write(room, slot_id, closed(&before)).await?;
+        }
+    }
+    Ok(())
+}
+
+fn ensure_in(room: &Room) -> Result<(), SlotError> {
+    if room.state() == RoomState::Joined { Ok(()) } else { Err(SlotError::NotInRoom) }
+}
+
+/// Whether a slot of this application can have this id ([MSC4143], "Slots"). The proposal asks for the
+/// same grammar in both parts, and itself has a `ROOM` in the second.
+///
+/// [MSC4143]: https://github.com/matrix-org/matrix-spec-proposals/pull/4143
+fn names_a_slot(application: &Application, slot_id: &str) -> bool {
+    let application_type = &*application.application_type;
+    let own_name = slot_id.strip_prefix(application_type).and_then(|rest| rest.strip_prefix('#'));
+    let is_of_a_name = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    own_name.is_some_and(|name| !name.is_empty() && name.bytes().all(is_of_a_name))
+        && application_type.starts_with(|first: char| first.is_ascii_lowercase())
+        && application_type.bytes().all(|b| is_of_a_name(b) && !b.is_ascii_uppercase())
+        && slot_id.len() <= LONGEST_STATE_KEY
 }
 
 /// The content that opens a slot. What else it says stays.
 fn opened(
-    before: Option<&Map<String, Value>>,
+    before: &Map<String, Value>,
     application: &Application,
     is_encrypted: bool,
 ) -> Map<String, Value> {
-    let mut content = before.cloned().unwrap_or_default();
+    let mut content = before.clone();
     content.insert("status".to_owned(), "open".into());
     content.insert("application".to_owned(), application.to_json());
+    // In an unencrypted room the proposal forbids it.
+    let encryption = content.remove("encryption");
     if is_encrypted {
+        let is_ours = |encryption: &Value| {
+            let named = encryption.get("type").and_then(Value::as_str);
+            named.is_some_and(|named| names::PER_MEMBER.contains(&named))
+        };
         let [_, per_member] = names::PER_MEMBER;
-        content.insert("encryption".to_owned(), json!({ "type": per_member }));
-    } else {
-        // The proposal forbids it there.
-        content.remove("encryption");
+        let encryption = encryption.filter(is_ours);
+        content.insert(
+            "encryption".to_owned(),
+            encryption.unwrap_or_else(|| json!({ "type": per_member })),
+        );
     }
     content
 }
@@ -154,46 +210,46 @@ fn closed(before: &Map<String, Value>) -> Map<String, Value> {
     content
 }
 
-/// The slot as the server has it now.
+/// The slot as the server has it now. Where both spellings of its type are there, the unstable one
+/// counts, as it does in the [`roster`](super::roster).
 async fn read(room: &Room, slot_id: &str) -> Result<Option<Map<String, Value>>, SlotError> {
-    let request = get_state_event_for_key::v3::Request::new(
-        room.room_id().to_owned(),
-        event_type(),
-        slot_id.to_owned(),
-    );
-    match room.client().send(request).with_request_config(config()).await {
-        Ok(answer) => Ok(serde_json::from_str(answer.event_or_content.get()).ok()),
-        Err(error) if status(&error) == Some(StatusCode::NOT_FOUND) => Ok(None),
-        Err(error) => Err(failed(error)),
+    for event_type in names::RTC_SLOT.into_iter().rev() {
+        let request = get_state_event_for_key::v3::Request::new(
+            room.room_id().to_owned(),
+            event_type.into(),
+            slot_id.to_owned(),
+        );
+        match room.client().send(request).with_request_config(config()).await {
+            Ok(answer) => {
+                let content = serde_json::from_str(answer.event_or_content.get());
+                return Ok(Some(content.unwrap_or_default()));
+            }
+            Err(error) if status(&error) == Some(StatusCode::NOT_FOUND) => {}
+            // Who is in a room may read its state.
+            Err(error) if status(&error) == Some(StatusCode::FORBIDDEN) => {
+                return Err(SlotError::NotInRoom);
+            }
+            Err(error) => return Err(failed(error)),
+        }
     }
+    Ok(None)
 }
 
-async fn write(
-    room: &Room,
-    slot_id: &str,
-    content: Map<String, Value>,
-    before: Option<Map<String, Value>>,
-) -> Result<(), SlotError> {
-    if before.as_ref() == Some(&content) {
-        return Ok(());
-    }
+async fn write(room: &Room, slot_id: &str, content: Map<String, Value>) -> Result<(), SlotError> {
     // A map of strings to JSON is always JSON.
     let Ok(content) = to_raw_value(&content) else { return Ok(()) };
+    let [_, event_type] = names::RTC_SLOT;
     let request = send_state_event::v3::Request::new_raw(
         room.room_id().to_owned(),
-        event_type(),
+        event_type.into(),
         slot_id.to_owned(),
         Raw::from_json(content),
     );
     match room.client().send(request).with_request_config(config()).await {
         Ok(_) => Ok(()),
+        Err(error) if status(&error) == Some(StatusCode::FORBIDDEN) => Err(SlotError::NotAllowed),
         Err(error) => Err(failed(error)),
     }
-}
-
-fn event_type() -> StateEventType {
-    let [_, unstable] = names::RTC_SLOT;
-    unstable.into()
 }
 
 fn config() -> RequestConfig {
@@ -205,16 +261,10 @@ fn status(error: &HttpError) -> Option<StatusCode> {
 }
 
 fn failed(error: HttpError) -> SlotError {
-    match status(&error) {
-        Some(StatusCode::FORBIDDEN) => SlotError::NotAllowed,
-        Some(status)
-            if status.is_client_error()
-                && status != StatusCode::TOO_MANY_REQUESTS
-                && status != StatusCode::REQUEST_TIMEOUT =>
-        {
-            SlotError::Refused(error.into())
-        }
-        _ => SlotError::Unreachable(error.into()),
+    match Verdict::of(&error) {
+        Verdict::RateLimited(retry_after) => SlotError::RateLimited { retry_after },
+        Verdict::Hopeless => SlotError::Refused(error.into()),
+        Verdict::Again => SlotError::Unreachable(error.into()),
     }
 }
 
@@ -223,10 +273,14 @@ mod tests {
     use super::*;
     use crate::rtc::slot::{ClosedBy, ROOM_CALL, Slot};
 
+    fn object(value: Value) -> Map<String, Value> {
+        serde_json::from_value(value).unwrap()
+    }
+
     #[test]
     fn what_opens_a_slot_reads_as_open_and_what_closes_it_as_closed() {
         for is_encrypted in [false, true] {
-            let content = opened(None, &Application::new("m.call"), is_encrypted);
+            let content = opened(&Map::new(), &Application::new("m.call"), is_encrypted);
             assert_eq!(Slot::read(ROOM_CALL, &content).closed_by(is_encrypted), None);
             assert_eq!(content.contains_key("encryption"), is_encrypted);
             let content = closed(&content);
@@ -238,12 +292,48 @@ mod tests {
 
     #[test]
     fn opening_keeps_what_else_a_slot_says() {
-        let mut before = opened(None, &Application::new("m.call"), true);
+        let mut before = opened(&Map::new(), &Application::new("m.call"), true);
         before.insert("com.example.topic".to_owned(), "x".into());
-        let again = opened(Some(&closed(&before)), &Application::new("m.call"), true);
+        let again = opened(&closed(&before), &Application::new("m.call"), true);
         assert_eq!(again, before);
-        assert!(
-            !opened(Some(&before), &Application::new("m.call"), false).contains_key("encryption")
-        );
+        assert!(!opened(&before, &Application::new("m.call"), false).contains_key("encryption"));
+    }
+
+    #[test]
+    fn an_encryption_of_the_same_kind_stays_in_whichever_spelling_and_another_does_not() {
+        let call = Application::new("m.call");
+        for name in names::PER_MEMBER {
+            let encryption = json!({ "type": name, "com.example.more": 1 });
+            let before = object(json!({ "status": "closed", "encryption": encryption }));
+            assert_eq!(opened(&before, &call, true)["encryption"], encryption);
+        }
+        for other in [json!({ "type": "com.example.none" }), json!({}), json!("m.per_member")] {
+            let content = opened(&object(json!({ "encryption": other })), &call, true);
+            assert_eq!(content["encryption"], json!({ "type": names::PER_MEMBER[1] }));
+        }
+    }
+
+    #[test]
+    fn a_slots_id_is_its_applications_type_and_a_name() {
+        let is_one = |kind: &str, slot_id: &str| names_a_slot(&Application::new(kind), slot_id);
+        for slot_id in ["m.call#ROOM", "m.call#room", "m.call#1", "m.call#a.b_c-d"] {
+            assert!(is_one("m.call", slot_id), "{slot_id}");
+        }
+        let long = format!("m.call#{}", "x".repeat(250));
+        for slot_id in [
+            "m.call",
+            "m.call#",
+            "m.calls#ROOM",
+            "m.call#a#b",
+            "m.call#a b",
+            "m.call#ä",
+            "#x",
+            &long,
+        ] {
+            assert!(!is_one("m.call", slot_id), "{slot_id}");
+        }
+        for kind in ["", "M.call", "m.Call", "1.call", "m#call", "m call"] {
+            assert!(!is_one(kind, &format!("{kind}#ROOM")), "{kind}");
+        }
     }
 }

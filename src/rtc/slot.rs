@@ -17,6 +17,12 @@ pub(super) fn session_of(slot_id: &str) -> &str {
     if slot_id == OLD_ROOM_CALL { ROOM_CALL } else { slot_id }
 }
 
+/// The ids of the slots in which a session's members may be: see [`session_of`].
+#[cfg(feature = "client")]
+pub(super) fn slots_of(session: &str) -> impl Iterator<Item = &str> {
+    [session].into_iter().chain((session == ROOM_CALL).then_some(OLD_ROOM_CALL))
+}
+
 /// A slot, as the room's state has it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Slot {

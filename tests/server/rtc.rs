@@ -8,9 +8,9 @@ use matrix_sdk_sticky::{
     ClientExt as _,
     heartbeat::State,
     rtc::{
-        ClosedBy, Dialect, Discovered, DiscoveredFrom, Form, JoinError, Leave, Membership,
-        NotJoined, ROOM_CALL, Rtc, SessionChanges, SessionSnapshot, SessionSubscription, SlotError,
-        Transport, What,
+        Application, ClosedBy, Dialect, Discovered, DiscoveredFrom, Form, JoinError, Leave,
+        Membership, NotJoined, ROOM_CALL, Rtc, SessionChanges, SessionSnapshot,
+        SessionSubscription, SlotError, Transport, What,
     },
 };
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ use xtask::{api::encode, homeserver::Options};
 
 use crate::{
     proxy::Proxy,
-    support::{DEADLINE, Person, Watcher, devices_are_there, start},
+    support::{DEADLINE, Person, Watcher, devices_are_there, eventually, start},
 };
 
 const DELAY: Duration = Duration::from_secs(4);
@@ -286,6 +286,91 @@ async fn a_slot_is_opened_once_and_closed_by_who_has_the_right() {
 #[tokio::test(flavor = "multi_thread")]
 async fn in_an_encrypted_room_an_open_slot_says_how_media_are_encrypted() {
     opens_and_closes(true).await;
+}
+
+/// The content of a slot's event of this type.
+fn slot_content(person: &Person, room: &RoomId, kind: &str, slot_id: &str) -> Option<Value> {
+    let (room, slot_id) = (encode(room.as_str()), encode(slot_id));
+    person.api.get(&format!("rooms/{room}/state/{kind}/{slot_id}")).ok()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_is_opened_again_keeps_its_settings_unless_told_others() {
+    let alice = Person::new("alice");
+    let room = alice.encrypted_room_with(&[]);
+    let ours = Watcher::encrypting(&alice, &[&room]).await;
+    let session = ours.room(&room).rtc().session(ROOM_CALL);
+    let content = || slot_content(&alice, &room, SLOT, ROOM_CALL).unwrap();
+
+    let mut application = Application::new("m.call");
+    application.fields.insert("com.example.voice_only".to_owned(), json!(true));
+    session.open().application(application.clone()).await.unwrap();
+    let voice_only = json!({
+        "status": "open",
+        "application": { "type": "m.call", "com.example.voice_only": true },
+        "encryption": { "type": "org.matrix.msc4143.per_member" },
+    });
+    assert_eq!(content(), voice_only);
+    session.open().await.unwrap();
+    assert_eq!(content(), voice_only, "who opens what is open changes nothing");
+    session.close().await.unwrap();
+    let mut closed = voice_only.clone();
+    closed["status"] = json!("closed");
+    assert_eq!(content(), closed);
+    let event_id = slot_event(&alice, &room);
+    session.close().await.unwrap();
+    assert_eq!(slot_event(&alice, &room), event_id, "closed once");
+    session.open().await.unwrap();
+    assert_eq!(content(), voice_only);
+    session.open().application(Application::new("m.call")).await.unwrap();
+    assert_eq!(content()["application"], json!({ "type": "m.call" }));
+
+    let other = session.open().application(Application::new("com.example.game")).await;
+    assert!(matches!(other, Err(SlotError::SlotId)), "{other:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_is_closed_under_each_of_its_names_and_nothing_is_closed_that_is_not_there() {
+    const STABLE: &str = "m.rtc.slot";
+    let alice = Person::new("alice");
+    let room = alice.room_with(&[]);
+    let ours = Watcher::of(&alice, &[&room]).await;
+    let session = ours.room(&room).rtc().session(ROOM_CALL);
+    session.close().await.unwrap();
+    assert_eq!(slot_content(&alice, &room, SLOT, ROOM_CALL), None);
+
+    let open = json!({ "status": "open", "application": { "type": "m.call" } });
+    let set = |kind: &str, slot_id: &str| {
+        alice.api.set_state(room.as_str(), kind, slot_id, &open).unwrap();
+    };
+    set(STABLE, ROOM_CALL);
+    set(SLOT, "m.call#room");
+    session.close().await.unwrap();
+    for slot_id in [ROOM_CALL, "m.call#room"] {
+        let content = slot_content(&alice, &room, SLOT, slot_id).unwrap();
+        assert_eq!(content["status"], "closed", "{slot_id}");
+        assert_eq!(content["application"], open["application"], "{slot_id}");
+    }
+    let mut seen = Call::of(&ours.room(&room).rtc()).await;
+    seen.until("closed", |now| now.closed_by() == Some(ClosedBy::Status)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_left_the_room_is_told_so_and_not_that_the_right_is_missing() {
+    let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+    let room = alice.room_with(&[&bob]);
+    let theirs = Watcher::of(&bob, &[&room]).await;
+    let session = theirs.room(&room).rtc().session(ROOM_CALL);
+    let refused = session.open().await.unwrap_err();
+    assert!(matches!(refused, SlotError::NotAllowed), "{refused:?}");
+    assert!(refused.to_string().contains("higher power level"), "{refused}");
+    bob.leave(&room);
+    eventually("we have left", async || match session.open().await {
+        Err(SlotError::NotInRoom) => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    assert!(matches!(session.close().await, Err(SlotError::NotInRoom)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
