@@ -607,7 +607,7 @@ impl Run {
             Wish::Suspend { keep: false } => {
                 if matches!(self.wanted, Wanted::In | Wanted::Kept) {
                     self.wanted = Wanted::Away;
-                    self.is_going_away = true;
+                    self.is_going_away = heartbeat.is_some();
                     self.shared.state.set_if_not_eq(State::Suspended { holds_until: None });
                     self.send_leave(&Leave::with_code(Leave::ON_PURPOSE));
                 }

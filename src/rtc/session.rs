@@ -338,7 +338,8 @@ impl Watch {
             };
             tokio::select! {
                 Some(change) = self.changes.next() => self.roster.handle_change(&change),
-                news = self.source.next() => match news {
+                // Not while the server is asked: its answer may be older than what comes meanwhile.
+                news = self.source.next(), if self.fetching.is_none() => match news {
                     News::Events(texts) => self.handle_state(texts),
                     News::Gap(texts) => {
                         self.handle_state(texts);
