@@ -668,6 +668,12 @@ impl Heartbeat {
         self.held.map(|held| held.id)
     }
 
+    /// Until when the leave that is armed does not fire: each restart moves it on. `None` where none is
+    /// armed, or somebody else restarts it.
+    pub fn armed_until(&self) -> Option<Deadline> {
+        self.held.filter(|_| !self.is_delegated()).map(|held| held.holds_until)
+    }
+
     fn next_to_be_in(&mut self, now: Moment) -> Option<Step> {
         let is_due = |deadline: Option<Deadline>| deadline.is_some_and(|it| it.is_over(now));
         // Before all else, and also if it may have fired: then the answer tells.

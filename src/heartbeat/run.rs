@@ -271,6 +271,13 @@ impl HeartbeatHandle {
         self.state.subscribe()
     }
 
+    /// The pulse: until when the leave that is armed does not fire, as far as is known. Each beat moves it
+    /// on; once it is over, everybody may see the member gone. `None` where none is armed, as when
+    /// [`State::Degraded`], or somebody else restarts it.
+    pub fn armed_until(&self) -> Option<Deadline> {
+        self.context.kept().armed_until
+    }
+
     /// What went wrong last, in words; for [`State::Failed`] and [`State::ProbablyLeft`].
     pub fn last_error(&self) -> Option<String> {
         self.context.kept().last_error.clone()
@@ -497,6 +504,7 @@ struct Kept {
     leave_content: Map<String, Value>,
     leases: HashMap<LeaseId, Lease>,
     held: Option<LeaseId>,
+    armed_until: Option<Deadline>,
     /// Who could read the leave that was armed last: a number of [`Context::readers`].
     readers: Option<u64>,
     sending: Option<(SendId, send_message_event::v3::Request)>,
@@ -568,7 +576,11 @@ impl Run {
                 let deadline = now.deadline(action.timeout);
                 doing = Some(context.clone().perform(action.step, deadline).boxed());
             }
-            context.kept().held = self.machine.held();
+            {
+                let mut kept = context.kept();
+                kept.held = self.machine.held();
+                kept.armed_until = self.machine.armed_until();
+            }
             if self.machine.is_over() && doing.is_none() {
                 break;
             }

@@ -31,6 +31,31 @@ fn it_arms_then_joins_and_shows_both() {
 }
 
 #[test]
+fn its_pulse_is_the_end_of_what_is_armed_which_each_beat_moves_on() {
+    let mut world = world();
+    assert_eq!(world.heartbeat.armed_until(), None);
+    world.pass(1_000);
+    let first = world.heartbeat.armed_until().unwrap();
+    world.pass(20_000);
+    let later = world.heartbeat.armed_until().unwrap();
+    assert!(later.millis_after(first) >= 15_000, "{later:?}");
+    world.cut_network(MINUTE);
+    world.pass(4_000);
+    let cut_off = world.heartbeat.armed_until();
+    world.pass(20_000);
+    assert_eq!(world.heartbeat.armed_until(), cut_off);
+    assert!(matches!(world.state(), State::ProbablyLeft { since } if Some(since) == cut_off));
+    world.pass(2 * MINUTE);
+    assert_eq!(world.state(), State::Joined);
+    let held = world.heartbeat.held().unwrap();
+    world.tell(|heartbeat, _| heartbeat.handle_delegated(held));
+    assert_eq!(world.heartbeat.armed_until(), None);
+    world.tell(|heartbeat, _| heartbeat.handle_leave());
+    world.pass(1_000);
+    assert_eq!(world.heartbeat.armed_until(), None);
+}
+
+#[test]
 fn an_hour_costs_thirteen_restarts_a_minute_and_two_joins() {
     let mut world = world();
     world.pass(60 * MINUTE);

@@ -288,6 +288,12 @@ impl Membership {
         self.shared.state.subscribe()
     }
 
+    /// The pulse: until when the leave that is armed does not fire; see
+    /// [`HeartbeatHandle::armed_until`].
+    pub fn armed_until(&self) -> Option<Deadline> {
+        self.shared.heartbeat()?.armed_until()
+    }
+
     /// The id of the member. Another one after it had to join again.
     pub fn member_id(&self) -> String {
         self.shared.now().member_id.clone()
