@@ -47,6 +47,15 @@ pub(crate) fn release() {
     }
 }
 
+/// Says what did not work, though the program goes on.
+pub(crate) fn warn(why: &str) {
+    let line = on_one_line(&format!("warning: {why}"));
+    match held().as_mut() {
+        Some(lines) => lines.push_str(&line),
+        None => drop(io::stderr().write_all(line.as_bytes())),
+    }
+}
+
 /// Prints why the program ends. What is still held back is not said any more.
 pub(crate) fn last_line(line: &str) {
     held().get_or_insert_default();

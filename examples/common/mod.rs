@@ -357,6 +357,12 @@ pub(crate) async fn token_lost(sticky: &Sticky) -> Result {
     fail(TOKEN_LOST)
 }
 
+#[allow(dead_code, reason = "not all examples go on when something does not work")]
+/// Says on stderr what did not work, though the program goes on.
+pub(crate) fn warn(why: &str) {
+    log::warn(why);
+}
+
 const TOKEN_LOST: &str = "the server does not accept our access token any more: logged out";
 
 fn fail<T>(why: impl Display) -> Result<T> {

@@ -104,3 +104,23 @@ pub(crate) fn harmless(text: &str) -> String {
     };
     text.replace(obeyed, "\u{fffd}")
 }
+
+/// What the terminal shows, as text.
+#[cfg(test)]
+pub(crate) fn as_text(buffer: &ratatui::buffer::Buffer) -> String {
+    let mut text = String::new();
+    for row in buffer.area.rows() {
+        let mut line = String::new();
+        let mut covered = 0;
+        for cell in row.positions().filter_map(|at| buffer.cell(at)) {
+            if covered == 0 {
+                line.push_str(cell.symbol());
+                covered = Span::raw(cell.symbol()).width();
+            }
+            covered = covered.saturating_sub(1);
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}

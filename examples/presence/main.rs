@@ -1,5 +1,5 @@
-//! `presence`: who is in a room's call, live, and with `--join` ourselves. In a terminal as a screen,
-//! with `--json` one object a line for scripts, otherwise as plain lines.
+//! `presence`: who is in a room's sessions, live, and with `--join` ourselves. In a terminal as a
+//! screen, with `--json` one object a line for scripts, otherwise as plain lines.
 //!
 //! ```text
 //! cargo run --example presence -- --homeserver https://matrix.example.org --username alice \
@@ -17,6 +17,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod json;
+mod own;
 mod plain;
 mod screen;
 #[path = "../common/terminal.rs"]
@@ -30,25 +31,27 @@ use std::{
 };
 
 use clap::{Parser, ValueEnum};
-use eyeball::Subscriber;
 use futures_util::StreamExt as _;
-use matrix_sdk::Client;
+use matrix_sdk::{Client, Room};
 use matrix_sdk_sticky::{
     Sticky, SyncSource,
     heartbeat::State,
-    rtc::{
-        self, Membership, ROOM_CALL, Session, SessionSnapshot, SessionSubscription, SessionUpdate,
-        Transport,
-    },
+    rtc::{ROOM_CALL, RtcChange, RtcChanges, RtcSnapshot, RtcSubscription, SessionChange},
 };
 use tokio::{
     sync::oneshot,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout},
 };
 
-use self::common::Result;
+use self::{
+    common::Result,
+    own::{News, Own},
+};
 
-/// Shows who is in a room's call (MatrixRTC, MSC4143), live; joins it if told.
+/// When to give up on saying goodbye.
+const GOODBYE_WITHIN: Duration = Duration::from_secs(12);
+
+/// Shows who is in a room's sessions (MatrixRTC, MSC4143), live; joins one if told.
 #[derive(Clone, Parser)]
 struct Options {
     #[command(flatten)]
@@ -56,7 +59,7 @@ struct Options {
     /// The room, by its id or alias; it has to be joined.
     #[arg(long, value_name = "R")]
     room: String,
-    /// The slot whose session is shown.
+    /// The slot whose session is joined, and told of where there is no screen.
     #[arg(long, value_name = "ID", default_value = ROOM_CALL)]
     slot: String,
     /// Which sync to receive by.
@@ -104,6 +107,16 @@ enum Dialect {
     ElementCall,
 }
 
+impl From<Sync> for SyncSource {
+    fn from(sync: Sync) -> Self {
+        match sync {
+            Sync::Sliding => Self::Sliding,
+            Sync::V3 => Self::V3,
+            Sync::Auto => Self::Auto,
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let options = Options::parse();
     let account = options.account.clone();
@@ -112,75 +125,27 @@ fn main() -> ExitCode {
     })
 }
 
-async fn presence(client: Client, options: Options, stop: oneshot::Receiver<()>) -> Result {
-    common::first_sync(&client).await?;
-    let room = common::joined_room(&client, &options.room).await?;
-    let source = match options.sync {
-        Sync::Sliding => SyncSource::Sliding,
-        Sync::V3 => SyncSource::V3,
-        Sync::Auto => SyncSource::Auto,
+async fn presence(client: Client, options: Options, mut stop: oneshot::Receiver<()>) -> Result {
+    let room = async {
+        common::first_sync(&client).await?;
+        common::joined_room(&client, &options.room).await
     };
-    let sticky = Sticky::builder(&client).source(source).start()?;
+    let room = tokio::select! {
+        room = room => room?,
+        _ = &mut stop => return Ok(()),
+    };
+    let sticky = Sticky::builder(&client).source(options.sync.into()).start()?;
     let show = async {
-        common::live(&sticky).await?;
-        let room = sticky.room(room.room_id()).ok_or("the room is gone")?;
-        let session = room.rtc().session(&*options.slot);
-        let SessionSubscription { snapshot, changes, .. } = session.subscribe().await;
-        let ui = Ui::open(&client, &sticky, &options, snapshot)?;
-        let mut show = Show { own: Own::new(session, options.clone()), ui, sticky: sticky.clone() };
-        show.run(changes, stop).await
+        let (mut show, changes) = tokio::select! {
+            begun = Show::begin(&sticky, &room, &options) => begun?,
+            _ = &mut stop => return Ok(()),
+        };
+        show.run(changes, &options, &mut stop).await
     };
     tokio::select! {
         end = common::keep_syncing(&client) => end,
         end = common::token_lost(&sticky) => end,
         end = show => end,
-    }
-}
-
-/// Ourselves in the session.
-struct Own {
-    session: Session,
-    options: Options,
-    membership: Option<Membership>,
-    states: Option<Subscriber<State>>,
-}
-
-impl Own {
-    fn new(session: Session, options: Options) -> Self {
-        Self { session, options, membership: None, states: None }
-    }
-
-    async fn join(&mut self) -> Result {
-        if self.is_in() {
-            return Ok(());
-        }
-        let options = &self.options;
-        if options.open {
-            self.session.open().await?;
-        }
-        let mut join = self
-            .session
-            .join([Transport::livekit(&options.livekit)])
-            .intent(&options.intent)
-            .delay(Duration::from_secs(options.delay));
-        if let Some(dialect) = options.dialect {
-            join = join.dialect(match dialect {
-                Dialect::Msc4143 => rtc::Dialect::Msc4143,
-                Dialect::ElementCall => rtc::Dialect::ElementCall,
-            });
-        }
-        let membership = join.await?;
-        let mut states = membership.subscribe_state();
-        // How it stands already is to be said too.
-        states.reset();
-        self.states = Some(states);
-        self.membership = Some(membership);
-        Ok(())
-    }
-
-    fn is_in(&self) -> bool {
-        let over = |state| matches!(state, State::Left | State::Failed(_));
-        self.membership.as_ref().is_some_and(|membership| !over(membership.state()))
     }
 }
 
@@ -192,71 +157,72 @@ enum Ui {
 }
 
 impl Ui {
+    /// Says that we are live, and who is there.
     fn open(
-        client: &Client,
         sticky: &Sticky,
+        room: &Room,
         options: &Options,
-        snapshot: SessionSnapshot,
+        own: &Own,
+        now: RtcSnapshot,
     ) -> Result<Self> {
         let sync = match sticky.source() {
             SyncSource::V3 => "v3",
             _ => "sliding",
         };
+        if !options.json && io::stdout().is_terminal() && io::stdin().is_terminal() {
+            let delay = Duration::from_secs(options.delay);
+            return Ok(Self::Screen(Box::new(screen::View::open(room, delay, now)?)));
+        }
+        let now = now.session(own.slot_id());
         if options.json {
             say(&json::ready(sync))?;
             common::release();
             let mut json = json::Json::default();
-            say(&json.members(&snapshot).unwrap_or_default())?;
+            say_if(json.members(&now))?;
             Ok(Self::Json(json))
-        } else if io::stdout().is_terminal() && io::stdin().is_terminal() {
-            Ok(Self::Screen(Box::new(screen::View::open(client, &options.room, snapshot)?)))
         } else {
             say(&format!("live, by {sync} sync"))?;
             common::release();
-            for line in plain::at_first(&snapshot) {
-                say(&line)?;
-            }
+            plain::at_first(&now).iter().try_for_each(|line| say(line))?;
             Ok(Self::Plain(plain::Plain::default()))
         }
     }
 
-    fn update(&mut self, update: SessionUpdate) -> Result {
+    fn update(&mut self, own: &Own, change: RtcChange) -> Result {
+        let is_here =
+            |change: &&SessionChange| change.slot_id.as_deref() == Some(own.session_slot_id());
         match self {
-            Self::Json(json) => {
-                if let Some(line) = json.members(&update.snapshot) {
-                    say(&line)?;
-                }
-            }
+            Self::Json(json) => say_if(json.members(&change.snapshot.session(own.slot_id())))?,
             Self::Plain(_) => {
-                for line in update.changes.iter().filter_map(plain::line) {
-                    say(&line)?;
-                }
+                let changes = change.changes.iter().filter(is_here);
+                let mut lines = changes.filter_map(|change| plain::line(&change.what));
+                lines.try_for_each(|line| say(&line))?;
             }
-            Self::Screen(view) => view.update(update),
+            Self::Screen(view) => view.update(change),
         }
         Ok(())
     }
 
     fn own(&mut self, state: State) -> Result {
         match self {
-            Self::Json(json) => {
-                if let Some(line) = json.own(state) {
-                    say(&line)?;
-                }
-            }
-            Self::Plain(plain) => {
-                if let Some(line) = plain.own(state) {
-                    say(&line)?;
-                }
-            }
+            Self::Json(json) => say_if(json.own(state))?,
+            Self::Plain(plain) => say_if(plain.own(state))?,
             Self::Screen(view) => view.own(state),
         }
         Ok(())
     }
 
+    /// Something that did not work, though we go on.
+    fn complain(&mut self, why: &str) {
+        match self {
+            Self::Screen(view) => view.note(why),
+            _ => common::warn(why),
+        }
+    }
+
     fn draw(&mut self, sticky: &Sticky, own: &Own) -> Result {
         if let Self::Screen(view) = self {
-            view.draw(sticky, own.membership.as_ref())?;
+            view.draw(sticky, own.membership())?;
         }
         Ok(())
     }
@@ -277,80 +243,71 @@ struct Show {
 }
 
 impl Show {
+    /// Waits until the map is live, and joins if told: who cannot is told so before anything else.
+    async fn begin(sticky: &Sticky, room: &Room, options: &Options) -> Result<(Self, RtcChanges)> {
+        common::live(sticky).await?;
+        let rtc = sticky.room(room.room_id()).ok_or("the room is gone")?.rtc();
+        let mut own = Own::new(rtc.session(&*options.slot), options);
+        // Before we join, so that we are seen to.
+        let RtcSubscription { snapshot, changes, .. } = rtc.subscribe().await;
+        own.look_at(&snapshot);
+        if options.join {
+            own.join_now().await?;
+        }
+        let ui = Ui::open(sticky, room, options, &own, snapshot)?;
+        Ok((Self { own, ui, sticky: sticky.clone() }, changes))
+    }
+
     async fn run(
         &mut self,
-        mut changes: rtc::SessionChanges,
-        mut stop: oneshot::Receiver<()>,
+        mut changes: RtcChanges,
+        options: &Options,
+        stop: &mut oneshot::Receiver<()>,
     ) -> Result {
         let after = |seconds: Option<u64>| {
             seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds))
         };
-        let over = after(self.own.options.seconds);
-        let mut leave_at = after(self.own.options.leave_after);
-        if self.own.options.join {
-            self.own.join().await?;
-        }
-        let mut is_leaving = false;
+        let over = after(options.seconds);
+        let mut leave_at = after(options.leave_after);
         loop {
             self.ui.draw(&self.sticky, &self.own)?;
             tokio::select! {
-                _ = &mut stop => return self.leave_for_good().await,
+                _ = &mut *stop => return self.leave_for_good().await,
                 () = until(over) => return self.leave_for_good().await,
                 () = until(leave_at) => {
                     leave_at = None;
-                    is_leaving = true;
+                    self.own.leave();
                 }
-                Some(update) = changes.next() => self.ui.update(update)?,
-                state = next_own(&mut self.own.states) => {
-                    self.ui.own(state)?;
-                    if let State::Failed(_) = state
-                        && self.own.options.join
-                    {
-                        let why = self.own.membership.as_ref().and_then(Membership::last_error);
-                        return Err(why.unwrap_or_else(|| state.as_str().to_owned()).into());
-                    }
-                }
-                key = self.ui.next() => match key {
-                    screen::Key::Join => {
-                        if let Err(error) = self.own.join().await
-                            && let Ui::Screen(view) = &mut self.ui
-                        {
-                            view.note(&error.to_string());
+                Some(change) = changes.next() => self.ui.update(&self.own, change)?,
+                news = self.own.next() => match news {
+                    News::State(state) => {
+                        self.ui.own(state)?;
+                        if let State::Failed(failure) = state {
+                            let why = plain::failed(failure, self.own.last_error());
+                            self.ui.complain(&why);
                         }
                     }
-                    screen::Key::Leave => is_leaving = true,
+                    News::NotJoined(error) => self.ui.complain(&error.to_string()),
+                },
+                key = self.ui.next() => match key {
+                    screen::Key::Join => self.own.join(),
+                    screen::Key::Leave => self.own.leave(),
                     screen::Key::Quit => return self.leave_for_good().await,
                     screen::Key::Redraw => {}
                 },
-            }
-            if std::mem::take(&mut is_leaving)
-                && let Some(membership) = &self.own.membership
-            {
-                // What follows is told by its states.
-                let mut leave = std::pin::pin!(membership.leave());
-                let _ = futures_util::poll!(&mut leave);
             }
         }
     }
 
     /// Says goodbye, and shows what comes of it.
     async fn leave_for_good(&mut self) -> Result {
-        if let Some(membership) = &self.own.membership {
-            let state = membership.leave().await;
+        if let Some(membership) = self.own.membership() {
+            let state = timeout(GOODBYE_WITHIN, membership.leave()).await;
+            let state = state.map_err(|_| "the server did not answer the goodbye in time")?;
             self.ui.own(state)?;
         }
         Ok(())
     }
-}
-
-/// How we stand next.
-async fn next_own(states: &mut Option<Subscriber<State>>) -> State {
-    if let Some(states) = states
-        && let Some(state) = states.next().await
-    {
-        return state;
-    }
-    future::pending().await
 }
 
 async fn until(at: Option<Instant>) {
@@ -358,6 +315,10 @@ async fn until(at: Option<Instant>) {
         Some(at) => sleep_until(at).await,
         None => future::pending().await,
     }
+}
+
+fn say_if(line: Option<String>) -> io::Result<()> {
+    line.map_or(Ok(()), |line| say(&line))
 }
 
 fn say(line: &str) -> io::Result<()> {

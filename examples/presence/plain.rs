@@ -1,7 +1,7 @@
 //! Texts for people: who is there, who left and why, in few words and harmless to a terminal.
 
 use matrix_sdk_sticky::{
-    heartbeat::State,
+    heartbeat::{Failure, State},
     rtc::{Candidate, Leave, Member, NotJoined, SessionSnapshot, What},
 };
 
@@ -14,6 +14,21 @@ pub(crate) fn own_name(state: State) -> Option<&'static str> {
         State::Failed(_) => Some(State::Left.as_str()),
         state => Some(state.as_str()),
     }
+}
+
+/// Why we are out though we did not want to.
+pub(crate) fn failed(failure: Failure, last_error: Option<String>) -> String {
+    let why = match failure {
+        Failure::NotInRoom => "we are not in the room any more",
+        Failure::Redacted => "our membership was redacted",
+        Failure::DelayTooLong { .. } => "the server does not take a delay that long",
+        Failure::JoinRefused | Failure::LeaveRefused => {
+            let why = last_error.unwrap_or_else(|| "we have no right to be there".to_owned());
+            return harmless(&format!("the server refuses us: {why}"));
+        }
+        _ => "the server has said that we left",
+    };
+    why.to_owned()
 }
 
 /// What was said last of ourselves.

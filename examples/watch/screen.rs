@@ -294,10 +294,11 @@ mod tests {
         time::Clock,
         view::{Arrival, Delivery},
     };
-    use ratatui::{Terminal, backend::TestBackend, buffer::Buffer};
+    use ratatui::{Terminal, backend::TestBackend};
     use serde_json::{Value, json, value::to_raw_value};
 
     use super::*;
+    use crate::terminal::as_text;
 
     type TestResult<T = ()> = std::result::Result<T, Box<dyn Error>>;
 
@@ -414,25 +415,6 @@ mod tests {
             })?;
             Ok(as_text(terminal.backend().buffer()))
         }
-    }
-
-    /// What the terminal shows, as text.
-    fn as_text(buffer: &Buffer) -> String {
-        let mut text = String::new();
-        for row in buffer.area.rows() {
-            let mut line = String::new();
-            let mut covered = 0;
-            for cell in row.positions().filter_map(|at| buffer.cell(at)) {
-                if covered == 0 {
-                    line.push_str(cell.symbol());
-                    covered = Span::raw(cell.symbol()).width();
-                }
-                covered = covered.saturating_sub(1);
-            }
-            text.push_str(line.trim_end());
-            text.push('\n');
-        }
-        text
     }
 
     /// Half a minute of a stand-up.

@@ -66,6 +66,11 @@ impl RtcSnapshot {
         self.strays.values()
     }
 
+    /// Whether the room is encrypted, so that memberships in plaintext do not count.
+    pub fn is_encrypted(&self) -> bool {
+        self.is_encrypted
+    }
+
     /// When it was taken; what [`Member::expires_in`] asks for.
     pub fn taken_at(&self) -> Moment {
         self.taken_at

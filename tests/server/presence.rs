@@ -15,6 +15,22 @@ use crate::support::{DEADLINE, PASSWORD, Person, signal};
 /// In seconds.
 const DELAY: u64 = 4;
 
+/// What runs the example.
+fn command(person: &Person, room: &RoomId, more: &[&str]) -> Command {
+    let mut program = std::env::current_exe().unwrap();
+    program.pop();
+    program.set_file_name("examples");
+    program.push(format!("presence{}", std::env::consts::EXE_SUFFIX));
+    assert!(program.exists(), "build it first: cargo build --example presence");
+    let mut command = Command::new(program);
+    command
+        .args(["--homeserver", person.url(), "--username", person.id().as_str()])
+        .args(["--password", PASSWORD, "--room", room.as_str()])
+        .args(["--delay", &DELAY.to_string()])
+        .args(more);
+    command
+}
+
 /// The example, in a process of its own.
 struct Example {
     process: Child,
@@ -23,16 +39,7 @@ struct Example {
 
 impl Example {
     fn start(person: &Person, room: &RoomId, more: &[&str]) -> Self {
-        let mut program = std::env::current_exe().unwrap();
-        program.pop();
-        program.set_file_name("examples");
-        program.push(format!("presence{}", std::env::consts::EXE_SUFFIX));
-        assert!(program.exists(), "build it first: cargo build --example presence");
-        let mut process = Command::new(program)
-            .args(["--homeserver", person.url(), "--username", person.id().as_str()])
-            .args(["--password", PASSWORD, "--room", room.as_str()])
-            .args(["--delay", &DELAY.to_string()])
-            .args(more)
+        let mut process = command(person, room, more)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
@@ -141,7 +148,38 @@ async fn without_json_it_says_in_words_who_came_and_why_somebody_is_gone() {
 async fn a_dialect_whose_slot_is_missing_ends_with_the_reason() {
     let alice = Person::new("alice");
     let room = alice.room();
-    let mut example = Example::start(&alice, &room, &["--dialect", "msc4143", "--join"]);
-    let status = timeout(DEADLINE, example.process.wait()).await.expect("it ends").unwrap();
-    assert_eq!(status.code(), Some(1));
+    let run = command(&alice, &room, &["--dialect", "msc4143", "--join", "--json"]).output();
+    let output = timeout(DEADLINE, run).await.expect("it ends").unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "", "nothing is said before it is clear");
+    let why = String::from_utf8_lossy(&output.stderr);
+    assert!(why.starts_with("error: the room has no such slot: open it"), "{why}");
+    assert_eq!(why.lines().count(), 1, "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_not_in_the_room_any_more_has_left_and_goes_on_looking() {
+    let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+    let room = alice.room_with(&[&bob]);
+    let mut example = Example::live(&bob, &room, &["--join"]).await;
+    example.until_own("joined").await;
+    bob.leave(&room);
+    example.until_own("left").await;
+    assert_eq!(example.process.try_wait().unwrap(), None);
+    signal(&example.process, "-INT").await;
+    example.ends_well().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_asked_to_end_while_it_starts_does_so_at_once() {
+    let alice = Person::new("alice");
+    let room = alice.room();
+    for ms in [50, 400, 1_000] {
+        let example = Example::start(&alice, &room, &["--json", "--join"]);
+        tokio::time::sleep(Duration::from_millis(ms)).await;
+        signal(&example.process, "-INT").await;
+        let asked = Instant::now();
+        example.ends_well().await;
+        assert!(asked.elapsed() < Duration::from_secs(5), "after {ms} ms: {:?}", asked.elapsed());
+    }
 }
