@@ -45,6 +45,18 @@ const ROUND: [(u64, &str, Doing); 9] = [
     (32, "carol", Doing::Leave),
 ];
 
+/// What `presence` prints when everybody can see it.
+const JOINED: &str = r#"{"kind":"own","state":"joined"}"#;
+
+/// When to go on though somebody has not joined: nobody waits for ever.
+const JOINED_WITHIN: Duration = Duration::from_secs(15);
+
+/// How long who has joined can be seen at least.
+const SEEN_FOR: Duration = Duration::from_secs(1);
+
+/// When to look again whether what is waited for has come.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
 /// When the next round begins; whoever is still there stays.
 const ROUND_TAKES: u64 = 36;
 
@@ -168,6 +180,11 @@ impl Cast<'_> {
                 }
                 let found = there.iter().position(|(who, _)| *who == name);
                 let person = found.map(|at| there.remove(at).1);
+                if let Some(person) = &person
+                    && doing != Doing::Join
+                {
+                    self.until_seen(person);
+                }
                 match (doing, person) {
                     // From an earlier round.
                     (Doing::Join, Some(person)) => there.push((name, person)),
@@ -175,7 +192,7 @@ impl Cast<'_> {
                         let mut command = presence_of(self.presence, self.server, name, self.room);
                         // And not for longer than the demo, whatever becomes of us.
                         command.args(["--join", "--json", "--for", "600"]);
-                        match Extra::start(command) {
+                        match Extra::start(command, JOINED) {
                             Ok(person) => there.push((name, person)),
                             Err(error) => eprintln!("the simulated user {name}: {error:#}"),
                         }
@@ -190,11 +207,26 @@ impl Cast<'_> {
         // Nobody looks any more: those who are left end with the demo.
     }
 
+    /// On a slow machine somebody may still be on their way: whoever ends has been there.
+    fn until_seen(&self, person: &Extra) {
+        if person.has_said() {
+            return;
+        }
+        let began = Instant::now();
+        while !person.has_said() && began.elapsed() < JOINED_WITHIN {
+            self.pause(LOOK_EVERY);
+            if self.over.load(Ordering::SeqCst) {
+                return;
+            }
+        }
+        self.pause(SEEN_FOR);
+    }
+
     /// Waits, but not beyond the end of the demo.
     fn pause(&self, duration: Duration) {
         let until = Instant::now() + duration;
         while !self.over.load(Ordering::SeqCst) && Instant::now() < until {
-            thread::sleep(Duration::from_millis(50));
+            thread::sleep(LOOK_EVERY);
         }
     }
 }

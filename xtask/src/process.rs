@@ -1,6 +1,7 @@
 //! Child processes and Ctrl-C. In goes a command; out comes how it ended, or that it was ended.
 
 use std::{
+    io::{BufRead as _, BufReader},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{
         Arc,
@@ -86,21 +87,41 @@ pub(crate) fn run_in_terminal(command: Command, interrupt: &Interrupt) -> anyhow
 }
 
 /// A child that somebody else's story is about. Dropping it ends it by force.
-pub(crate) struct Extra(Child);
+pub(crate) struct Extra {
+    child: Child,
+    has_said: Arc<AtomicBool>,
+}
 
 impl Extra {
-    /// Starts it, in a process group of its own: Ctrl-C is ours to hand on.
-    pub(crate) fn start(mut command: Command) -> anyhow::Result<Self> {
+    /// Starts it, in a process group of its own: Ctrl-C is ours to hand on. What it prints is looked
+    /// through for a line.
+    pub(crate) fn start(mut command: Command, line: &'static str) -> anyhow::Result<Self> {
         let name = command.get_program().to_string_lossy().into_owned();
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        command.spawn().map(Self).with_context(|| format!("cannot run {name}"))
+        let mut child = command.spawn().with_context(|| format!("cannot run {name}"))?;
+        let has_said = Arc::new(AtomicBool::new(false));
+        if let Some(stdout) = child.stdout.take() {
+            let found = has_said.clone();
+            // It ends with the child.
+            thread::spawn(move || {
+                for said in BufReader::new(stdout).lines().map_while(Result::ok) {
+                    found.fetch_or(said == line, Ordering::SeqCst);
+                }
+            });
+        }
+        Ok(Self { child, has_said })
+    }
+
+    /// Whether it has printed that line.
+    pub(crate) fn has_said(&self) -> bool {
+        self.has_said.load(Ordering::SeqCst)
     }
 
     /// Ends it as Ctrl-C does, and by force if that takes too long.
     pub(crate) fn leave(mut self) {
-        end(&mut self.0, signal_one);
+        end(&mut self.child, signal_one);
     }
 
     /// Ends it by force, from one moment to the next: it cannot say goodbye.
@@ -109,8 +130,8 @@ impl Extra {
 
 impl Drop for Extra {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
