@@ -16,6 +16,10 @@ use anyhow::Context as _;
 /// When to look again for the end of a child, and for Ctrl-C.
 const LOOK_EVERY: Duration = Duration::from_millis(30);
 
+/// When to hand Ctrl-C on to a child in our group: in a terminal it has come to it too, and a second
+/// one would cut its goodbye short.
+const HAND_ON_AFTER: Duration = Duration::from_secs(2);
+
 /// When to kill a child that was asked to end.
 const END_WITHIN: Duration = Duration::from_secs(5);
 
@@ -77,13 +81,13 @@ pub(crate) fn run(mut command: Command, interrupt: &Interrupt) -> anyhow::Result
     command.stdin(Stdio::null());
     #[cfg(unix)]
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
-    supervise(command, interrupt, signal_group)
+    supervise(command, interrupt, Duration::ZERO, signal_group)
 }
 
 /// Runs a command that may have the terminal: it stays in our group, so that it can read keys and
 /// draw.
 pub(crate) fn run_in_terminal(command: Command, interrupt: &Interrupt) -> anyhow::Result<End> {
-    supervise(command, interrupt, signal_one)
+    supervise(command, interrupt, HAND_ON_AFTER, signal_one)
 }
 
 /// A child that somebody else's story is about. Dropping it ends it by force.
@@ -138,6 +142,7 @@ impl Drop for Extra {
 fn supervise(
     mut command: Command,
     interrupt: &Interrupt,
+    hand_on_after: Duration,
     signal: fn(&Child, bool),
 ) -> anyhow::Result<End> {
     let name = command.get_program().to_string_lossy().into_owned();
@@ -147,7 +152,9 @@ fn supervise(
             return Ok(End::Exited(status));
         }
         if interrupt.came() {
-            end(&mut child, signal);
+            if !ends_within(&mut child, hand_on_after) {
+                end(&mut child, signal);
+            }
             return Ok(End::Interrupted);
         }
         thread::sleep(LOOK_EVERY);
@@ -157,17 +164,23 @@ fn supervise(
 /// Ends a child: as Ctrl-C does, and by force if that takes too long.
 fn end(child: &mut Child, signal: fn(&Child, bool)) {
     signal(child, false);
-    let deadline = Instant::now() + END_WITHIN;
-    while Instant::now() < deadline {
-        match child.try_wait() {
-            Ok(None) => thread::sleep(LOOK_EVERY),
-            Ok(Some(_)) | Err(_) => break,
-        }
-    }
+    ends_within(child, END_WITHIN);
     // Also if the leader has ended: somebody of its group may not have.
     signal(child, true);
     let _ = child.kill();
     let _ = child.wait();
+}
+
+/// Whether it ends by itself.
+fn ends_within(child: &mut Child, duration: Duration) -> bool {
+    let deadline = Instant::now() + duration;
+    while Instant::now() < deadline {
+        match child.try_wait() {
+            Ok(None) => thread::sleep(LOOK_EVERY),
+            Ok(Some(_)) | Err(_) => return true,
+        }
+    }
+    false
 }
 
 #[cfg(unix)]
