@@ -10,13 +10,16 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::support::{DEADLINE, PASSWORD, Person, signal};
+use crate::{
+    proxy::Proxy,
+    support::{DEADLINE, PASSWORD, Person, signal},
+};
 
 /// In seconds.
 const DELAY: u64 = 4;
 
 /// What runs the example.
-fn command(person: &Person, room: &RoomId, more: &[&str]) -> Command {
+fn command(url: &str, person: &Person, room: &RoomId, more: &[&str]) -> Command {
     let mut program = std::env::current_exe().unwrap();
     program.pop();
     program.set_file_name("examples");
@@ -24,7 +27,7 @@ fn command(person: &Person, room: &RoomId, more: &[&str]) -> Command {
     assert!(program.exists(), "build it first: cargo build --example presence");
     let mut command = Command::new(program);
     command
-        .args(["--homeserver", person.url(), "--username", person.id().as_str()])
+        .args(["--homeserver", url, "--username", person.id().as_str()])
         .args(["--password", PASSWORD, "--room", room.as_str()])
         .args(["--delay", &DELAY.to_string()])
         .args(more);
@@ -39,7 +42,11 @@ struct Example {
 
 impl Example {
     fn start(person: &Person, room: &RoomId, more: &[&str]) -> Self {
-        let mut process = command(person, room, more)
+        Self::start_on(person.url(), person, room, more)
+    }
+
+    fn start_on(url: &str, person: &Person, room: &RoomId, more: &[&str]) -> Self {
+        let mut process = command(url, person, room, more)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
@@ -148,13 +155,39 @@ async fn without_json_it_says_in_words_who_came_and_why_somebody_is_gone() {
 async fn a_dialect_whose_slot_is_missing_ends_with_the_reason() {
     let alice = Person::new("alice");
     let room = alice.room();
-    let run = command(&alice, &room, &["--dialect", "msc4143", "--join", "--json"]).output();
+    let run =
+        command(alice.url(), &alice, &room, &["--dialect", "msc4143", "--join", "--json"]).output();
     let output = timeout(DEADLINE, run).await.expect("it ends").unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(String::from_utf8_lossy(&output.stdout), "", "nothing is said before it is clear");
     let why = String::from_utf8_lossy(&output.stderr);
     assert!(why.starts_with("error: the room has no such slot: open it"), "{why}");
     assert_eq!(why.lines().count(), 1, "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cut_off_it_says_so_meanwhile_and_is_back_as_another_member() {
+    let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+    let room = alice.room_with(&[&bob]);
+    let proxy = Proxy::before(bob.url()).await;
+    let mut looking = Example::live(&alice, &room, &[]).await;
+    let mut example = Example::start_on(proxy.url(), &bob, &room, &["--join", "--json"]);
+    example.until_own("joined").await;
+    let before = looking.until_users(&[&bob]).await;
+    proxy.cut();
+    example.until_own("probably_left").await;
+    looking.until_users(&[]).await;
+    proxy.mend();
+    example.until_own("rejoining").await;
+    example.until_own("joined").await;
+    let after = looking.until_users(&[&bob]).await;
+    assert_eq!(before[0]["device_id"], after[0]["device_id"]);
+    assert_ne!(before[0]["member_id"], after[0]["member_id"]);
+    // A goodbye that nobody answers is given up.
+    proxy.freeze(true);
+    signal(&example.process, "-INT").await;
+    let status = timeout(DEADLINE, example.process.wait()).await.expect("it ends").unwrap();
+    assert_eq!(status.code(), Some(1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
