@@ -377,6 +377,11 @@ impl World {
         self.under_way.is_none() && !was_just_asked
     }
 
+    /// Whether what is held is delegated. Of another lease nobody else knows, so that nobody fires it.
+    pub(super) fn is_delegated(&self) -> bool {
+        self.heartbeat.is_delegated()
+    }
+
     /// Somebody else fires what is held, as one to whom it was delegated may.
     pub(super) fn fire_from_outside(&mut self) {
         if let Some(held) = self.heartbeat.held() {

@@ -603,7 +603,8 @@ fn live_through(world: &mut World, happenings: &[(u64, Happening)]) {
             Happening::DelegateFireAndTakeBack(ms) => {
                 world.tell(delegate);
                 world.pass(ms);
-                if world.is_quiet() {
+                // By then a fresh one may have taken over from what was delegated.
+                if world.is_delegated() && world.is_quiet() {
                     world.fire_from_outside();
                 }
                 world.pass(ms);
