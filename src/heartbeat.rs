@@ -713,11 +713,14 @@ impl Heartbeat {
             // The server takes no fresh one, and an earlier process's is better than none.
             let Retiring { id, delay, .. } = self.retiring.remove(at);
             self.held = Some(Lease { id, delay, holds_until: now.deadline(Duration::ZERO) });
-            self.restart_at = Some(now.deadline(Duration::ZERO));
+            self.ask_at = Some(now.deadline(Duration::ZERO));
             return Some(Step::Restart(id));
         }
         if let Some(step) = self.retire() {
-            return Some(step);
+            // Of all that an earlier process had armed the one that is held may be the one that it has
+            // cancelled.
+            let must_wait = self.is_asked_for() && matches!(step, Step::Cancel(_));
+            return (!must_wait).then_some(step);
         }
         self.next_join(now)
     }
@@ -736,8 +739,7 @@ impl Heartbeat {
         if !is_due {
             return None;
         }
-        if self.held.is_some() && self.ask_at.is_some() {
-            // What became of it is not known.
+        if self.is_asked_for() {
             return None;
         }
         if let Some(held) = self.held {
@@ -766,6 +768,11 @@ impl Heartbeat {
         self.has_joined = true;
         self.note_sent(now, sticky);
         Some(Step::Join { send: sending.id, sticky })
+    }
+
+    /// Whether what became of the lease that is held is not known, and is asked next.
+    fn is_asked_for(&self) -> bool {
+        self.held.is_some() && self.ask_at.is_some()
     }
 
     fn next_to_be_out(&mut self, now: Moment) -> Option<Step> {

@@ -476,6 +476,27 @@ fn what_a_dead_process_had_armed_never_ends_the_new_join() {
 }
 
 #[test]
+fn a_lease_is_cancelled_only_while_the_one_that_is_held_is_known_to_be_armed() {
+    // The answer to the cancelling of the first is lost in a crash. The next process can arm no fresh
+    // one, takes the first, which is gone, for its own, and gets no answer when it asks.
+    let fine = [Fate::Fine; 4];
+    let cancelled_unheard = [Fate::AnswerLost(0)];
+    let asked_unheard = [Fate::Fine, Fate::Fine, Fate::Lost];
+    let fates = fine.into_iter().chain(cancelled_unheard).chain(asked_unheard);
+    let mut world = World::new(pace(), 1, fates);
+    world.pass(100);
+    world.tell(Heartbeat::handle_key_change);
+    world.pass(5_200);
+    assert_eq!(world.server.armed(), 1);
+    world.crash();
+    world.server.quota_is_full = true;
+    world.start_again();
+    world.pass(10_000);
+    assert_eq!(world.state(), State::Joined);
+    assert_eq!(world.server.armed(), 1);
+}
+
+#[test]
 fn ones_own_leave_that_comes_back_is_noticed_before_the_next_restart() {
     let mut world = world();
     world.tells_of_fired = true;
