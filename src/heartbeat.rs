@@ -742,15 +742,10 @@ impl Heartbeat {
         if self.is_asked_for() {
             return None;
         }
-        if let Some(held) = self.held {
-            // Whoever it was delegated to may have fired it at any time: asked right before.
-            let ago = match self.is_delegated() {
-                true => held.delay.saturating_sub(self.timeout()),
-                false => self.timeout(),
-            };
-            if held.holds_until <= now.deadline(ago) {
-                return self.may_restart(now).then_some(Step::Restart(held.id));
-            }
+        if let Some(held) = self.held
+            && self.must_ask_before_join(now, held)
+        {
+            return self.may_restart(now).then_some(Step::Restart(held.id));
         }
         let sending = match self.sending {
             Some(sending) if sending.version == self.version && sending.sticky == sticky => sending,
@@ -770,6 +765,16 @@ impl Heartbeat {
         Some(Step::Join { send: sending.id, sticky })
     }
 
+    /// Whether this lease could fire before a join has landed, or may have fired already.
+    fn must_ask_before_join(&self, now: Moment, held: Lease) -> bool {
+        // Whoever it was delegated to may have fired it at any time: asked right before.
+        let ago = match self.is_delegated() {
+            true => held.delay.saturating_sub(self.timeout()),
+            false => self.timeout(),
+        };
+        held.holds_until <= now.deadline(ago)
+    }
+
     /// Whether what became of the lease that is held is not known, and is asked next.
     fn is_asked_for(&self) -> bool {
         self.held.is_some() && self.ask_at.is_some()
@@ -782,6 +787,10 @@ impl Heartbeat {
         {
             self.retiring.push(Retiring::new(arming.id, self.delay, false, None));
         }
+        if let Some(sending) = self.sending.take_if(|sending| !sending.is_unsure) {
+            // The server has taken none of its tries.
+            self.is_exposed = sending.was_exposed;
+        }
         if !self.is_exposed {
             // Nobody has seen anything: the leave need not be seen either.
             self.retire_held();
@@ -790,10 +799,11 @@ impl Heartbeat {
         let Some(held) = self.held.filter(|_| !self.must_send_leave) else {
             return Some(self.leave(now));
         };
-        // A join that may not have landed yet is repeated until it is answered, where the lease holds
-        // for as long as that takes. Else it has landed by now, or never will.
+        // A join that may not have landed yet is repeated until it is answered, where the lease is known
+        // to hold for as long as that takes. Else it has landed by now, or never will.
         if let Some(sending) = self.sending
-            && held.holds_until > now.deadline(self.timeout())
+            && !self.is_asked_for()
+            && !self.must_ask_before_join(now, held)
         {
             return Some(Step::Join { send: sending.id, sticky: sending.sticky });
         }

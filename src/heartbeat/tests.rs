@@ -525,6 +525,39 @@ fn who_has_delegated_the_lease_restarts_it_only_to_refresh() {
     assert!(world.server.requests > requests + 1);
 }
 
+#[test]
+fn who_leaves_does_not_send_a_join_that_the_server_has_not_taken() {
+    let mut world = world_with([Fate::Fine, Fate::RateLimited { seconds: 5 }]);
+    world.pass(1_000);
+    world.tell(|heartbeat, _| heartbeat.handle_leave());
+    world.pass(1_000);
+    assert_eq!(world.state(), State::Left);
+    assert_eq!(world.server.armed(), 0);
+    assert_eq!(world.server.requests, 2, "to arm, and to cancel");
+}
+
+#[test]
+fn who_leaves_repeats_no_join_where_somebody_else_may_have_fired_the_lease() {
+    for is_taken_back in [false, true] {
+        let mut world = world_with([Fate::Fine, Fate::Lost]);
+        world.pass(100);
+        world.tell(delegate);
+        world.pass(5_000);
+        world.fire_from_outside();
+        // Then what is armed could not end a join that comes after it, and nothing else could.
+        world.server.refuses_leaves = true;
+        world.tell(|heartbeat, now| {
+            if is_taken_back {
+                heartbeat.handle_taken_back(now);
+            }
+            heartbeat.handle_leave();
+        });
+        world.pass(MINUTE);
+        assert_eq!(world.state(), State::Left);
+        assert!(!world.server.shows_member());
+    }
+}
+
 /// Something that happens to a heartbeat.
 #[derive(Clone, Copy, Debug)]
 enum Happening {
