@@ -1094,7 +1094,13 @@ impl Heartbeat {
     fn has_run_out(&self, now: Moment) -> bool {
         let is_known = self.held.is_none_or(|held| !held.holds_until.is_over(now));
         let soon = now.deadline(self.timeout());
-        self.wanted == Wanted::In && is_known && self.seen.is_some_and(|seen| seen.ends_at <= soon)
+        // One that was not answered may have been there, and be over.
+        let unsure = self.sending.filter(|sending| sending.is_unsure);
+        let ends_at = match self.seen {
+            Some(seen) => Some(seen.ends_at),
+            None => unsure.map(|sending| sending.since.deadline(sending.sticky)),
+        };
+        self.wanted == Wanted::In && is_known && ends_at.is_some_and(|ends_at| ends_at <= soon)
     }
 
     /// The next join is another event, and not a repetition of one that is not answered.

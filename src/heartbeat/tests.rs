@@ -285,6 +285,20 @@ fn whose_join_runs_out_is_not_shown_again_by_itself() {
 }
 
 #[test]
+fn whose_join_was_not_answered_and_has_run_out_is_not_shown_again_by_itself() {
+    let fates = [Fate::Fine, Fate::AnswerLost(0)];
+    let mut world = world_with(fates).not_rejoining();
+    world.server.quota_is_full = true;
+    world.pass(100);
+    assert!(world.server.shows_member());
+    world.sleep(10 * MINUTE);
+    world.mend();
+    world.pass(2 * MINUTE);
+    assert_eq!(world.state(), REMOVED);
+    assert!(!world.server.shows_member());
+}
+
+#[test]
 fn a_leave_that_fires_before_the_first_join_is_not_the_end() {
     let mut world = World::new(pace(), 1, [Fate::Fine, Fate::RateLimited { seconds: 60 }]);
     world = world.not_rejoining();
