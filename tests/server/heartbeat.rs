@@ -380,6 +380,40 @@ async fn who_is_not_to_join_again_by_itself_ends_once_the_leave_is_known_to_have
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_is_not_to_join_again_by_itself_ends_when_somebody_removes_it_or_fires_its_leave() {
+    let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+    let (own, mut looking) = two_in(&alice, &bob, false).await;
+    let room = room_of(&own);
+    let beat = async |key: &str| {
+        let start = room.heartbeat(key).content(&presence("here")).rejoin(false);
+        let heartbeat = start.delay(Duration::from_secs(60)).start().await.unwrap();
+        until(&heartbeat, State::Joined).await;
+        heartbeat
+    };
+    let removed = beat("removed").await;
+    looking.added("removed").await;
+    eventually("it has come back", async || match own.sticky.events().snapshot().is_empty() {
+        false => Ok(()),
+        true => Err("not yet"),
+    })
+    .await;
+    room.remove(TYPE, "removed").await.unwrap();
+    until(&removed, State::Failed(Failure::Removed)).await;
+    assert_eq!(looking.removed("removed").await, RemovalReason::Removed);
+
+    let fired = beat("fired").await;
+    looking.added("fired").await;
+    let delay_id = fired.delegate().expect("it holds a lease");
+    own.sticky.delayed_events().send(&delay_id).await.unwrap();
+    until(&fired, State::Failed(Failure::LeaveFired)).await;
+    assert_eq!(looking.removed("fired").await, RemovalReason::Removed);
+
+    assert!(own.sticky.delayed_events().list().await.unwrap().is_empty());
+    tokio::time::sleep(DELAY).await;
+    looking.assert_silent();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_restart_of_the_server_is_survived() {
     let mut server = start(&Options::default());
     let alice = Person::on(&server, "alice");
