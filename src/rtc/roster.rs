@@ -43,6 +43,11 @@ const ENDED_FOR: Duration = MAX_STICKY;
 /// How many such are kept of each user.
 const ENDED_OF_ONE: usize = 16;
 
+/// How many memberships in the state are kept of each user: as many as a map keeps of a sender. Where
+/// everybody may send such events, a server keeps as many as somebody sends. A full quota keeps what was
+/// there first.
+const IN_STATE_OF_ONE: usize = 1_000;
+
 /// One change of one session.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -99,6 +104,8 @@ pub struct Roster {
     by_device: HashMap<OnDevice, BTreeSet<Arc<Key>>>,
     /// Whose state event it is.
     in_state: HashMap<String, Arc<Key>>,
+    /// How many of them each user has.
+    in_state_of: HashMap<OwnedUserId, usize>,
     /// Memberships that there are no more, the oldest first.
     ended: HashMap<OwnedUserId, VecDeque<Arc<Key>>>,
     deadlines: BTreeSet<(Deadline, Arc<Key>)>,
@@ -171,6 +178,7 @@ impl Roster {
             by_slot: HashMap::new(),
             by_device: HashMap::new(),
             in_state: HashMap::new(),
+            in_state_of: HashMap::new(),
             ended: HashMap::new(),
             deadlines: BTreeSet::new(),
             touched: BTreeSet::new(),
@@ -236,8 +244,9 @@ impl Roster {
             state_key: String,
             sender: OwnedUserId,
             event_id: OwnedEventId,
+            /// Whatever it is, the event counts: a slot is closed for everybody or for nobody.
             #[serde(default)]
-            origin_server_ts: u64,
+            origin_server_ts: Value,
             #[serde(default)]
             content: Map<String, Value>,
         }
@@ -255,7 +264,8 @@ impl Roster {
                 }
             }
             names::CALL_MEMBER => {
-                let StateEvent { sender, event_id, origin_server_ts, state_key, .. } = event;
+                let origin_server_ts = event.origin_server_ts.as_u64().unwrap_or_default();
+                let StateEvent { sender, event_id, state_key, .. } = event;
                 let reading = content::read_call_member(
                     &event.content,
                     sender.as_str(),
@@ -282,6 +292,7 @@ impl Roster {
     /// Takes the news that we are not in the room any more. What is in the map says so itself.
     pub fn handle_room_left(&mut self, now: Moment) {
         let in_state: Vec<_> = self.in_state.drain().map(|(_, key)| key).collect();
+        self.in_state_of.clear();
         for key in in_state {
             self.end(now, key, NotJoined::RoomLeft);
         }
@@ -400,9 +411,11 @@ impl Roster {
         let Place::State(state_key) = &key.place else { return };
         let state_key = state_key.clone();
         let key = match self.memberships.get_key_value(&key) {
-            // The same one again; unless we were away meanwhile.
-            Some((_, known))
-                if known.event_id == event_id && self.in_state.contains_key(&state_key) =>
+            // The same one again; unless another counted meanwhile, or this one has been redacted.
+            Some((owner, known))
+                if known.event_id == event_id
+                    && known.reading == reading
+                    && self.in_state.get(&state_key) == Some(owner) =>
             {
                 return;
             }
@@ -410,9 +423,9 @@ impl Roster {
             None => Arc::new(key),
         };
         // In the state there is one for each state key, whoever sent it.
-        if let Some(before) = self.in_state.insert(state_key, key.clone())
-            && before != key
-        {
+        let before = self.in_state.get(&state_key).filter(|before| **before != key).cloned();
+        if let Some(before) = before {
+            self.unlist_state(&state_key);
             self.end(now, before, NotJoined::Left(Leave::default()));
         }
         let known = self.memberships.get(&key);
@@ -420,13 +433,17 @@ impl Roster {
         let mut ends = None;
         match &reading.says {
             Says::Leave(leave) => {
+                let reason = match known {
+                    // What a redaction leaves of it.
+                    Some(known) if known.event_id == event_id => NotJoined::Redacted,
+                    _ => NotJoined::Left(leave.clone()),
+                };
+                let is_news =
+                    known.is_some_and(|known| known.ended.is_none() || known.noted.is_none());
                 // It says nothing of where, and stands there forever: nobody need remember it.
-                if let Place::State(state_key) = &key.place {
-                    self.in_state.remove(state_key);
-                }
-                let leave = leave.clone();
-                if known.is_some_and(|known| known.ended.is_none() || known.noted.is_none()) {
-                    self.end(now, key, NotJoined::Left(leave));
+                self.unlist_state(&state_key);
+                if is_news {
+                    self.end(now, key, reason);
                 }
                 return;
             }
@@ -436,6 +453,10 @@ impl Roster {
                 ends = left.map(|left| now.deadline_ms(left));
             }
             _ => {}
+        }
+        if !self.list_state(state_key, &key) {
+            debug!(sender = %key.sender, "one user has too many memberships in the state");
+            return;
         }
         let device = reading
             .claimed_device
@@ -462,6 +483,30 @@ impl Roster {
                 shown: Shown::Not,
             },
         );
+    }
+
+    /// Notes whose state event it is now; `false` where they have too many.
+    fn list_state(&mut self, state_key: String, key: &Arc<Key>) -> bool {
+        if self.in_state.contains_key(&state_key) {
+            return true;
+        }
+        let of_one = self.in_state_of.entry(key.sender.clone()).or_default();
+        let has_room = *of_one < IN_STATE_OF_ONE;
+        if has_room {
+            *of_one += 1;
+            self.in_state.insert(state_key, key.clone());
+        }
+        has_room
+    }
+
+    fn unlist_state(&mut self, state_key: &str) {
+        let Some(key) = self.in_state.remove(state_key) else { return };
+        if let Some(of_one) = self.in_state_of.get_mut(&key.sender) {
+            *of_one -= 1;
+            if *of_one == 0 {
+                self.in_state_of.remove(&key.sender);
+            }
+        }
     }
 
     /// Puts a membership in the place of the one before.
@@ -1016,6 +1061,9 @@ impl Roster {
         assert_eq!(self.ended.values().flatten().cloned().collect::<BTreeSet<_>>(), ended);
         assert_eq!(self.deadlines, deadlines);
         assert_eq!(self.in_state.values().cloned().collect::<BTreeSet<_>>(), in_state);
+        let mut of_each = HashMap::new();
+        in_state.iter().for_each(|key| *of_each.entry(key.sender.clone()).or_default() += 1);
+        assert_eq!(self.in_state_of, of_each);
         assert!(self.in_room.keys().chain(&self.unknown).all(|it| users.contains(it)));
         assert!(self.touched.is_empty() && self.touched_slots.is_empty());
         let mut shown_members = BTreeSet::new();

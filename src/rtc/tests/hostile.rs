@@ -184,3 +184,78 @@ fn an_event_without_a_key_makes_no_member_and_only_the_stable_key_does() {
     let other_key = join("$3", "c").with("/msc4354_sticky_key", "d");
     assert_eq!(world.receive(&[other_key]), ["?alice/c: malformed: `member.id`"]);
 }
+
+#[test]
+fn a_key_that_falls_back_to_its_owners_event_makes_them_a_member_again() {
+    let mut world = World::new();
+    let bobs = state_event("$bob", CALL_MEMBER, "_@bob:hs_X", BOB, &call_member("X"));
+    world.state_again(&bobs);
+    world.state(CALL_MEMBER, "_@bob:hs_X", MALLORY, &call_member("X"));
+    assert_eq!(world.members(), [""; 0]);
+    // Servers resolve the room's state anew: the very same event counts again.
+    world.state_again(&bobs);
+    assert_eq!(world.members(), ["bob/@bob:hs:X"]);
+    assert_eq!(world.candidates(), [""; 0], "of mallory nothing is left to tell");
+}
+
+#[test]
+fn the_same_event_in_the_state_again_brings_back_who_had_left_in_between() {
+    let mut world = World::new();
+    let bobs = state_event("$bob", CALL_MEMBER, "_@bob:hs_X", BOB, &call_member("X"));
+    world.state_again(&bobs);
+    let left = state_event("$left", CALL_MEMBER, "_@bob:hs_X", BOB, &json!({}));
+    assert_eq!(world.state_again(&left), ["-bob/@bob:hs:X: left"]);
+    assert_eq!(world.state_again(&left), [""; 0]);
+    assert_eq!(world.state_again(&bobs), ["+bob/@bob:hs:X"]);
+    assert_eq!(world.state_again(&bobs), [""; 0]);
+}
+
+#[test]
+fn a_membership_in_the_state_that_is_redacted_has_left() {
+    let mut world = World::new();
+    let of = |content| state_event("$bob", CALL_MEMBER, "_@bob:hs_X", BOB, &content);
+    world.state_again(&of(call_member("X")));
+    // A server gives what is left of it, under the same id.
+    assert_eq!(world.state_again(&of(json!({}))), ["-bob/@bob:hs:X: redacted"]);
+    assert_eq!(world.state_again(&of(json!({}))), [""; 0]);
+    assert_eq!(world.candidates(), ["bob/@bob:hs:X: redacted"]);
+    world.state(CALL_MEMBER, "_@bob:hs_X", BOB, &call_member("X"));
+    assert_eq!(world.members(), ["bob/@bob:hs:X"]);
+}
+
+#[test]
+fn a_state_event_with_an_odd_time_counts_all_the_same() {
+    for odd in [json!(-1), json!(1.5), json!("x"), json!(null)] {
+        let mut world = World::new();
+        world.slot(&open_slot());
+        world.receive(&[join("$1", "a")]);
+        let closed = json!({ "status": "closed" });
+        let text = state_event("$s", "org.matrix.msc4143.rtc.slot", ROOM_CALL, ALICE, &closed);
+        let mut event: Value = serde_json::from_str(&text).unwrap();
+        event["origin_server_ts"] = odd;
+        world.state_again(&event.to_string());
+        assert_eq!(world.candidates(), ["alice/a: slot closed"]);
+    }
+}
+
+#[test]
+fn a_flood_of_memberships_in_the_state_takes_no_more_than_the_maps_quota() {
+    let mut world = World::new();
+    let now = world.clock.now();
+    for n in 0..1_500 {
+        let (event_id, key) = (format!("$m{n}"), format!("_{MALLORY}_{n}"));
+        let text = state_event(&event_id, CALL_MEMBER, &key, MALLORY, &call_member("X"));
+        world.roster.handle_state_event(now, &text);
+    }
+    world.poll();
+    world.state(CALL_MEMBER, "_@bob:hs_X", BOB, &call_member("X"));
+    assert_eq!(world.members().len(), 1_001);
+    assert!(world.members().contains(&"bob/@bob:hs:X".to_owned()));
+    // One that is given up makes room for another.
+    let key = format!("_{MALLORY}_0");
+    world.state(CALL_MEMBER, &key, MALLORY, &json!({}));
+    let another = format!("_{MALLORY}_another");
+    world.state(CALL_MEMBER, &another, MALLORY, &call_member("X"));
+    world.state(CALL_MEMBER, &key, MALLORY, &call_member("X"));
+    assert_eq!(world.members().len(), 1_001);
+}
