@@ -121,7 +121,8 @@ fn says(
     let transports = read_transports(content);
     let (form, transports) = match membership {
         Some(membership) if membership == "join" => {
-            let is_both = element_call(content, member).is_ok() && is_of_the_slot;
+            let is_both =
+                element_call(content, member, slot_id, sticky_key).is_ok() && is_of_the_slot;
             (if is_both { Form::Both } else { Form::Msc4143 }, transports?)
         }
         Some(_) => return Err("member.membership"),
@@ -131,7 +132,7 @@ fn says(
             (Form::RtcTransports, Transports::publishing(published))
         }
         None if content.contains_key("versions") || content.contains_key("transports") => {
-            element_call(content, member)?;
+            element_call(content, member, slot_id, sticky_key)?;
             (Form::ElementCall, transports?)
         }
         None => return Err("member.membership"),
@@ -149,7 +150,21 @@ fn says(
 fn element_call(
     content: &Map<String, Value>,
     member: &Map<String, Value>,
+    slot_id: &str,
+    sticky_key: &str,
 ) -> Result<(), &'static str> {
+    if slot_id.matches('#').count() > 1 {
+        return Err("slot_id");
+    }
+    if names::STICKY_KEY.iter().any(|name| content.get(*name).is_some_and(|it| it != sticky_key)) {
+        return Err("sticky_key");
+    }
+    if let Some(relation) = content.get("m.relates_to") {
+        let is_reference = relation.get("rel_type").is_some_and(|it| it == "m.reference");
+        if !is_reference || !relation.get("event_id").is_some_and(Value::is_string) {
+            return Err("m.relates_to");
+        }
+    }
     string(member.get("user_id"), "member.user_id")?;
     string(member.get("device_id"), "member.device_id")?;
     let transports = object(content.get("transports"), "transports")?;

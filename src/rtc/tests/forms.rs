@@ -150,3 +150,32 @@ fn the_stable_type_is_read_too() {
     let mut world = World::new();
     assert_eq!(world.receive(&[join("$1", "a").of_type("m.rtc.member")]), ["+alice/a"]);
 }
+
+#[test]
+fn what_matrix_js_sdk_refuses_is_not_right_for_both() {
+    let refused = |refused: Sent, field: &str| {
+        let mut world = World::new();
+        world.receive(&[refused.clone()]);
+        assert_eq!(world.members(), [""; 0], "{refused:?}");
+        world.slot(&open_slot());
+        let mut js = refused;
+        set(&mut js.content, "/member/membership", None);
+        js.event_id = "$js".to_owned();
+        js.at_ms += 1_000;
+        world.receive(&[js]);
+        let malformed = format!("alice/a: malformed: `{field}`");
+        let of_all = world.snapshot();
+        let all: Vec<_> = of_all.sessions().collect();
+        let seen: Vec<_> =
+            all.iter().flat_map(SessionSnapshot::candidates).map(candidate).collect();
+        assert_eq!(seen, [malformed]);
+    };
+    refused(join("$1", "a").in_slot("m.call#a#b"), "slot_id");
+    refused(join("$1", "a").with("/sticky_key", "b"), "sticky_key");
+    refused(join("$1", "a").with("/sticky_key", 1), "sticky_key");
+    for odd in [json!(1), json!({}), json!({ "rel_type": "m.thread", "event_id": "$x" })] {
+        refused(join("$1", "a").with("/m.relates_to", odd), "m.relates_to");
+    }
+    let related = json!({ "rel_type": "m.reference", "event_id": "$x" });
+    assert_eq!(form_of(join("$1", "a").with("/m.relates_to", related).content), Form::Both);
+}
