@@ -155,7 +155,7 @@ fn the_stable_type_is_read_too() {
 fn what_matrix_js_sdk_refuses_is_not_right_for_both() {
     let refused = |refused: Sent, field: &str| {
         let mut world = World::new();
-        world.receive(&[refused.clone()]);
+        world.receive([&refused]);
         assert_eq!(world.members(), [""; 0], "{refused:?}");
         world.slot(&open_slot());
         let mut js = refused;
