@@ -606,7 +606,9 @@ impl Heartbeat {
                     Some(again_at) => due.max(again_at),
                     None => due,
                 });
-                others.into_iter().chain(restart).min()
+                // A join that is due may wait for it, also where somebody else restarts.
+                let ask_again = self.restart_again_at.filter(|at| !at.is_over(now));
+                others.into_iter().chain(restart).chain(ask_again).min()
             }
             Wanted::Away | Wanted::Out | Wanted::Dead(_) => self.again_at,
         };

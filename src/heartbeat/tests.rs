@@ -540,6 +540,19 @@ fn who_has_delegated_the_lease_restarts_it_only_to_refresh() {
 }
 
 #[test]
+fn who_has_delegated_the_lease_sends_an_update_soon_also_when_asking_gets_no_answer_at_first() {
+    let pace = pace().with_delay(secs(60)).unwrap();
+    let mut world = World::new(pace, 1, [Fate::Fine, Fate::Fine, Fate::Lost]);
+    world.pass(1_000);
+    world.tell(delegate);
+    world.pass(10_000);
+    let requests = world.server.requests;
+    world.tell(|heartbeat, _| heartbeat.handle_update());
+    world.pass(6_000);
+    assert_eq!(world.server.requests, requests + 2, "asked again, and sent");
+}
+
+#[test]
 fn who_leaves_does_not_send_a_join_that_the_server_has_not_taken() {
     let mut world = world_with([Fate::Fine, Fate::RateLimited { seconds: 5 }]);
     world.pass(1_000);
