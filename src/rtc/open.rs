@@ -120,15 +120,14 @@ impl OpenSlot {
         }
         let room = self.session.rtc().room();
         ensure_in(room)?;
-        let encryption = room.latest_encryption_state().await;
-        let encryption = encryption.map_err(|error| SlotError::EncryptionUnknown(error.into()))?;
+        let is_encrypted = is_encrypted(room).await?;
         let before = read(room, slot_id).await?.unwrap_or_default();
         let application = self.application.or_else(|| {
             let application = Application::from_json(before.get("application")?)?;
             names_a_slot(&application, slot_id).then_some(application)
         });
         let application = application.unwrap_or(plain);
-        let content = opened(&before, &application, encryption.is_encrypted());
+        let content = opened(&before, &application, is_encrypted);
         if content == before {
             return Ok(());
         }
@@ -210,29 +209,48 @@ fn closed(before: &Map<String, Value>) -> Map<String, Value> {
     content
 }
 
+/// Whether the room is encrypted now. What matrix-sdk calls the latest is what its last sync told, once
+/// it has told anything. Encryption may have come on since; it never goes off.
+async fn is_encrypted(room: &Room) -> Result<bool, SlotError> {
+    let known = room.latest_encryption_state().await;
+    let known = known.map_err(|error| SlotError::EncryptionUnknown(error.into()))?;
+    Ok(known.is_encrypted() || state(room, "m.room.encryption", "").await?.is_some())
+}
+
 /// The slot as the server has it now. Where both spellings of its type are there, the unstable one
 /// counts, as it does in the [`roster`](super::roster).
 async fn read(room: &Room, slot_id: &str) -> Result<Option<Map<String, Value>>, SlotError> {
     for event_type in names::RTC_SLOT.into_iter().rev() {
-        let request = get_state_event_for_key::v3::Request::new(
-            room.room_id().to_owned(),
-            event_type.into(),
-            slot_id.to_owned(),
-        );
-        match room.client().send(request).with_request_config(config()).await {
-            Ok(answer) => {
-                let content = serde_json::from_str(answer.event_or_content.get());
-                return Ok(Some(content.unwrap_or_default()));
-            }
-            Err(error) if status(&error) == Some(StatusCode::NOT_FOUND) => {}
-            // Who is in a room may read its state.
-            Err(error) if status(&error) == Some(StatusCode::FORBIDDEN) => {
-                return Err(SlotError::NotInRoom);
-            }
-            Err(error) => return Err(failed(error)),
+        if let Some(content) = state(room, event_type, slot_id).await? {
+            return Ok(Some(content));
         }
     }
     Ok(None)
+}
+
+/// The content of a state event, as the server has it now.
+async fn state(
+    room: &Room,
+    event_type: &str,
+    state_key: &str,
+) -> Result<Option<Map<String, Value>>, SlotError> {
+    let request = get_state_event_for_key::v3::Request::new(
+        room.room_id().to_owned(),
+        event_type.into(),
+        state_key.to_owned(),
+    );
+    match room.client().send(request).with_request_config(config()).await {
+        Ok(answer) => {
+            let content = serde_json::from_str(answer.event_or_content.get());
+            Ok(Some(content.unwrap_or_default()))
+        }
+        Err(error) => match status(&error) {
+            Some(StatusCode::NOT_FOUND) => Ok(None),
+            // Who is in a room may read its state.
+            Some(StatusCode::FORBIDDEN) => Err(SlotError::NotInRoom),
+            _ => Err(failed(error)),
+        },
+    }
 }
 
 async fn write(room: &Room, slot_id: &str, content: Map<String, Value>) -> Result<(), SlotError> {

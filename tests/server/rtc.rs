@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use matrix_sdk::ruma::RoomId;
+use matrix_sdk::{config::SyncSettings, ruma::RoomId};
 use matrix_sdk_sticky::{
-    ClientExt as _,
+    ClientExt as _, RoomExt as _,
     heartbeat::State,
     rtc::{
         Application, ClosedBy, Dialect, Discovered, DiscoveredFrom, Form, JoinError, Leave,
@@ -371,6 +371,25 @@ async fn who_has_left_the_room_is_told_so_and_not_that_the_right_is_missing() {
     })
     .await;
     assert!(matches!(session.close().await, Err(SlotError::NotInRoom)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_is_opened_as_encrypted_where_the_client_has_not_heard_of_that_yet() {
+    let alice = Person::new("alice");
+    let room = alice.room_with(&[]);
+    let client = alice.client().await;
+    client.sync_once(SyncSettings::default()).await.unwrap();
+    // And no sync from here on.
+    let known = client.get_room(&room).unwrap();
+    let session = known.sticky().rtc().session(ROOM_CALL);
+    session.open().await.unwrap();
+    let content = || slot_content(&alice, &room, SLOT, ROOM_CALL).unwrap();
+    assert_eq!(content().get("encryption"), None);
+    let encryption = json!({ "algorithm": "m.megolm.v1.aes-sha2" });
+    alice.api.set_state(room.as_str(), "m.room.encryption", "", &encryption).unwrap();
+    assert!(!known.latest_encryption_state().await.unwrap().is_encrypted(), "as matrix-sdk has it");
+    session.open().await.unwrap();
+    assert_eq!(content()["encryption"], json!({ "type": "org.matrix.msc4143.per_member" }));
 }
 
 #[tokio::test(flavor = "multi_thread")]
