@@ -256,7 +256,8 @@ impl Roster {
         };
         let StateEvent { event_type, state_key, content, .. } = &event;
         match &**event_type {
-            "m.room.encryption" => self.handle_encryption(true),
+            // Under any other key it is not the room's.
+            "m.room.encryption" if state_key.is_empty() => self.handle_encryption(true),
             "m.room.member" => {
                 if let Ok(user_id) = <&UserId>::try_from(&**state_key) {
                     let is_in_room = content.get("membership").is_some_and(|it| it == "join");

@@ -160,6 +160,17 @@ fn encryption_that_is_switched_on_ends_who_is_in_plaintext() {
 }
 
 #[test]
+fn an_encryption_under_a_state_key_is_not_the_rooms() {
+    let mut world = World::new();
+    world.receive(&[join("$1", "a")]);
+    let content = json!({ "algorithm": "m.megolm.v1.aes-sha2" });
+    assert_eq!(world.state("m.room.encryption", "x", ALICE, &content), [""; 0]);
+    assert_eq!(world.members(), ["alice/a"]);
+    let told = world.state("m.room.encryption", "", ALICE, &content);
+    assert_eq!(told, ["-alice/a: not encrypted"]);
+}
+
+#[test]
 fn until_it_is_known_a_room_counts_as_encrypted() {
     let mut world = World::not_known_to_be_encrypted();
     assert_eq!(world.receive(&[join("$join", "a")]), ["?alice/a: not encrypted"]);
