@@ -290,8 +290,14 @@ impl Roster {
         }
     }
 
-    /// Takes the news that we are not in the room any more. What is in the map says so itself.
+    /// Takes the news that we are not in the room any more. What is in the map says so itself. Of who
+    /// had ended nothing more is told, so that nothing is kept of who was in the room then: nobody
+    /// tells us while we are away.
     pub fn handle_room_left(&mut self, now: Moment) {
+        let ended: Vec<_> = self.ended.values().flatten().cloned().collect();
+        for key in ended {
+            self.forget(key);
+        }
         let in_state: Vec<_> = self.in_state.drain().map(|(_, key)| key).collect();
         self.in_state_of.clear();
         for key in in_state {

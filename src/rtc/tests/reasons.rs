@@ -430,6 +430,23 @@ fn when_we_leave_the_room_nobody_is_there_and_back_they_are() {
 }
 
 #[test]
+fn when_we_leave_the_room_nothing_is_told_any_more_of_who_had_ended_nor_kept() {
+    let mut world = World::new();
+    world.receive(&[join("$1", "a").lasting(10)]);
+    world.in_room(ALICE, "leave");
+    world.state(CALL_MEMBER, "_@bob:hs_X", BOB, &call_member("X"));
+    world.state(CALL_MEMBER, "_@bob:hs_X", BOB, &json!({}));
+    world.pass(10);
+    assert_eq!(world.candidates(), ["alice/a: expired", "bob/@bob:hs:X: left"]);
+    assert_eq!(world.leave_room(), ["!alice/a: expired", "!bob/@bob:hs:X: left"]);
+    assert_eq!(world.snapshot().sessions().count(), 0);
+    world.roster.poll_unknown();
+    // Alice may have come back while we were away: that is asked anew.
+    assert_eq!(world.receive(&[join("$2", "b").at(20)]), ["+alice/b"]);
+    assert_eq!(world.roster.poll_unknown(), [ALICE]);
+}
+
+#[test]
 fn room_left_and_back_before_anybody_looked_is_no_news() {
     let mut world = World::new();
     let text = state_event("$state", CALL_MEMBER, "_@bob:hs_X", BOB, &call_member("X"));
