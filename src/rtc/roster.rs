@@ -101,7 +101,7 @@ pub struct Roster {
     memberships: BTreeMap<Arc<Key>, Membership>,
     by_slot: HashMap<String, BTreeSet<Arc<Key>>>,
     /// Who would be there if it were not for the same device's others.
-    by_device: HashMap<OnDevice, BTreeSet<Arc<Key>>>,
+    by_device: BTreeSet<(OnDevice, Arc<Key>)>,
     /// Whose state event it is.
     in_state: HashMap<String, Arc<Key>>,
     /// How many of them each user has.
@@ -115,12 +115,23 @@ pub struct Roster {
     strays: OrdMap<Arc<Key>, Candidate>,
 }
 
-/// A device that is proven, in one session.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// A device that is proven, in one session, by an event. In their order those of one device stand
+/// together, the last one sent last.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct OnDevice {
     session: String,
     user_id: OwnedUserId,
     device_id: String,
+    sent_ms: u64,
+    event_id: OwnedEventId,
+}
+
+impl OnDevice {
+    fn is_with(&self, other: &Self) -> bool {
+        self.device_id == other.device_id
+            && self.user_id == other.user_id
+            && self.session == other.session
+    }
 }
 
 /// What is known of one membership.
@@ -176,7 +187,7 @@ impl Roster {
             unknown: BTreeSet::new(),
             memberships: BTreeMap::new(),
             by_slot: HashMap::new(),
-            by_device: HashMap::new(),
+            by_device: BTreeSet::new(),
             in_state: HashMap::new(),
             in_state_of: HashMap::new(),
             ended: HashMap::new(),
@@ -349,12 +360,12 @@ impl Roster {
             self.show_slot(session_of(&slot_id), &mut changes);
         }
         let mut touched = std::mem::take(&mut self.touched);
-        let mut groups = BTreeSet::new();
+        let mut dirty = BTreeSet::new();
         for key in &touched {
-            self.regroup(key, &mut groups);
+            self.regroup(key, &mut dirty);
         }
-        for on_device in groups {
-            self.choose(&on_device, &mut touched);
+        for key in dirty {
+            self.choose(&key, &mut touched);
         }
         for key in touched {
             self.show(&key, &mut changes);
@@ -697,8 +708,9 @@ impl Roster {
         unstable.as_ref().or(stable.as_ref())
     }
 
-    /// Puts a membership among those of its device, if it counts; and says whose have to be compared.
-    fn regroup(&mut self, key: &Arc<Key>, dirty: &mut BTreeSet<OnDevice>) {
+    /// Puts a membership among those of its device, if it counts; and says which may have another one
+    /// after them now.
+    fn regroup(&mut self, key: &Arc<Key>, dirty: &mut BTreeSet<Arc<Key>>) {
         let Some(membership) = self.memberships.get(key) else { return };
         let counts = !membership.is_forgotten && self.verdict(key, membership).is_ok();
         let device = membership.device.as_ref().filter(|device| counts && device.is_proven());
@@ -707,57 +719,58 @@ impl Roster {
                 session: session_of(slot_id).to_owned(),
                 user_id: key.sender.clone(),
                 device_id: device.device_id.to_string(),
+                sent_ms: membership.origin_server_ts_ms,
+                event_id: membership.event_id.clone(),
             });
         let Some(membership) = self.memberships.get_mut(key) else { return };
+        if membership.on_device == on_device {
+            return;
+        }
         let before = std::mem::replace(&mut membership.on_device, on_device.clone());
         if on_device.is_none() {
             membership.superseded_by = None;
         }
-        if before != on_device
-            && let Some(before) = before
-        {
-            if let Some(keys) = self.by_device.get_mut(&before) {
-                keys.remove(key);
-                if keys.is_empty() {
-                    self.by_device.remove(&before);
-                }
-            }
-            dirty.insert(before);
+        if let Some(before) = before {
+            let place = (before, key.clone());
+            self.by_device.remove(&place);
+            dirty.extend(self.earlier(&place).cloned());
         }
         if let Some(on_device) = on_device {
-            self.by_device.entry(on_device.clone()).or_default().insert(key.clone());
-            dirty.insert(on_device);
+            let place = (on_device, key.clone());
+            dirty.extend(self.earlier(&place).cloned());
+            dirty.insert(key.clone());
+            self.by_device.insert(place);
         }
     }
 
     /// Of the memberships of one device the one that was sent last counts. By what the event itself
     /// says, so that everybody chooses the same one. Each of the others gives way to the next, so that
     /// one more changes nothing for those before.
-    fn choose(&mut self, on_device: &OnDevice, touched: &mut BTreeSet<Arc<Key>>) {
-        let Some(keys) = self.by_device.get(on_device) else { return };
-        let mut ranked: Vec<_> = keys
-            .iter()
-            .filter_map(|key| {
-                let it = self.memberships.get(key)?;
-                Some((
-                    it.origin_server_ts_ms,
-                    it.event_id.clone(),
-                    key.clone(),
-                    it.reading.member_id.clone(),
-                ))
-            })
-            .collect();
-        ranked.sort_unstable();
-        let mut by = None;
-        for (.., key, member_id) in ranked.into_iter().rev() {
-            let superseded_by = std::mem::replace(&mut by, member_id);
-            if let Some(membership) = self.memberships.get_mut(&key)
-                && membership.superseded_by != superseded_by
-            {
-                membership.superseded_by = superseded_by;
-                touched.insert(key);
-            }
+    fn choose(&mut self, key: &Arc<Key>, touched: &mut BTreeSet<Arc<Key>>) {
+        let on_device = self.memberships.get(key).and_then(|it| it.on_device.clone());
+        let Some(on_device) = on_device else { return };
+        let next = self.later(&(on_device, key.clone()));
+        let next = next.and_then(|next| self.memberships.get(next));
+        let superseded_by = next.and_then(|next| next.reading.member_id.clone());
+        if let Some(membership) = self.memberships.get_mut(key)
+            && membership.superseded_by != superseded_by
+        {
+            membership.superseded_by = superseded_by;
+            touched.insert(key.clone());
         }
+    }
+
+    /// The one of the same device that was sent before.
+    fn earlier(&self, place: &(OnDevice, Arc<Key>)) -> Option<&Arc<Key>> {
+        let (earlier, key) = self.by_device.range(..place).next_back()?;
+        earlier.is_with(&place.0).then_some(key)
+    }
+
+    /// The one of the same device that was sent next.
+    fn later(&self, place: &(OnDevice, Arc<Key>)) -> Option<&Arc<Key>> {
+        let after = (Bound::Excluded(place), Bound::Unbounded);
+        let (later, key) = self.by_device.range(after).next()?;
+        later.is_with(&place.0).then_some(key)
     }
 
     fn show_slot(&mut self, session: &str, changes: &mut Vec<SessionChange>) {
@@ -1058,11 +1071,12 @@ impl Roster {
             map.iter().flat_map(of).collect::<BTreeSet<_>>()
         };
         assert_eq!(listed(&self.by_slot), by_slot);
-        let of = |(on_device, keys): (&OnDevice, &BTreeSet<Arc<Key>>)| {
-            assert!(!keys.is_empty());
-            keys.iter().map(|key| (on_device.clone(), key.clone())).collect::<Vec<_>>()
-        };
-        assert_eq!(self.by_device.iter().flat_map(of).collect::<BTreeSet<_>>(), by_device);
+        assert_eq!(self.by_device, by_device);
+        for place in &self.by_device {
+            let next = self.later(place).map(|next| &self.memberships[next]);
+            let superseded_by = next.and_then(|next| next.reading.member_id.clone());
+            assert_eq!(self.memberships[&place.1].superseded_by, superseded_by);
+        }
         assert!(self.ended.values().all(|of_one| (1..=ENDED_OF_ONE).contains(&of_one.len())));
         assert_eq!(self.ended.values().map(VecDeque::len).sum::<usize>(), ended.len());
         assert_eq!(self.ended.values().flatten().cloned().collect::<BTreeSet<_>>(), ended);

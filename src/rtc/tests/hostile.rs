@@ -259,3 +259,21 @@ fn a_flood_of_memberships_in_the_state_takes_no_more_than_the_maps_quota() {
     world.state(CALL_MEMBER, &key, MALLORY, &call_member("X"));
     assert_eq!(world.members().len(), 1_001);
 }
+
+#[test]
+fn a_thousand_members_of_one_device_are_one_and_one_more_changes_two() {
+    let mut world = World::new();
+    let join = |n: u64| {
+        let sent = join(&format!("${n}"), &format!("{n:04}")).by(MALLORY);
+        sent.at(n).encrypted_by("PHONE")
+    };
+    let flood: Vec<_> = (0..998).map(join).collect();
+    world.receive(&flood);
+    assert_eq!(world.members(), ["mallory/0997"]);
+    assert_eq!(world.receive(&[join(998)]), ["-mallory/0997: superseded by 0998", "+mallory/0998"]);
+    let gone = leave("$leave", "0500").by(MALLORY).at(999);
+    assert_eq!(
+        world.receive(&[gone]),
+        ["?mallory/0499: superseded by 0501", "?mallory/0500: left"]
+    );
+}
