@@ -3,6 +3,8 @@
 //! In: the content of one event, who sent it and under which key. Out: a join, a leave, or the field
 //! that is not as it has to be. Nothing here knows of a room, or of another event.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value};
 
 use super::{
@@ -43,7 +45,8 @@ pub(super) struct Reading {
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Says {
-    Join(Join),
+    /// Shared with the member that is shown.
+    Join(Arc<Join>),
     Leave(Leave),
     /// The application is not the slot's.
     OtherApplication,
@@ -143,7 +146,8 @@ fn says(
             return Ok(Says::OtherApplication);
         }
     }
-    Ok(Says::Join(Join { form, application, transports, created_ms: None, expires_ms: None }))
+    let join = Join { form, application, transports, created_ms: None, expires_ms: None };
+    Ok(Says::Join(Arc::new(join)))
 }
 
 /// What matrix-js-sdk 43 asks for beyond MSC4143.
@@ -282,13 +286,13 @@ fn call_member_says(
             application.fields.insert(name.clone(), value.clone());
         }
     }
-    Ok(Says::Join(Join {
+    Ok(Says::Join(Arc::new(Join {
         form: Form::CallMember,
         application,
         transports: Transports::publishing(published),
         created_ms: Some(created_ms),
         expires_ms: Some(created_ms.saturating_add(expires_ms)),
-    }))
+    })))
 }
 
 fn string<'a>(value: Option<&'a Value>, field: &'static str) -> Result<&'a str, &'static str> {

@@ -89,6 +89,14 @@ pub(super) struct Key {
     pub(super) place: Place,
 }
 
+impl Key {
+    /// The first that a user's can be.
+    pub(super) fn first_of(user_id: &UserId) -> Self {
+        let place = Place::Keyed { sticky_key: String::new(), stable: false };
+        Self { sender: user_id.to_owned(), place }
+    }
+}
+
 /// Where a membership stands.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Place {
@@ -111,7 +119,7 @@ pub(super) struct Inner {
     pub(super) slot_id: String,
     pub(super) member_id: String,
     pub(super) device: Option<Device>,
-    pub(super) join: Join,
+    pub(super) join: Arc<Join>,
     pub(super) since_ms: u64,
     pub(super) event_id: OwnedEventId,
     /// Not of a membership in the state.

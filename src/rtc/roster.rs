@@ -27,7 +27,7 @@ use super::{
     member::{
         Candidate, Device, Dialect, Form, Inner, Key, KnownBy, Leave, Member, NotJoined, Place,
     },
-    slot::{Slot, session_of},
+    slot::{Slot, session_of, slots_of},
     snapshot::{RtcSnapshot, View, closed_to},
 };
 use crate::{
@@ -651,9 +651,7 @@ impl Roster {
 
     /// All memberships of a user.
     fn of_user(&self, user_id: &UserId) -> impl Iterator<Item = &Arc<Key>> {
-        // The first place that there can be.
-        let place = Place::Keyed { sticky_key: String::new(), stable: false };
-        let from = Key { sender: user_id.to_owned(), place };
+        let from = Key::first_of(user_id);
         self.memberships
             .range::<Key, _>((Bound::Included(&from), Bound::Unbounded))
             .map(|(key, _)| key)
@@ -775,16 +773,14 @@ impl Roster {
 
     fn show_slot(&mut self, session: &str, changes: &mut Vec<SessionChange>) {
         // One session has two names, and the newer one's slot counts first.
-        let names = self.slots.keys().filter(|slot_id| session_of(slot_id) == session);
-        let name = names.max_by_key(|slot_id| *slot_id == session);
-        let slot = name.and_then(|slot_id| self.slot(slot_id)).cloned();
+        let slot = slots_of(session).find_map(|slot_id| self.slot(slot_id)).cloned();
         let is_encrypted = self.is_encrypted != Some(false);
         let closed = slot.as_ref().and_then(|slot| slot.closed_by(is_encrypted));
         let slot_id = self.session(session);
         let Some(view) = self.sessions.get_mut(&slot_id) else { return };
         // Encryption that is switched on closes one that says nothing of it.
-        if view.slot != slot || view.closed != closed {
-            view.slot.clone_from(&slot);
+        if view.slot.as_deref() != slot.as_ref() || view.closed != closed {
+            view.slot = slot.clone().map(Arc::new);
             view.closed = closed;
             changes.push(SessionChange { slot_id: Some(slot_id), what: What::Slot(slot) });
         } else if view.is_empty() {

@@ -18,7 +18,6 @@ pub(super) fn session_of(slot_id: &str) -> &str {
 }
 
 /// The ids of the slots in which a session's members may be: see [`session_of`].
-#[cfg(feature = "client")]
 pub(super) fn slots_of(session: &str) -> impl Iterator<Item = &str> {
     [session].into_iter().chain((session == ROOM_CALL).then_some(OLD_ROOM_CALL))
 }

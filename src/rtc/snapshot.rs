@@ -23,7 +23,8 @@ pub struct RtcSnapshot {
 /// What is shown of one session.
 #[derive(Clone, Debug, Default)]
 pub(super) struct View {
-    pub(super) slot: Option<Slot>,
+    /// Shared, as a view is copied where a snapshot was taken before.
+    pub(super) slot: Option<Arc<Slot>>,
     /// Why that is not open, as it was told.
     pub(super) closed: Option<ClosedBy>,
     pub(super) members: OrdMap<Arc<Key>, Member>,
@@ -94,7 +95,7 @@ impl SessionSnapshot {
 
     /// The slot, as the room's state has it; `None` where it has none.
     pub fn slot(&self) -> Option<&Slot> {
-        self.view.slot.as_ref()
+        self.view.slot.as_deref()
     }
 
     /// Why the slot is not open, by the rules of MSC4143. Members who follow Element Call may be there
@@ -108,7 +109,7 @@ impl SessionSnapshot {
 
     /// Whether a membership in this dialect would count.
     pub fn is_open_to(&self, dialect: Dialect) -> Result<(), ClosedBy> {
-        closed_to(dialect, self.view.slot.as_ref(), self.is_encrypted).map_or(Ok(()), Err)
+        closed_to(dialect, self.view.slot.as_deref(), self.is_encrypted).map_or(Ok(()), Err)
     }
 
     /// Who is there, in the order of their user ids, and of one user's in that of the member ids.
@@ -134,7 +135,9 @@ impl SessionSnapshot {
 
     /// The member of this user with this id.
     pub fn member(&self, user_id: &UserId, member_id: &str) -> Option<&Member> {
-        self.members().find(|it| it.user_id() == user_id && it.member_id() == member_id)
+        let from = Key::first_of(user_id);
+        let of_user = self.view.members.range::<_, Key>(&from..).map(|(_, member)| member);
+        of_user.take_while(|it| it.user_id() == user_id).find(|it| it.member_id() == member_id)
     }
 
     /// Whether the room is encrypted, so that memberships in plaintext do not count.

@@ -179,3 +179,32 @@ fn what_matrix_js_sdk_refuses_is_not_right_for_both() {
     let related = json!({ "rel_type": "m.reference", "event_id": "$x" });
     assert_eq!(form_of(join("$1", "a").with("/m.relates_to", related).content), Form::Both);
 }
+
+#[test]
+fn a_member_is_found_by_user_and_id_in_each_form() {
+    let mut world = World::new();
+    world.receive(&[join("$1", "a"), join("$2", "a").by(BOB), join("$3", "").by(BOB)]);
+    world.state(CALL_MEMBER, "_@bob:hs_X", BOB, &call_member("X"));
+    let call = world.call();
+    let found = |user_id: &str, member_id| {
+        call.member(&UserId::parse(user_id).unwrap(), member_id).map(who)
+    };
+    assert_eq!(found(ALICE, "a").as_deref(), Some("alice/a"));
+    assert_eq!(found(BOB, "a").as_deref(), Some("bob/a"));
+    assert_eq!(found(BOB, "").as_deref(), Some("bob/"));
+    assert_eq!(found(BOB, "@bob:hs:X").as_deref(), Some("bob/@bob:hs:X"));
+    assert_eq!(
+        (found(ALICE, "b"), found("@carol:hs", "a"), found("@aa:hs", "a")),
+        (None, None, None)
+    );
+}
+
+#[test]
+fn of_the_two_slots_of_the_rooms_call_the_newer_name_is_shown() {
+    let mut world = World::new();
+    let closed = json!({ "status": "closed" });
+    assert_eq!(world.slot_of("m.call#room", &open_slot()), ["open"]);
+    assert_eq!(world.slot(&closed), ["closed: Status"]);
+    assert_eq!(world.slot_of("m.call#room", &closed), [""; 0], "it is not shown");
+    assert_eq!(world.slot(&open_slot()), ["open"]);
+}
