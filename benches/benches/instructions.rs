@@ -66,6 +66,8 @@ fn snapshot(watched: Watched) -> (Watched, Snapshot) {
 #[bench::refresh_of_5k(meeting(5_000, Doing::Refresh))]
 #[bench::join_to_10(meeting(10, Doing::Join))]
 #[bench::join_to_500(meeting(500, Doing::Join))]
+#[bench::leave_of_10(meeting(10, Doing::Leave))]
+#[bench::leave_of_500(meeting(500, Doing::Leave))]
 fn roster(meeting: Meeting) -> Meeting {
     meeting.goes_on()
 }

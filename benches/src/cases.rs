@@ -6,7 +6,7 @@ use matrix_sdk_sticky::{
     rtc::{Roster, RtcSnapshot, SessionChange},
     view::{Change, Delivery},
 };
-use serde_json::value::RawValue;
+use serde_json::{Value, json, value::RawValue};
 
 use crate::{
     SetClock, Watched,
@@ -47,9 +47,22 @@ pub const EVENTS: usize = 10;
 
 /// An event of a key, sent about so many milliseconds ago: no two people act at once.
 fn event(key: usize, ago_ms: u64) -> Event {
+    corpus::raw(&event_json(key, ago_ms))
+}
+
+fn event_json(key: usize, ago_ms: u64) -> Value {
     let ago_ms = ago_ms + key as u64 * 7 % 1_000;
     let mut ids = Ids::new(0x5eed ^ key as u64 ^ ago_ms);
-    corpus::raw(&corpus::event(&mut ids, key, NOW_MS - ago_ms, HOUR_MS - ago_ms))
+    corpus::event(&mut ids, key, NOW_MS - ago_ms, HOUR_MS - ago_ms)
+}
+
+/// A leave as Element Call sends it.
+fn leave(key: usize, ago_ms: u64) -> Event {
+    let mut event = event_json(key, ago_ms);
+    let content = &event["content"];
+    let (slot_id, sticky_key) = (&content["slot_id"], &content["msc4354_sticky_key"]);
+    event["content"] = json!({ "slot_id": slot_id, "msc4354_sticky_key": sticky_key });
+    corpus::raw(&event)
 }
 
 /// Ten more join.
@@ -126,6 +139,8 @@ pub enum Doing {
     Refresh,
     /// Ten more join.
     Join,
+    /// Ten leave.
+    Leave,
 }
 
 /// A session of so many, two devices of each user, of whom ten are about to do something.
@@ -139,6 +154,7 @@ pub fn meeting(members: usize, doing: Doing) -> Meeting {
     let events = match doing {
         Doing::Refresh => refreshes(members, 1_000),
         Doing::Join => (members..members + EVENTS).map(|key| event(key, 1_000)).collect(),
+        Doing::Leave => (0..EVENTS).map(|n| leave(n * members / EVENTS, 1_000)).collect(),
     };
     let deliveries: Vec<_> = events.into_iter().map(|event| watched.delivery(event)).collect();
     let due = deliveries.into_iter().filter_map(|delivery| watched.arrives(delivery)).collect();

@@ -109,6 +109,12 @@ fn measure(
             "times",
             1.5,
         ),
+        row(
+            "roster-leave-of-500-to-10",
+            count("roster.leave_of_500")? / count("roster.leave_of_10")?,
+            "times",
+            1.5,
+        ),
     ];
     eprintln!(
         "a scan of an event takes {:.0} instructions; looking when nothing ends, {:.0}",
