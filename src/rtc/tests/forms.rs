@@ -208,3 +208,71 @@ fn of_the_two_slots_of_the_rooms_call_the_newer_name_is_shown() {
     assert_eq!(world.slot_of("m.call#room", &closed), [""; 0], "it is not shown");
     assert_eq!(world.slot(&open_slot()), ["open"]);
 }
+
+#[test]
+fn since_is_the_earliest_whichever_join_counts_and_begins_anew_in_another_slot() {
+    let mut world = World::new();
+    let since = |session: SessionSnapshot| session.members().next().unwrap().since_ms() - START_MS;
+    world.receive(&[join("$later", "a").at(60).lasting(60)]);
+    assert_eq!(since(world.call()), 60_000);
+    world.receive(&[join("$longer", "a").at(5)]);
+    assert_eq!(since(world.call()), 5_000);
+    world.receive(&[join("$moved", "a").at(70).in_slot("m.call#stage")]);
+    assert_eq!(since(world.snapshot().session("m.call#stage")), 70_000);
+}
+
+#[test]
+fn a_device_that_is_no_text_makes_no_member_and_the_older_sticky_form_has_to_have_one() {
+    let mut world = World::new();
+    world.slot(&open_slot());
+    let odd = sent("$1", msc4143("a")).with("/member/device_id", 5);
+    let none = sent("$2", rtc_transports(ALICE, "b")).without("/member/claimed_device_id");
+    world.receive(&[odd, none]);
+    assert_eq!(
+        world.candidates(),
+        ["alice/a: malformed: `member.device_id`", "alice/b: malformed: `member.device_id`"]
+    );
+}
+
+#[test]
+fn a_state_key_is_its_senders_and_never_that_of_one_whose_name_is_longer() {
+    let mut world = World::new();
+    for key in ["@bob:hs", "_@bob:hs", "@bob:hs_X", "_@bob:hs_X_m.call"] {
+        let told = world.state(CALL_MEMBER, key, BOB, &call_member("X"));
+        assert_eq!(told, ["+bob/@bob:hs:X"], "{key}");
+    }
+    for key in ["@bob:hs.example_X", "_@bob:hs2", "__@bob:hs", "X", ""] {
+        let told = world.state(CALL_MEMBER, key, BOB, &call_member("X"));
+        assert_eq!(told, ["?bob/@bob:hs:X: malformed: `state_key`"], "{key}");
+    }
+}
+
+#[test]
+fn a_membership_in_the_state_counts_for_four_hours_unless_it_says_so_itself() {
+    let left = |created: Option<Value>, expires: Option<Value>| {
+        let mut world = World::new();
+        let mut content = call_member("X");
+        set(&mut content, "/created_ts", created);
+        set(&mut content, "/expires", expires);
+        world.state(CALL_MEMBER, "_@bob:hs_X", BOB, &content);
+        let call = world.call();
+        call.members().next().map(|member| member.expires_in(world.clock.now()))
+    };
+    assert_eq!(left(None, None), Some(secs(4 * 3_600)), "from when the server had it");
+    assert_eq!(left(None, Some(json!(60_000))), Some(secs(60)));
+    assert_eq!(left(Some(json!(START_MS - 60_000)), None), Some(secs(4 * 3_600 - 60)));
+    // Some clients write a float.
+    assert_eq!(left(None, Some(json!(60_000.5))), Some(secs(60)));
+    assert_eq!(left(None, Some(json!(-1))), None);
+    assert_eq!(left(None, Some(json!("x"))), None);
+}
+
+#[test]
+fn a_membership_in_the_state_is_in_the_session_of_its_call_id() {
+    let mut world = World::new();
+    let mut content = call_member("X");
+    content["call_id"] = json!("stage");
+    content["membershipID"] = json!("x-1");
+    let told = world.state(CALL_MEMBER, "_@bob:hs_X", BOB, &content);
+    assert_eq!(told, ["m.call#stage +bob/x-1"]);
+}
