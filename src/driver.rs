@@ -172,10 +172,18 @@ pub(crate) fn process_started(process: u32) -> Option<u64> {
     runs.then(|| rest.nth(18)?.parse().ok())?
 }
 
-/// The future that is under way; never, while none is.
-pub(crate) async fn optional<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
+/// What the future that is under way gives; never, while none is.
+pub(crate) async fn optional<T>(future: &mut Option<BoxFuture<'_, T>>) -> T {
     match future {
         Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits until the deadline, if there is one; for ever, if there is none.
+pub(crate) async fn until(timer: &dyn Timer, deadline: Option<Deadline>) {
+    match deadline {
+        Some(deadline) => timer.sleep_until(deadline).await,
         None => std::future::pending().await,
     }
 }

@@ -48,7 +48,7 @@ use self::{
     v3::{Follower, Question},
 };
 use crate::{
-    driver::{BoxFuture, Timer, jittered, random_name},
+    driver::{BoxFuture, Timer, jittered, optional, random_name},
     map::Path,
     time::{Deadline, MAX_STICKY, Moment},
     view::{Arrival, Delivery, EphemeralMaps},
@@ -918,14 +918,6 @@ fn is_older_than_sticky(text: &str) -> bool {
 fn is_forbidden(error: &HttpError) -> bool {
     let status = error.as_client_api_error().map(|error| error.status_code);
     status == Some(StatusCode::FORBIDDEN)
-}
-
-/// What a future that may not be there gives; waits forever where there is none.
-async fn optional(future: &mut Option<BoxFuture<'_, Event>>) -> Event {
-    match future {
-        Some(future) => future.await,
-        None => pending().await,
-    }
 }
 
 async fn next_keys(keys: &mut Option<KeyStream>) -> Option<Vec<Waiting>> {

@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     delayed::DelayId,
-    driver::{BoxFuture, Task, optional, unique_name},
+    driver::{BoxFuture, Task, optional, unique_name, until},
     heartbeat::{Failure, HeartbeatHandle, Pace, StartHeartbeatError, State},
     time::Deadline,
     wire::names,
@@ -579,12 +579,7 @@ impl Run {
                     self.snapshot = update.snapshot;
                     self.leave_if_closed();
                 }
-                () = async {
-                    match start_at {
-                        Some(start_at) => timer.sleep_until(start_at).await,
-                        None => pending().await,
-                    }
-                } => {}
+                () = until(&*timer, start_at) => {}
             }
         }
     }

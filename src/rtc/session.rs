@@ -21,7 +21,7 @@ use super::{
     transport::Transports,
 };
 use crate::{
-    driver::{BoxFuture, Timer, optional},
+    driver::{BoxFuture, Timer, optional, until},
     ext::RoomSticky,
     time::{Deadline, Moment},
     view::{Changes, Subscription},
@@ -330,12 +330,6 @@ impl Watch {
             }
             let deadline = self.roster.deadline().into_iter().chain(self.fetch_at).min();
             let timer = self.timer.clone();
-            let due = async {
-                match deadline {
-                    Some(deadline) => timer.sleep_until(deadline).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 Some(change) = self.changes.next() => self.roster.handle_change(&change),
                 // Not while the server is asked: its answer may be older than what comes meanwhile.
@@ -354,7 +348,7 @@ impl Watch {
                     self.fetching = None;
                     self.handle_fetched(fetched).await;
                 }
-                () = due => {}
+                () = until(&*timer, deadline) => {}
             }
         }
     }

@@ -6,7 +6,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     fmt,
-    future::pending,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
@@ -37,7 +36,7 @@ use super::{
     Participant, SendId, Sender, Sending, message,
 };
 use crate::{
-    driver::{BoxFuture, Task, Timer, before, optional, random_bytes, random_seed},
+    driver::{BoxFuture, Task, Timer, before, optional, random_bytes, random_seed, until},
     event::Verification,
     rtc::{member::Dialect, snapshot::SessionSnapshot},
 };
@@ -369,7 +368,7 @@ impl Run {
                         senders.iter().for_each(|sender| exchange.handle_verification(sender));
                     });
                 }
-                () = optional_deadline(&**timer, deadline) => {}
+                () = until(&**timer, deadline) => {}
             }
             for sending in self.pump() {
                 sends.push(self.send(sending));
@@ -695,13 +694,6 @@ async fn warn_if_not_signed(client: &Client) {
             "this device is not cross-signed: others may not take its media keys; set up \
              cross-signing, or verify this device by another one"
         );
-    }
-}
-
-async fn optional_deadline(timer: &dyn Timer, deadline: Option<crate::time::Deadline>) {
-    match deadline {
-        Some(deadline) => timer.sleep_until(deadline).await,
-        None => pending().await,
     }
 }
 
