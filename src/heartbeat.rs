@@ -29,7 +29,7 @@ use std::time::Duration;
 
 pub use self::pace::{Pace, PaceError};
 #[cfg(feature = "client")]
-pub(crate) use self::run::Beating;
+pub(crate) use self::run::{Beating, until_left};
 #[cfg(feature = "client")]
 pub use self::run::{HeartbeatHandle, StartHeartbeat, StartHeartbeatError};
 use crate::time::{Deadline, Moment};

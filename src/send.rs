@@ -138,12 +138,7 @@ impl fmt::Display for SendError {
                 write!(f, "nothing was sent: whether the room is encrypted is not known: {error}")
             }
             Self::Content(error) => write!(f, "the content is no JSON object: {error}"),
-            Self::RateLimited { retry_after: Some(wait) } => {
-                write!(f, "the server takes no more for now; try again in {wait:?}")
-            }
-            Self::RateLimited { retry_after: None } => {
-                f.write_str("the server takes no more for now; try again later")
-            }
+            Self::RateLimited { retry_after } => write_rate_limited(f, *retry_after),
             Self::Refused(error) => write!(f, "the server refuses the event: {error}"),
             Self::Unreachable(error) => write!(f, "the server cannot be reached: {error}"),
         }
@@ -151,6 +146,17 @@ impl fmt::Display for SendError {
 }
 
 impl std::error::Error for SendError {}
+
+/// What every error says of a server that wants fewer requests.
+pub(crate) fn write_rate_limited(
+    f: &mut fmt::Formatter<'_>,
+    retry_after: Option<Duration>,
+) -> fmt::Result {
+    match retry_after {
+        Some(wait) => write!(f, "the server takes no more for now; try again in {wait:?}"),
+        None => f.write_str("the server takes no more for now; try again later"),
+    }
+}
 
 impl SendError {
     /// Whether the same would fail the same way again.

@@ -3,7 +3,7 @@
 use std::{fmt, time::Duration};
 
 use super::DelayId;
-use crate::send::{LONGEST_RETRY_AFTER, SendError};
+use crate::send::{LONGEST_RETRY_AFTER, SendError, write_rate_limited};
 
 /// Why a delayed event was not scheduled, restarted, sent or cancelled.
 ///
@@ -148,12 +148,7 @@ impl fmt::Display for DelayedError {
             Self::AlreadyCancelled => {
                 f.write_str("the delayed event was cancelled already: schedule another")
             }
-            Self::RateLimited { retry_after: Some(wait) } => {
-                write!(f, "the server takes no more for now; try again in {wait:?}")
-            }
-            Self::RateLimited { retry_after: None } => {
-                f.write_str("the server takes no more for now; try again later")
-            }
+            Self::RateLimited { retry_after } => write_rate_limited(f, *retry_after),
             Self::Unreachable { error, may_have_happened: true } => write!(
                 f,
                 "whether it was done is not known, as the server cannot be reached: {error}; ask \

@@ -305,7 +305,7 @@ impl HeartbeatHandle {
     /// is tried again and again. Giving up waiting is safe: the armed leave fires all the same.
     pub async fn leave(&self) -> State {
         self.wish(Wish::Leave);
-        self.until_left().await
+        until_left(&self.state).await
     }
 
     /// As [`leave`](Self::leave), with another content than the armed leave has: such as a reason, where
@@ -316,21 +316,7 @@ impl HeartbeatHandle {
     /// has seen the member, or where it has left already, as in the background.
     pub async fn leave_with(&self, content: Map<String, Value>) -> State {
         self.wish(Wish::LeaveWith(content));
-        self.until_left().await
-    }
-
-    async fn until_left(&self) -> State {
-        let mut states = self.state.subscribe();
-        loop {
-            match states.get() {
-                state @ (State::Left | State::Failed(_)) => return state,
-                state => {
-                    if states.next().await.is_none() {
-                        return state;
-                    }
-                }
-            }
-        }
+        until_left(&self.state).await
     }
 
     /// The application goes into the background. The member leaves; or, with `keep`, stays for as
@@ -368,6 +354,21 @@ impl HeartbeatHandle {
     fn wish(&self, wish: Wish) {
         // Nobody listens any more where all is over.
         let _ = self.wishes.send(wish);
+    }
+}
+
+/// The state after which nothing follows, once it is reached.
+pub(crate) async fn until_left(state: &SharedObservable<State>) -> State {
+    let mut states = state.subscribe();
+    loop {
+        match states.get() {
+            state @ (State::Left | State::Failed(_)) => return state,
+            state => {
+                if states.next().await.is_none() {
+                    return state;
+                }
+            }
+        }
     }
 }
 

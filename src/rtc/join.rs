@@ -32,7 +32,7 @@ use super::{
 use crate::{
     delayed::DelayId,
     driver::{BoxFuture, Task, optional, unique_name, until},
-    heartbeat::{Failure, HeartbeatHandle, Pace, StartHeartbeatError, State},
+    heartbeat::{Failure, HeartbeatHandle, Pace, StartHeartbeatError, State, until_left},
     time::Deadline,
     wire::names,
 };
@@ -354,18 +354,8 @@ impl Membership {
 
     /// As [`leave`](Self::leave), with another code, and a reason for people.
     pub async fn leave_with(&self, leave: Leave) -> State {
-        let mut states = self.shared.state.subscribe();
         self.wish(Wish::Leave(leave));
-        loop {
-            match states.get() {
-                state @ (State::Left | State::Failed(_)) => return state,
-                state => {
-                    if states.next().await.is_none() {
-                        return state;
-                    }
-                }
-            }
-        }
+        until_left(&self.shared.state).await
     }
 
     /// The application goes into the background. The member leaves; or, with `keep`, stays for as

@@ -20,7 +20,11 @@ use super::{
     session::Session,
     slot::{Application, session_of, slots_of},
 };
-use crate::{driver::BoxFuture, send::Verdict, wire::names};
+use crate::{
+    driver::BoxFuture,
+    send::{Verdict, write_rate_limited},
+    wire::names,
+};
 
 /// When to give up on the server's answer to one request.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
@@ -75,12 +79,7 @@ impl fmt::Display for SlotError {
                 "the slot's id has to be the application's type, a `#`, and the slot's own name, e.g. \
                  m.call#ROOM, of letters (small ones in the type), digits, `.`, `_` and `-`, 255 in all",
             ),
-            Self::RateLimited { retry_after: Some(wait) } => {
-                write!(f, "the server takes no more for now; try again in {wait:?}")
-            }
-            Self::RateLimited { retry_after: None } => {
-                f.write_str("the server takes no more for now; try again later")
-            }
+            Self::RateLimited { retry_after } => write_rate_limited(f, *retry_after),
             Self::EncryptionUnknown(error) => {
                 write!(f, "whether the room is encrypted is not known; try again: {error}")
             }

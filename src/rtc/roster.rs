@@ -398,22 +398,11 @@ impl Roster {
         self.insert(
             key,
             Membership {
-                reading,
-                device,
                 is_encrypted: event.is_encrypted(),
-                event_id: event.event_id().to_owned(),
                 event: Some(event.clone()),
-                origin_server_ts_ms: ts,
                 since_ms: since_ms.unwrap_or(ts),
-                ends: None,
                 outlived,
-                ended: None,
-                is_forgotten: false,
-                noted: None,
-                on_device: None,
-                superseded_by: None,
-                member: None,
-                shown: Shown::Not,
+                ..Membership::new(reading, device, event.event_id().to_owned(), ts)
             },
         );
     }
@@ -483,22 +472,9 @@ impl Roster {
         self.insert(
             key,
             Membership {
-                reading,
-                device,
-                is_encrypted: false,
-                event_id,
-                event: None,
-                origin_server_ts_ms,
                 since_ms: created_ms.unwrap_or(origin_server_ts_ms),
                 ends,
-                outlived: None,
-                ended: None,
-                is_forgotten: false,
-                noted: None,
-                on_device: None,
-                superseded_by: None,
-                member: None,
-                shown: Shown::Not,
+                ..Membership::new(reading, device, event_id, origin_server_ts_ms)
             },
         );
     }
@@ -953,6 +929,33 @@ impl Roster {
 }
 
 impl Membership {
+    /// One in plaintext, of which nothing has been told, and which ends only when somebody says so.
+    fn new(
+        reading: Reading,
+        device: Option<Device>,
+        event_id: OwnedEventId,
+        origin_server_ts_ms: u64,
+    ) -> Self {
+        Self {
+            reading,
+            device,
+            is_encrypted: false,
+            event_id,
+            event: None,
+            origin_server_ts_ms,
+            since_ms: origin_server_ts_ms,
+            ends: None,
+            outlived: None,
+            ended: None,
+            is_forgotten: false,
+            noted: None,
+            on_device: None,
+            superseded_by: None,
+            member: None,
+            shown: Shown::Not,
+        }
+    }
+
     /// Whether a later event of the same key is the same member, who has been there since.
     fn goes_on_in(&self, next: &Reading) -> bool {
         self.ended.is_none()
