@@ -8,7 +8,7 @@ use std::{
     error::Error,
     fmt::Display,
     future::Future,
-    io,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     pin::pin,
     process::ExitCode,
@@ -22,7 +22,7 @@ use matrix_sdk::{
     config::{RequestConfig, SyncSettings},
     ruma::{RoomId, RoomOrAliasId, api::error::ErrorKind},
 };
-use matrix_sdk_sticky::{BaseClientBuilder, Sticky, SyncState};
+use matrix_sdk_sticky::{BaseClientBuilder, Sticky, SyncSource, SyncState};
 use tokio::{
     runtime::Runtime,
     sync::oneshot,
@@ -61,6 +61,25 @@ pub(crate) struct Account {
     /// The password; without it, the environment's MATRIX_PASSWORD.
     #[arg(long, value_name = "P")]
     password: Option<String>,
+}
+
+/// Which sync to receive by.
+#[allow(dead_code, reason = "not all examples let choose it")]
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub(crate) enum By {
+    Sliding,
+    V3,
+    Auto,
+}
+
+impl From<By> for SyncSource {
+    fn from(by: By) -> Self {
+        match by {
+            By::Sliding => Self::Sliding,
+            By::V3 => Self::V3,
+            By::Auto => Self::Auto,
+        }
+    }
 }
 
 /// Logs in, does `work` until it ends or somebody ends it (Ctrl-C, SIGTERM), and logs out.
@@ -342,6 +361,23 @@ pub(crate) async fn live(sticky: &Sticky) -> Result {
             },
         }
     }
+}
+
+#[allow(dead_code, reason = "not all examples tell it")]
+/// Which sync it is, once the map is live.
+pub(crate) fn source(sticky: &Sticky) -> &'static str {
+    match sticky.source() {
+        SyncSource::V3 => "v3",
+        _ => "sliding",
+    }
+}
+
+#[allow(dead_code, reason = "not all examples print lines")]
+/// Prints a line, at once.
+pub(crate) fn say(line: &str) -> io::Result<()> {
+    let mut stdout = io::stdout();
+    writeln!(stdout, "{line}")?;
+    stdout.flush()
 }
 
 /// Resolves, with an error, when the access token is no longer good.

@@ -2,10 +2,12 @@
 
 use std::{io, time::Duration};
 
+use matrix_sdk_sticky::time::MAX_STICKY;
 use ratatui::{
     DefaultTerminal, Frame,
     crossterm::event::{self, Event},
-    style::Color,
+    layout::Rect,
+    style::{Color, Style},
     text::Span,
 };
 use tokio::sync::mpsc;
@@ -87,6 +89,21 @@ pub(crate) fn fit(mut text: String, width: u16) -> String {
         }
     }
     text
+}
+
+/// How much of its time an event has left: as a bar, and in minutes and seconds.
+pub(crate) fn draw_left(
+    frame: &mut Frame<'_>,
+    bar: Rect,
+    time: Rect,
+    left: Duration,
+    whole: Duration,
+) {
+    let whole = whole.min(MAX_STICKY);
+    let part = left.as_secs_f64() / whole.as_secs_f64().max(f64::MIN_POSITIVE);
+    let style = Style::new().fg(color_of(part));
+    frame.render_widget(Span::styled(bar_of(part, bar.width), style), bar);
+    frame.render_widget(Span::styled(fit(format!("{:>5}", clock(left)), time.width), style), time);
 }
 
 /// Minutes and seconds, as `m:ss`.

@@ -25,7 +25,7 @@ mod terminal;
 
 use std::{
     future,
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, IsTerminal as _},
     process::ExitCode,
     time::Duration,
 };
@@ -34,7 +34,7 @@ use clap::{Parser, ValueEnum};
 use futures_util::StreamExt as _;
 use matrix_sdk::{Client, Room};
 use matrix_sdk_sticky::{
-    Sticky, SyncSource,
+    Sticky,
     heartbeat::State,
     rtc::{ROOM_CALL, RtcChange, RtcChanges, RtcSnapshot, RtcSubscription, SessionChange},
 };
@@ -44,7 +44,7 @@ use tokio::{
 };
 
 use self::{
-    common::Result,
+    common::{By, Result, say},
     own::{News, Own},
 };
 
@@ -63,8 +63,8 @@ struct Options {
     #[arg(long, value_name = "ID", default_value = ROOM_CALL)]
     slot: String,
     /// Which sync to receive by.
-    #[arg(long, value_enum, default_value_t = Sync::Auto)]
-    sync: Sync,
+    #[arg(long, value_enum, default_value_t = By::Auto)]
+    sync: By,
     /// Join the session.
     #[arg(long)]
     join: bool,
@@ -95,26 +95,9 @@ struct Options {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Sync {
-    Sliding,
-    V3,
-    Auto,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
 enum Dialect {
     Msc4143,
     ElementCall,
-}
-
-impl From<Sync> for SyncSource {
-    fn from(sync: Sync) -> Self {
-        match sync {
-            Sync::Sliding => Self::Sliding,
-            Sync::V3 => Self::V3,
-            Sync::Auto => Self::Auto,
-        }
-    }
 }
 
 fn main() -> ExitCode {
@@ -165,10 +148,7 @@ impl Ui {
         own: &Own,
         now: RtcSnapshot,
     ) -> Result<Self> {
-        let sync = match sticky.source() {
-            SyncSource::V3 => "v3",
-            _ => "sliding",
-        };
+        let sync = common::source(sticky);
         if !options.json && io::stdout().is_terminal() && io::stdin().is_terminal() {
             let delay = Duration::from_secs(options.delay);
             return Ok(Self::Screen(Box::new(screen::View::open(room, delay, now)?)));
@@ -319,10 +299,4 @@ async fn until(at: Option<Instant>) {
 
 fn say_if(line: Option<String>) -> io::Result<()> {
     line.map_or(Ok(()), |line| say(&line))
-}
-
-fn say(line: &str) -> io::Result<()> {
-    let mut stdout = io::stdout();
-    writeln!(stdout, "{line}")?;
-    stdout.flush()
 }

@@ -31,7 +31,7 @@ use tokio::{
 use crate::{
     common::Result,
     plain,
-    terminal::{Screen, bar_of, clock, color_of, fit, harmless, keys},
+    terminal::{Screen, bar_of, clock, color_of, draw_left, fit, harmless, keys},
 };
 
 /// When to draw again though nothing changed: time passes, and the lease runs.
@@ -382,12 +382,8 @@ fn draw_member(frame: &mut Frame<'_>, area: Rect, model: &Model, member: &Member
     let there = Duration::from_millis(now.unix_ms().saturating_sub(member.since_ms()));
     put(format!("for {}", clock(there)), plain.dim(), since);
 
-    let left = member.expires_in(now);
-    let whole = member.event().map_or(MAX_STICKY, |event| event.duration().min(MAX_STICKY));
-    let part = left.as_secs_f64() / whole.as_secs_f64().max(f64::MIN_POSITIVE);
-    let color = plain.fg(color_of(part));
-    put(bar_of(part, bar.width), color, bar);
-    put(format!("{:>5}", clock(left)), color, time);
+    let whole = member.event().map_or(MAX_STICKY, |event| event.duration());
+    draw_left(frame, bar, time, member.expires_in(now), whole);
 }
 
 fn refused_line(candidate: &Candidate, area: Rect) -> Line<'static> {

@@ -21,21 +21,21 @@ mod terminal;
 
 use std::{
     future,
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, IsTerminal as _},
     process::ExitCode,
     time::Duration,
 };
 
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use futures_util::StreamExt as _;
 use matrix_sdk::Client;
 use matrix_sdk_sticky::{
-    Sticky, SyncSource,
+    Sticky,
     view::{EntryChange, Subscription, View},
 };
 use tokio::time::sleep;
 
-use self::common::Result;
+use self::common::{By, Result, say, source};
 
 /// Shows the sticky events (MSC4354) of a user's rooms, live.
 #[derive(Parser)]
@@ -46,39 +46,14 @@ struct Options {
     #[arg(long, value_name = "R")]
     room: Option<String>,
     /// Which sync to receive by.
-    #[arg(long, value_enum, default_value_t = Sync::Auto)]
-    sync: Sync,
+    #[arg(long, value_enum, default_value_t = By::Auto)]
+    sync: By,
     /// One JSON object a line.
     #[arg(long)]
     json: bool,
     /// End that many seconds after the map is live. Without it: on Ctrl-C.
     #[arg(long = "for", value_name = "SECONDS")]
     seconds: Option<u64>,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Sync {
-    Sliding,
-    V3,
-    Auto,
-}
-
-impl From<Sync> for SyncSource {
-    fn from(sync: Sync) -> Self {
-        match sync {
-            Sync::Sliding => Self::Sliding,
-            Sync::V3 => Self::V3,
-            Sync::Auto => Self::Auto,
-        }
-    }
-}
-
-/// Which sync it is, once the map is live.
-fn source(sticky: &Sticky) -> &'static str {
-    match sticky.source() {
-        SyncSource::V3 => "v3",
-        _ => "sliding",
-    }
 }
 
 fn main() -> ExitCode {
@@ -149,10 +124,4 @@ async fn print(
         }
     }
     Ok(())
-}
-
-fn say(line: &str) -> io::Result<()> {
-    let mut stdout = io::stdout();
-    writeln!(stdout, "{line}")?;
-    stdout.flush()
 }

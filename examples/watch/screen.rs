@@ -9,7 +9,7 @@ use futures_util::StreamExt as _;
 use matrix_sdk::{Client, ruma::OwnedRoomId};
 use matrix_sdk_sticky::{
     Sticky, SyncState,
-    time::{MAX_STICKY, Moment},
+    time::Moment,
     view::{Change, Entry, EntryChange, Snapshot, Subscription, View},
 };
 use ratatui::{
@@ -24,7 +24,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::{
     common::Result,
     plain::{in_short, short_type, summary},
-    terminal::{Screen, bar_of, clock, color_of, fit, harmless, keys},
+    terminal::{Screen, clock, draw_left, fit, harmless, keys},
 };
 
 /// When to draw again though nothing changed: time passes.
@@ -226,12 +226,7 @@ fn draw_entry(frame: &mut Frame<'_>, area: Rect, entry: &Entry, now: Moment) {
     }
     put(summary(entry), plain, content);
 
-    let left = entry.expires_in(now);
-    let whole = entry.duration().min(MAX_STICKY);
-    let part = left.as_secs_f64() / whole.as_secs_f64().max(f64::MIN_POSITIVE);
-    let color = plain.fg(color_of(part));
-    put(bar_of(part, bar.width), color, bar);
-    put(format!("{:>5}", clock(left)), color, time);
+    draw_left(frame, bar, time, entry.expires_in(now), entry.duration());
 }
 
 fn change_line(change: &EntryChange, told_at: Moment, now: Moment) -> Line<'static> {
