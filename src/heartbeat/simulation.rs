@@ -361,9 +361,14 @@ impl World {
     }
 
     /// It is not to join again by itself.
-    pub(super) fn not_rejoining(mut self) -> Self {
-        self.rejoins = false;
-        self.heartbeat = Heartbeat::new(self.pace, self.seed).rejoin(false);
+    pub(super) fn not_rejoining(self) -> Self {
+        self.rejoining(false)
+    }
+
+    /// Whether it is to join again by itself.
+    pub(super) fn rejoining(mut self, rejoins: bool) -> Self {
+        self.rejoins = rejoins;
+        self.heartbeat = Heartbeat::new(self.pace, self.seed).rejoin(rejoins);
         self
     }
 

@@ -717,6 +717,17 @@ fn paces() -> impl Strategy<Value = Pace> {
     })
 }
 
+/// For hours nobody sees the member, and nothing is asked of the server.
+fn nothing_follows(world: &mut World) -> Result<(), TestCaseError> {
+    let requests = world.server.requests;
+    for _ in 0..40 {
+        prop_assert!(!world.server.shows_member());
+        world.pass(5 * MINUTE);
+    }
+    prop_assert_eq!(world.server.requests, requests);
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(config())]
 
@@ -742,12 +753,7 @@ proptest! {
         world.pass(25_000);
         prop_assert_eq!(world.state(), State::Left);
         prop_assert!(world.server.shows_last_words() || !has_last_words);
-        let requests = world.server.requests;
-        for _ in 0..40 {
-            prop_assert!(!world.server.shows_member());
-            world.pass(5 * MINUTE);
-        }
-        prop_assert_eq!(world.server.requests, requests);
+        nothing_follows(&mut world)?;
     }
 
     /// Who does not join again by itself is there in the end, or has failed and is not seen again: that
@@ -779,12 +785,7 @@ proptest! {
         world.tell(|heartbeat, _| leave(heartbeat, has_last_words));
         world.pass(25_000);
         prop_assert!(has_failed || world.state() == State::Left);
-        let requests = world.server.requests;
-        for _ in 0..40 {
-            prop_assert!(!world.server.shows_member());
-            world.pass(5 * MINUTE);
-        }
-        prop_assert_eq!(world.server.requests, requests);
+        nothing_follows(&mut world)?;
     }
 
     /// After the last action before a crash everybody sees it gone within the delay, unless no leave
@@ -798,10 +799,7 @@ proptest! {
         rejoins: bool,
         seed: u64,
     ) {
-        let mut world = World::new(pace, seed >> 8, fates);
-        if !rejoins {
-            world = world.not_rejoining();
-        }
+        let mut world = World::new(pace, seed >> 8, fates).rejoining(rejoins);
         live_through(&mut world, &happenings);
         world.pass(wait);
         let may_be_degraded = has_full_quota(&happenings);
@@ -826,10 +824,7 @@ proptest! {
         rejoins: bool,
         seed: u64,
     ) {
-        let mut world = World::new(pace, seed >> 8, fates);
-        if !rejoins {
-            world = world.not_rejoining();
-        }
+        let mut world = World::new(pace, seed >> 8, fates).rejoining(rejoins);
         live_through(&mut world, &happenings);
         world.server.refuses_joins = refuses_joins;
         world.pass(wait);

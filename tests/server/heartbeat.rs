@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader, Lines},
-    process::{Child, ChildStdout, Command},
+    process::{Child, ChildStdout},
     time::Instant,
 };
 use xtask::homeserver::Options;
@@ -19,7 +19,7 @@ use xtask::homeserver::Options;
 use crate::{
     proxy::Proxy,
     support::{
-        self, DEADLINE, PASSWORD, Person, TYPE, Watcher, devices_are_there, eventually, presence,
+        self, DEADLINE, Person, TYPE, Watcher, devices_are_there, eventually, example, presence,
         start, status,
     },
 };
@@ -442,14 +442,8 @@ struct Example {
 impl Example {
     /// Started, and joined.
     async fn joined(person: &Person, room: &RoomId, more: &[&str]) -> Self {
-        let mut program = std::env::current_exe().unwrap();
-        program.pop();
-        program.set_file_name("examples");
-        program.push(format!("heartbeat{}", std::env::consts::EXE_SUFFIX));
-        assert!(program.exists(), "build it first: cargo build --example heartbeat");
-        let mut process = Command::new(program)
-            .args(["--homeserver", person.url(), "--username", person.id().as_str()])
-            .args(["--password", PASSWORD, "--room", room.as_str(), "--type", TYPE, "--key", "k"])
+        let mut process = example("heartbeat", person.url(), person, room)
+            .args(["--type", TYPE, "--key", "k"])
             .args(["--content", r#"{"status":"here"}"#, "--delay", "4", "--json"])
             .args(more)
             .stdout(Stdio::piped())

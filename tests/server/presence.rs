@@ -12,7 +12,7 @@ use tokio::{
 
 use crate::{
     proxy::Proxy,
-    support::{DEADLINE, PASSWORD, Person, signal},
+    support::{DEADLINE, Person, example, signal},
 };
 
 /// In seconds.
@@ -20,17 +20,8 @@ const DELAY: u64 = 4;
 
 /// What runs the example.
 fn command(url: &str, person: &Person, room: &RoomId, more: &[&str]) -> Command {
-    let mut program = std::env::current_exe().unwrap();
-    program.pop();
-    program.set_file_name("examples");
-    program.push(format!("presence{}", std::env::consts::EXE_SUFFIX));
-    assert!(program.exists(), "build it first: cargo build --example presence");
-    let mut command = Command::new(program);
-    command
-        .args(["--homeserver", url, "--username", person.id().as_str()])
-        .args(["--password", PASSWORD, "--room", room.as_str()])
-        .args(["--delay", &DELAY.to_string()])
-        .args(more);
+    let mut command = example("presence", url, person, room);
+    command.args(["--delay", &DELAY.to_string()]).args(more);
     command
 }
 

@@ -572,6 +572,24 @@ impl DerefMut for Watcher {
     }
 }
 
+/// The example of that name, as this person in this room, by this way to the server. `cargo test`
+/// builds it.
+pub(crate) fn example(name: &str, url: &str, person: &Person, room: &RoomId) -> Command {
+    let mut program = std::env::current_exe().unwrap();
+    program.pop();
+    program.set_file_name("examples");
+    program.push(format!("{name}{}", std::env::consts::EXE_SUFFIX));
+    assert!(program.exists(), "build it first: cargo build --example {name}");
+    let mut command = Command::new(program);
+    command.args(["--homeserver", url, "--username", person.id().as_str()]).args([
+        "--password",
+        PASSWORD,
+        "--room",
+        room.as_str(),
+    ]);
+    command
+}
+
 /// Sends a signal to a child process, as `kill` does.
 pub(crate) async fn signal(process: &Child, signal: &str) {
     let id = process.id().expect("it runs").to_string();
