@@ -117,11 +117,14 @@ impl Session {
         let slot_id: Arc<str> = session_of(&self.slot_id).into();
         let snapshot = snapshot.session(&slot_id);
         let changes = changes.filter_map(move |change| {
-            let snapshot = change.snapshot.session(&slot_id);
-            let is_of_it = |change: &SessionChange| change.slot_id.as_ref() == Some(&slot_id);
-            let changes: Vec<_> = change.changes.into_iter().filter(is_of_it).collect();
-            let changes: Vec<_> = changes.into_iter().map(|change| change.what).collect();
-            let update = (!changes.is_empty()).then_some(SessionUpdate { changes, snapshot });
+            let of_it = change
+                .changes
+                .into_iter()
+                .filter(|change| change.slot_id.as_ref() == Some(&slot_id))
+                .map(|change| change.what);
+            let changes: Vec<_> = of_it.collect();
+            let update = (!changes.is_empty())
+                .then(|| SessionUpdate { changes, snapshot: change.snapshot.session(&slot_id) });
             std::future::ready(update)
         });
         SessionSubscription { snapshot, changes: SessionChanges { changes: changes.boxed() } }
