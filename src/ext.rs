@@ -175,7 +175,8 @@ impl Sticky {
     /// called before a logout: afterwards nobody has the right to. Returns when the server has it all;
     /// whoever will not wait that long may give up, as the armed leaves fire by themselves.
     pub async fn leave_heartbeats(&self) {
-        self.inner.beating.leave_all(&self.inner.client, &self.delayed_events()).await;
+        let Inner { beating, client, timer, .. } = &*self.inner;
+        beating.leave_all(&**timer, client, &self.delayed_events()).await;
     }
 
     pub(crate) fn beating(&self) -> &Beating {

@@ -394,6 +394,17 @@ impl Heartbeat {
         id
     }
 
+    /// Takes until when an event that was sent before under the same key outranks a shorter one.
+    pub fn handle_outranked(&mut self, until: Option<Deadline>) {
+        self.outranked_until = self.outranked_until.max(until);
+    }
+
+    /// Until when what was sent outranks a shorter event of the same key: what the next heartbeat under
+    /// that key has to know.
+    pub fn outranked_until(&self) -> Option<Deadline> {
+        self.outranked_until
+    }
+
     /// The content has changed: it is sent as soon as may be.
     pub fn handle_update(&mut self) {
         self.version += 1;

@@ -26,8 +26,7 @@
 //!   matrix-js-sdk leaves like that.
 //! - A redacted membership is one that has left: also where the map falls back to an earlier event of
 //!   the same key. Who comes later and never saw the redacted event cannot know of it. The member's own
-//!   client leaves when it sees that its only join was redacted; of a refresh it does not notice that
-//!   yet, and refreshes again.
+//!   client leaves when it sees that its join, or a refresh of it, was redacted.
 //!
 //! # Media keys
 //!

@@ -41,6 +41,7 @@ use serde_json::value::RawValue;
 use tokio::sync::broadcast::error::RecvError;
 use tracing::{debug, warn};
 
+pub(crate) use self::main_loop::redaction;
 pub(crate) use self::sliding::{is_refresh_refused, words};
 use self::{
     main_loop::{MainLoop, News},

@@ -36,7 +36,7 @@ use super::{
 use crate::{
     delayed::{DelayId, DelayedError, DelayedEvents, PreparedEvent},
     driver::{BoxFuture, Task, Timer, before, optional, random_seed},
-    event::RemovalReason,
+    event::{RemovalReason, StickyEvent},
     ext::RoomSticky,
     send::{Outgoing, SendError, Verdict, as_object, millis},
     time::Deadline,
@@ -59,6 +59,8 @@ pub struct StartHeartbeat {
     delay: Duration,
     sticky_for: Duration,
     rejoin: bool,
+    last_words: Option<Map<String, Value>>,
+    outranked_until: Option<Deadline>,
 }
 
 /// Why a heartbeat was not started. Nothing was sent.
@@ -111,6 +113,8 @@ impl StartHeartbeat {
             delay: Pace::default().delay(),
             sticky_for: Pace::default().sticky(),
             rejoin: true,
+            last_words: None,
+            outranked_until: None,
         }
     }
 
@@ -161,6 +165,20 @@ impl StartHeartbeat {
         self
     }
 
+    /// With what it leaves when it is told to leave, and not with what; the armed leave's unless told. See
+    /// [`HeartbeatHandle::leave_with`].
+    pub(crate) fn last_words(mut self, content: Map<String, Value>) -> Self {
+        self.last_words = Some(content);
+        self
+    }
+
+    /// Until when an event that an earlier heartbeat of ours sent under this key outranks one that is
+    /// sticky for a shorter time: [`HeartbeatHandle::outranked_until`].
+    pub(crate) fn outranked_until(mut self, until: Option<Deadline>) -> Self {
+        self.outranked_until = until;
+        self
+    }
+
     /// Starts: it joins as soon as the server lets it.
     ///
     /// What an earlier process of the same store has left armed is retired before that: of this key
@@ -180,6 +198,8 @@ impl StartHeartbeat {
             delay,
             sticky_for,
             rejoin,
+            last_words,
+            outranked_until,
         } = self;
         let pace = Pace::new(delay, sticky_for).map_err(StartHeartbeatError::Pace)?;
         let event_type = event_type.ok_or(StartHeartbeatError::NoContent)?;
@@ -204,7 +224,8 @@ impl StartHeartbeat {
         let others = others.into_iter().filter(|armed| !beating.is_live(&armed.place)).collect();
 
         let mut machine = Heartbeat::new(pace, random_seed()).rejoin(rejoin);
-        let mut kept = Kept { content, leave_content, ..Kept::default() };
+        machine.handle_outranked(outranked_until);
+        let mut kept = Kept { content, leave_content, last_words, ..Kept::default() };
         for Armed { leave, .. } in own {
             let sticky = leave.sticky().unwrap_or_default();
             let lease = machine.handle_found(timer.now(), sticky, leave.delay());
@@ -276,6 +297,11 @@ impl HeartbeatHandle {
     /// [`State::Degraded`], or somebody else restarts it.
     pub fn armed_until(&self) -> Option<Deadline> {
         self.context.kept().armed_until
+    }
+
+    /// Until when what it has sent outranks an event of the same key that is sticky for a shorter time.
+    pub(crate) fn outranked_until(&self) -> Option<Deadline> {
+        self.context.kept().outranked_until
     }
 
     /// What went wrong last, in words; for [`State::Failed`] and [`State::ProbablyLeft`].
@@ -422,9 +448,18 @@ impl Beating {
     }
 
     /// Fires what earlier processes have left armed: their members are not there any more, and nobody else
-    /// would say so before the leaves fire by themselves.
-    async fn retire(&self, store: &Store, events: &DelayedEvents, armed: Vec<Armed>) {
+    /// would say so before the leaves fire by themselves. Not before the longest time that a request of
+    /// theirs may still be under way: a join that arrives after its leave would outlive it.
+    async fn retire(
+        &self,
+        timer: &dyn Timer,
+        store: &Store,
+        events: &DelayedEvents,
+        armed: Vec<Armed>,
+    ) {
+        let found = timer.now();
         for Armed { leave, place } in armed {
+            timer.sleep_until(found.deadline(Pace::default().timeout(leave.delay()))).await;
             if self.is_live(&place) {
                 // It has started meanwhile, and hands over by itself.
                 continue;
@@ -457,7 +492,12 @@ impl Beating {
     }
 
     /// All leave, and what earlier processes have left armed is fired. Returns when the server has it.
-    pub(crate) async fn leave_all(&self, client: &Client, events: &DelayedEvents) {
+    pub(crate) async fn leave_all(
+        &self,
+        timer: &dyn Timer,
+        client: &Client,
+        events: &DelayedEvents,
+    ) {
         let wishes: Vec<_> = lock(&self.live).values().cloned().collect();
         for wish in &wishes {
             let _ = wish.send(Wish::Leave);
@@ -467,7 +507,7 @@ impl Beating {
         }
         let store = Store::new(client.clone(), self.store_turn.clone());
         match store.armed().await {
-            Ok(armed) => self.retire(&store, events, armed).await,
+            Ok(armed) => self.retire(timer, &store, events, armed).await,
             Err(error) => warn!(%error, "the client's store does not tell what is armed"),
         }
     }
@@ -503,9 +543,11 @@ struct Context {
 struct Kept {
     content: Map<String, Value>,
     leave_content: Map<String, Value>,
+    last_words: Option<Map<String, Value>>,
     leases: HashMap<LeaseId, Lease>,
     held: Option<LeaseId>,
     armed_until: Option<Deadline>,
+    outranked_until: Option<Deadline>,
     /// Who could read the leave that was armed last: a number of [`Context::readers`].
     readers: Option<u64>,
     sending: Option<(SendId, send_message_event::v3::Request)>,
@@ -553,7 +595,7 @@ impl Run {
         let retiring = context.clone();
         let retired = async move {
             let beating = retiring.sticky.client().beating();
-            beating.retire(&retiring.store, &retiring.events, others).await;
+            beating.retire(&*retiring.timer, &retiring.store, &retiring.events, others).await;
         };
         let mut retired = Some(retired.boxed());
         let mut doing: Option<BoxFuture<'static, (Step, Outcome)>> = None;
@@ -581,6 +623,7 @@ impl Run {
                 let mut kept = context.kept();
                 kept.held = self.machine.held();
                 kept.armed_until = self.machine.armed_until();
+                kept.outranked_until = self.machine.outranked_until();
             }
             if self.machine.is_over() && doing.is_none() {
                 break;
@@ -653,17 +696,25 @@ impl Run {
                 self.context.kept().content = content;
                 self.machine.handle_update();
             }
-            Wish::Leave => self.machine.handle_leave(),
-            Wish::LeaveWith(mut content) => {
-                insert_sticky_key(&mut content, &self.context.place.sticky_key);
-                self.context.kept().leave_content = content;
-                self.machine.handle_leave_with();
+            Wish::Leave => {
+                let last_words = self.context.kept().last_words.take();
+                match last_words {
+                    Some(content) => self.leave_with(content),
+                    None => self.machine.handle_leave(),
+                }
             }
+            Wish::LeaveWith(content) => self.leave_with(content),
             Wish::Suspend { keep } => self.machine.handle_suspend(keep),
             Wish::Resume => self.machine.handle_resume(now),
             Wish::Delegate(lease) => self.machine.handle_delegated(lease),
             Wish::TakeBack => self.machine.handle_taken_back(now),
         }
+    }
+
+    fn leave_with(&mut self, mut content: Map<String, Value>) {
+        insert_sticky_key(&mut content, &self.context.place.sticky_key);
+        self.context.kept().leave_content = content;
+        self.machine.handle_leave_with();
     }
 
     /// Our own leave comes back, with its delay id; or all that is known is that the entry is gone,
@@ -690,6 +741,9 @@ impl Run {
                     self.fail(Failure::NotInRoom, "we are not in the room any more");
                 }
                 EntryChange::Removed { .. } => {}
+                EntryChange::Updated { entry, previous } if is_lost_refresh(entry, previous) => {
+                    self.fail(Failure::Redacted, "the join was redacted");
+                }
                 _ => {
                     self.look_for_join(entry);
                     let Some(delay_id) = DelayId::of_event(entry.raw()) else { continue };
@@ -988,6 +1042,14 @@ impl Context {
     fn kept(&self) -> MutexGuard<'_, Kept> {
         lock(&self.kept)
     }
+}
+
+/// Whether the map shows an earlier join of ours again, as somebody has redacted the later one. Of a
+/// leave that is redacted all that is to be known is that it was sent.
+fn is_lost_refresh(entry: &Entry, previous: &StickyEvent) -> bool {
+    previous.is_redacted()
+        && entry.event().rank() < previous.rank()
+        && DelayId::of_event(previous.raw()).is_none()
 }
 
 /// The delay id of a leave that may be armed already, and is none of those that live heartbeats have.

@@ -391,6 +391,23 @@ fn without_delayed_events_it_is_degraded_and_short_and_says_so() {
 }
 
 #[test]
+fn what_an_earlier_heartbeat_sent_under_the_key_is_outranked_before_a_short_join_is_sent() {
+    let mut first = world();
+    first.pass(MINUTE);
+    let outranked_until = first.heartbeat.outranked_until();
+    assert!(outranked_until.is_some());
+    first.tell(|_, now| {
+        let mut second = Heartbeat::new(pace(), 1);
+        assert!(second.may_be_short(now));
+        second.handle_outranked(outranked_until);
+        assert!(!second.may_be_short(now));
+        // An earlier one says nothing new.
+        second.handle_outranked(None);
+        assert_eq!(second.outranked_until(), outranked_until);
+    });
+}
+
+#[test]
 fn a_quota_that_has_room_again_ends_the_degraded_state() {
     let mut world = world();
     world.server.quota_is_full = true;

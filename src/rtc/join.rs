@@ -26,7 +26,7 @@ use super::{
     own::Own,
     session::{Session, SessionChanges, SessionSubscription},
     slot::{Application, ClosedBy, session_of},
-    snapshot::SessionSnapshot,
+    snapshot::{SessionSnapshot, closed_to},
     transport::Transports,
 };
 use crate::{
@@ -39,6 +39,9 @@ use crate::{
 
 /// When to start a heartbeat again that could not be started.
 const START_AGAIN_AFTER: Duration = Duration::from_secs(5);
+
+/// When to ask the server again about a slot that is closed by the main loop's word, and not by its own.
+const CONFIRM_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
 /// A join that is to be made; by [`Session::join`]. Awaiting it makes it.
 #[must_use = "it joins when it is awaited"]
@@ -61,6 +64,9 @@ pub enum JoinError {
     /// The slot is not open, so that nobody would see the member. Open it with [`Session::open`], or
     /// ask somebody who may; or, where it is missing, join in the dialect of Element Call.
     Slot(ClosedBy),
+    /// Whether the slot is there is not known, as the server did not tell the room's state. Try again when
+    /// it can be reached.
+    StateUnknown,
     /// The slot is another application's.
     OtherApplication {
         /// Which the slot is for.
@@ -90,6 +96,10 @@ impl fmt::Display for JoinError {
                 write!(f, "the slot counts as closed, for its `{field}`: open it anew")
             }
             Self::Slot(_) => f.write_str("the slot is closed: open it first"),
+            Self::StateUnknown => f.write_str(
+                "whether the slot is open is not known, as the server did not tell; try again when it \
+                 can be reached",
+            ),
             Self::OtherApplication { slot } => {
                 write!(f, "the slot is for the application {slot}: join with that, or another slot")
             }
@@ -171,8 +181,12 @@ impl JoinSession {
         if member_id.is_some() && dialect != Dialect::ElementCall {
             return Err(JoinError::MemberId);
         }
-        // The old name of a slot is not that of its event.
-        let slot_id = session_of(session.slot_id()).to_owned();
+        let slot_id = match snapshot.slot() {
+            // As the room calls it, which need not be as the caller does.
+            Some(slot) => slot.id().to_owned(),
+            None if snapshot.is_state_known() => session_of(session.slot_id()).to_owned(),
+            None => return Err(JoinError::StateUnknown),
+        };
         let mut application = match application {
             Some(application) => application,
             None => Application::new(application_of(&slot_id, &snapshot)?),
@@ -180,7 +194,7 @@ impl JoinSession {
         if let Some(intent) = intent {
             application.fields.insert("m.call.intent".to_owned(), Value::String(intent));
         }
-        check(&snapshot, dialect, &application)?;
+        check(&snapshot, &slot_id, dialect, &application)?;
 
         let shared = Arc::new(Shared {
             dialect,
@@ -196,14 +210,20 @@ impl JoinSession {
                 application,
                 transports,
                 heartbeat: None,
+                outranked_until: None,
                 left_as: None,
                 last_error: None,
+                is_dropped: false,
             }),
             session,
         });
         // Before anybody can see us, and send us their keys.
         #[cfg(feature = "media-keys")]
-        let inbox = Mutex::new(Some(KeyInbox::open(&client)));
+        let inbox = {
+            // There are none in a room that is not encrypted, also should it become so later on.
+            let room = shared.session.rtc().room();
+            Mutex::new(snapshot.is_encrypted().then(|| KeyInbox::open(room)))
+        };
         shared.start().await.map_err(JoinError::Heartbeat)?;
         let (wishes, wished) = mpsc::unbounded_channel();
         let run = Run {
@@ -214,6 +234,8 @@ impl JoinSession {
             leaving: None,
             is_going_away: false,
             start_at: None,
+            confirming: None,
+            confirm_at: None,
         };
         let task = Task::spawn(run.run(wished, changes));
         Ok(Membership {
@@ -249,12 +271,15 @@ fn application_of(slot_id: &str, snapshot: &SessionSnapshot) -> Result<String, J
 /// Whether others would see us in there.
 fn check(
     snapshot: &SessionSnapshot,
+    slot_id: &str,
     dialect: Dialect,
     application: &Application,
 ) -> Result<(), JoinError> {
-    snapshot.is_open_to(dialect).map_err(JoinError::Slot)?;
-    let slot = snapshot.slot().and_then(|slot| slot.application.as_ref());
-    match slot {
+    let slot = snapshot.slot_called(slot_id);
+    if let Some(closed) = closed_to(dialect, slot, snapshot.is_encrypted()) {
+        return Err(JoinError::Slot(closed));
+    }
+    match slot.and_then(|slot| slot.application.as_ref()) {
         Some(slot) if slot.application_type != application.application_type => {
             Err(JoinError::OtherApplication { slot: slot.application_type.clone() })
         }
@@ -382,13 +407,15 @@ impl Membership {
         let shared = self.shared.clone();
         let room = shared.session.rtc().room().clone();
         let timer = shared.session.rtc().sticky().timer().clone();
-        let inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let inbox = inbox.unwrap_or_else(|| KeyInbox::open(&room.client()));
+        MediaKeys::ensure(&room, &config).await?;
         let SessionSubscription { snapshot, changes } = shared.session.subscribe().await;
         let sessions =
             stream::once(std::future::ready(snapshot)).chain(changes.map(|update| update.snapshot));
         let sessions = sessions.map(move |session| (shared.now().member_id.clone(), session));
-        MediaKeys::start(room, inbox, sessions, config, timer).await
+        // Last, so that nothing is lost where it does not come to it.
+        let inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let inbox = inbox.unwrap_or_else(|| KeyInbox::open(&room));
+        MediaKeys::start(room, inbox, sessions, config, timer)
     }
 
     /// Hands the armed leave to somebody who restarts it from now on; see
@@ -413,7 +440,9 @@ impl Membership {
 impl Drop for Membership {
     fn drop(&mut self) {
         // At once, and not when the task has ended.
-        self.shared.now().heartbeat = None;
+        let mut now = self.shared.now();
+        now.is_dropped = true;
+        now.heartbeat = None;
     }
 }
 
@@ -455,34 +484,43 @@ struct Now {
     application: Application,
     transports: Transports,
     heartbeat: Option<Arc<HeartbeatHandle>>,
+    /// Until when what went out under a given id outranks what is sticky for a shorter time.
+    outranked_until: Option<Deadline>,
     left_as: Option<Leave>,
     last_error: Option<String>,
+    is_dropped: bool,
 }
 
 impl Shared {
     /// Starts a heartbeat, under a new member id.
     async fn start(&self) -> Result<(), StartHeartbeatError> {
         let member_id = self.given_id.clone().unwrap_or_else(unique_name);
-        let (content, leave_content) = {
+        let (content, [armed, last_words], outranked_until) = {
             let mut now = self.now();
             now.member_id.clone_from(&member_id);
             let own = self.own(&now);
-            let leave = Leave::with_code(Leave::DELAYED);
-            (own.join(&now.application, &now.transports), own.leave(&leave))
+            let leaves = [Leave::DELAYED, Leave::ON_PURPOSE].map(Leave::with_code);
+            let leaves = leaves.map(|leave| own.leave(&leave));
+            (own.join(&now.application, &now.transports), leaves, now.outranked_until)
         };
         let [_, event_type] = names::RTC_MEMBER;
         let sticky = self.session.rtc().sticky();
         let heartbeat = sticky
             .heartbeat(member_id)
             .raw_content(event_type, content)
-            .leave_content(&leave_content)
+            .leave_content(&armed)
+            .last_words(last_words)
+            .outranked_until(outranked_until)
             .delay(self.delay)
             .sticky(self.sticky_for)
             // Another join is another member.
             .rejoin(self.given_id.is_some())
             .start()
             .await?;
-        self.now().heartbeat = Some(Arc::new(heartbeat));
+        let mut now = self.now();
+        if !now.is_dropped {
+            now.heartbeat = Some(Arc::new(heartbeat));
+        }
         Ok(())
     }
 
@@ -524,6 +562,10 @@ struct Run {
     /// The heartbeat leaves as the application goes into the background, and not for good.
     is_going_away: bool,
     start_at: Option<Deadline>,
+    /// The server is asked whether the slot is closed.
+    confirming: Option<BoxFuture<'static, SessionSnapshot>>,
+    /// It is to be asked again.
+    confirm_at: Option<Deadline>,
 }
 
 impl Run {
@@ -569,7 +611,15 @@ impl Run {
                     self.snapshot = update.snapshot;
                     self.leave_if_closed();
                 }
+                confirmed = optional(&mut self.confirming) => {
+                    self.confirming = None;
+                    self.handle_confirmed(&confirmed);
+                }
                 () = until(&*timer, start_at) => {}
+                () = until(&*timer, self.confirm_at) => {
+                    self.confirm_at = None;
+                    self.leave_if_closed();
+                }
             }
         }
     }
@@ -590,8 +640,12 @@ impl Run {
             Wish::Suspend { keep: true } => {
                 if self.wanted == Wanted::In {
                     self.wanted = Wanted::Kept;
-                    if let Some(heartbeat) = heartbeat {
-                        heartbeat.suspend(true);
+                    match heartbeat {
+                        Some(heartbeat) => heartbeat.suspend(true),
+                        None => {
+                            let state = State::Suspended { holds_until: None };
+                            self.shared.state.set_if_not_eq(state);
+                        }
                     }
                 }
             }
@@ -627,16 +681,23 @@ impl Run {
     fn handle_state(&mut self, state: State) -> bool {
         let is_over = match state {
             State::Left | State::Failed(Failure::LeaveFired | Failure::Removed) => {
-                let heartbeat = self.shared.now().heartbeat.take();
-                if let Some(error) = heartbeat.and_then(|heartbeat| heartbeat.last_error()) {
-                    self.shared.now().last_error = Some(error);
+                if let Some(heartbeat) = self.shared.heartbeat() {
+                    let mut now = self.shared.now();
+                    now.heartbeat = None;
+                    // The next one has the same key, and does not know.
+                    let is_same = self.shared.given_id.is_some();
+                    now.outranked_until = heartbeat.outranked_until().filter(|_| is_same);
+                    now.last_error = heartbeat.last_error().or(now.last_error.take());
                 }
                 self.leaving = None;
                 let is_going_away = std::mem::take(&mut self.is_going_away);
                 match self.wanted {
                     Wanted::Away => return false,
                     // All of the client's heartbeats leave, as before a logout.
-                    _ if state == State::Left && !is_going_away => {}
+                    _ if state == State::Left && !is_going_away => {
+                        let leave = || Leave::with_code(Leave::ON_PURPOSE);
+                        self.shared.now().left_as.get_or_insert_with(leave);
+                    }
                     Wanted::In => {
                         self.shared.state.set_if_not_eq(State::Rejoining);
                         return false;
@@ -665,15 +726,30 @@ impl Run {
         is_over
     }
 
-    /// Leaves where others would not count us any more.
+    /// Leaves where others would not count us any more; once the server says the same, as what a main loop
+    /// brings may be old.
     fn leave_if_closed(&mut self) {
-        if !matches!(self.wanted, Wanted::In | Wanted::Kept) {
-            return;
+        if !matches!(self.wanted, Wanted::In | Wanted::Kept) || !self.is_closed(&self.snapshot) {
+            self.confirming = None;
+            self.confirm_at = None;
+        } else if self.confirming.is_none() && self.confirm_at.is_none() {
+            let session = self.shared.session.clone();
+            self.confirming = Some(async move { session.snapshot().await }.boxed());
         }
-        let application = self.shared.now().application.clone();
-        if check(&self.snapshot, self.shared.dialect, &application).is_err() {
+    }
+
+    fn handle_confirmed(&mut self, confirmed: &SessionSnapshot) {
+        if confirmed.is_state_known() && self.is_closed(confirmed) {
             self.leave(Leave::with_code(Leave::SLOT_CLOSED));
+        } else {
+            let now = self.shared.session.rtc().sticky().timer().now();
+            self.confirm_at = Some(now.deadline(CONFIRM_AGAIN_AFTER));
         }
+    }
+
+    fn is_closed(&self, snapshot: &SessionSnapshot) -> bool {
+        let application = self.shared.now().application.clone();
+        check(snapshot, &self.shared.slot_id, self.shared.dialect, &application).is_err()
     }
 
     fn leave(&mut self, leave: Leave) {
@@ -681,6 +757,8 @@ impl Run {
             return;
         }
         self.wanted = Wanted::Out;
+        self.confirming = None;
+        self.confirm_at = None;
         self.send_leave(&leave);
         self.shared.now().left_as = Some(leave);
     }

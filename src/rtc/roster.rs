@@ -17,7 +17,7 @@ use std::{
 };
 
 use imbl::OrdMap;
-use ruma::{OwnedEventId, OwnedUserId, UserId};
+use ruma::{EventId, OwnedEventId, OwnedUserId, UserId};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use tracing::debug;
@@ -62,7 +62,8 @@ pub struct SessionChange {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum What {
-    /// The slot was opened, closed, or is another application's.
+    /// The slot was opened, closed, or is another application's; or the other one was, where a call has two
+    /// ([`Slot::id`]).
     Slot(Option<Slot>),
     /// A member has joined.
     Joined(Member),
@@ -92,8 +93,10 @@ pub enum What {
 pub struct Roster {
     /// Not known counts as encrypted: a membership in plaintext makes no member by accident.
     is_encrypted: Option<bool>,
+    /// Whether the room's state is known whole.
+    is_state_known: bool,
     /// As the stable and the unstable event have it.
-    slots: HashMap<String, [Option<Slot>; 2]>,
+    slots: HashMap<String, [Option<(OwnedEventId, Slot)>; 2]>,
     /// Of those with a membership.
     in_room: HashMap<OwnedUserId, bool>,
     /// Of whom that is not known yet.
@@ -182,6 +185,7 @@ impl Roster {
     pub fn new() -> Self {
         Self {
             is_encrypted: None,
+            is_state_known: false,
             slots: HashMap::new(),
             in_room: HashMap::new(),
             unknown: BTreeSet::new(),
@@ -293,12 +297,27 @@ impl Roster {
                 };
                 let slot = Slot::read(state_key, content);
                 let slots = self.slots.entry(state_key.clone()).or_default();
-                if slots[spelling].as_ref() != Some(&slot) {
-                    slots[spelling] = Some(slot);
-                    self.touched_slots.insert(state_key.clone());
+                let before = slots[spelling].replace((event.event_id, slot));
+                let [now, before] = [&slots[spelling], &before].map(|it| Some(&it.as_ref()?.1));
+                if now != before {
+                    self.touched_slots.insert(event.state_key);
                 }
             }
         }
+    }
+
+    /// Takes the news that all of the room's state is known that the sessions depend on: what it has not
+    /// told of is not there.
+    pub fn handle_state_known(&mut self) {
+        self.is_state_known = true;
+    }
+
+    /// Whether what it knows of the room's state is in part this event: should that be redacted, it has to
+    /// be asked for again.
+    pub fn holds(&self, event_id: &EventId) -> bool {
+        let of_slots = self.slots.values().flatten().flatten().map(|(event_id, _)| event_id);
+        let in_state = self.in_state.values().filter_map(|key| self.memberships.get(key));
+        of_slots.chain(in_state.map(|it| &it.event_id)).any(|held| held == event_id)
     }
 
     /// Takes the news that we are not in the room any more. What is in the map says so itself. Of who
@@ -347,6 +366,7 @@ impl Roster {
             sessions: self.sessions.clone(),
             strays: self.strays.clone(),
             is_encrypted: self.is_encrypted != Some(false),
+            is_state_known: self.is_state_known,
             taken_at: now,
         }
     }
@@ -679,7 +699,7 @@ impl Roster {
     /// As the room's state has it. Where both spellings are there, the unstable one counts.
     fn slot(&self, slot_id: &str) -> Option<&Slot> {
         let [stable, unstable] = self.slots.get(slot_id)?;
-        unstable.as_ref().or(stable.as_ref())
+        unstable.as_ref().or(stable.as_ref()).map(|(_, slot)| slot)
     }
 
     /// Puts a membership among those of its device, if it counts; and says which may have another one
@@ -748,16 +768,21 @@ impl Roster {
     }
 
     fn show_slot(&mut self, session: &str, changes: &mut Vec<SessionChange>) {
-        // One session has two names, and the newer one's slot counts first.
-        let slot = slots_of(session).find_map(|slot_id| self.slot(slot_id)).cloned();
         let is_encrypted = self.is_encrypted != Some(false);
-        let closed = slot.as_ref().and_then(|slot| slot.closed_by(is_encrypted));
+        // One session may have two names. What is open is shown first, and else by the newer name.
+        let mut slots: Vec<_> =
+            slots_of(session).filter_map(|slot_id| self.slot(slot_id)).collect();
+        slots.sort_by_key(|slot| slot.closed_by(is_encrypted).is_some());
+        let slots: Vec<_> = slots.into_iter().cloned().map(Arc::new).collect();
+        let shown = slots.first().cloned();
+        let closed = shown.as_ref().and_then(|slot| slot.closed_by(is_encrypted));
         let slot_id = self.session(session);
         let Some(view) = self.sessions.get_mut(&slot_id) else { return };
         // Encryption that is switched on closes one that says nothing of it.
-        if view.slot.as_deref() != slot.as_ref() || view.closed != closed {
-            view.slot = slot.clone().map(Arc::new);
+        if view.slots != slots || view.closed != closed {
+            view.slots = slots;
             view.closed = closed;
+            let slot = shown.map(Arc::unwrap_or_clone);
             changes.push(SessionChange { slot_id: Some(slot_id), what: What::Slot(slot) });
         } else if view.is_empty() {
             self.sessions.remove(&slot_id);

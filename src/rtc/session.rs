@@ -17,7 +17,7 @@ use super::{
     roster::{Roster, SessionChange, What},
     slot::session_of,
     snapshot::{RtcSnapshot, SessionSnapshot},
-    state::{News, Source},
+    state::{Fetched, News, Source, is_of_a_slot},
     transport::Transports,
 };
 use crate::{
@@ -274,10 +274,11 @@ struct Watch {
     roster: Roster,
     changes: Changes,
     source: Source,
+    /// Whether we are not in the room, as was told last.
+    has_left: bool,
     timer: Arc<dyn Timer>,
-    is_encryption_known: bool,
-    fetching: Option<BoxFuture<'static, Option<Vec<String>>>>,
-    /// Of whom the client's store does not tell whether they are in the room.
+    fetching: Option<BoxFuture<'static, Option<Fetched>>>,
+    /// Of whom the server is to be asked whether they are in the room.
     strangers: Vec<OwnedUserId>,
     /// Of whom the server is being asked.
     asked: Vec<OwnedUserId>,
@@ -297,8 +298,8 @@ impl Watch {
             roster,
             changes,
             source,
+            has_left: false,
             timer,
-            is_encryption_known: false,
             fetching: None,
             strangers: Vec::new(),
             asked: Vec::new(),
@@ -309,8 +310,6 @@ impl Watch {
         let stored = watch.source.stored().await;
         watch.handle_state(stored);
         watch.look_up().await;
-        // Of all, as the store may have missed that somebody left: not every main loop tells.
-        watch.strangers = watch.roster.users();
         let fetched = watch.fetch().await;
         watch.handle_fetched(fetched).await;
         watch
@@ -324,11 +323,7 @@ impl Watch {
             if !changes.is_empty() {
                 return RtcChange { changes, snapshot: self.roster.snapshot(now) };
             }
-            let is_due = match self.fetch_at {
-                Some(fetch_at) => fetch_at.is_over(now),
-                None => !self.strangers.is_empty(),
-            };
-            if self.fetching.is_none() && is_due {
+            if self.fetching.is_none() && self.fetch_at.is_some_and(|at| at.is_over(now)) {
                 self.fetching = Some(self.fetch().boxed());
             }
             let deadline = self.roster.deadline().into_iter().chain(self.fetch_at).min();
@@ -336,17 +331,7 @@ impl Watch {
             tokio::select! {
                 Some(change) = self.changes.next() => self.roster.handle_change(&change),
                 // Not while the server is asked: its answer may be older than what comes meanwhile.
-                news = self.source.next(), if self.fetching.is_none() => match news {
-                    News::Events(texts) => self.handle_state(texts),
-                    News::Gap(texts) => {
-                        self.handle_state(texts);
-                        self.strangers = self.roster.users();
-                        let at_once = now.deadline(Duration::ZERO);
-                        let not_before = self.fetched_at.map(|at| at.deadline(FETCH_EVERY));
-                        self.fetch_at = Some(not_before.map_or(at_once, |at| at.max(at_once)));
-                    }
-                    News::Left => self.roster.handle_room_left(now),
-                },
+                news = self.source.next(), if self.fetching.is_none() => self.handle_news(news),
                 fetched = optional(&mut self.fetching) => {
                     self.fetching = None;
                     self.handle_fetched(fetched).await;
@@ -356,6 +341,31 @@ impl Watch {
         }
     }
 
+    fn handle_news(&mut self, news: News) {
+        let is_lost = news.redacted.iter().any(|event_id| self.roster.holds(event_id));
+        // It may be older than what the server told: then it is put right.
+        let is_doubtful = news.events.iter().any(|text| is_of_a_slot(text));
+        self.handle_state(news.events);
+        let is_back = self.has_left && !news.has_left;
+        self.has_left = news.has_left;
+        if news.has_left {
+            self.roster.handle_room_left(self.now());
+        } else if news.is_gap || is_back {
+            self.strangers = self.roster.users();
+            self.fetch_soon();
+        } else if is_lost || is_doubtful {
+            self.fetch_soon();
+        }
+    }
+
+    /// Has the server be asked at once, or when enough time has gone by since it was.
+    fn fetch_soon(&mut self) {
+        let at_once = self.now().deadline(Duration::ZERO);
+        let not_before = self.fetched_at.map(|at| at.deadline(FETCH_EVERY));
+        let soon = not_before.map_or(at_once, |at| at.max(at_once));
+        self.fetch_at = Some(self.fetch_at.map_or(soon, |at| at.min(soon)));
+    }
+
     fn handle_state(&mut self, texts: Vec<String>) {
         let now = self.now();
         for text in texts {
@@ -363,21 +373,25 @@ impl Watch {
         }
     }
 
-    fn fetch(&mut self) -> impl Future<Output = Option<Vec<String>>> + Send + use<> {
+    fn fetch(&mut self) -> impl Future<Output = Option<Fetched>> + Send + use<> {
         self.fetch_at = None;
         self.fetched_at = Some(self.now());
         self.asked = std::mem::take(&mut self.strangers);
         self.source.fetch(self.asked.clone())
     }
 
-    async fn handle_fetched(&mut self, fetched: Option<Vec<String>>) {
+    async fn handle_fetched(&mut self, fetched: Option<Fetched>) {
         let asked = std::mem::take(&mut self.asked);
         match fetched {
-            Some(texts) => {
-                self.handle_state(texts);
+            Some(fetched) => {
+                let is_in_store = matches!(fetched, Fetched::IsInStore);
+                if let Fetched::Events(texts) = fetched {
+                    self.handle_state(texts);
+                }
+                self.roster.handle_state_known();
                 for user_id in asked {
-                    if !self.roster.knows(&user_id) {
-                        // The server has nothing of them; or it is a v3 one, and the store has by now.
+                    // Of whom the server has nothing, or has had the client learn it.
+                    if is_in_store || !self.roster.knows(&user_id) {
                         let is_in_room = self.source.is_in_room(&user_id).await;
                         self.roster.handle_in_room(&user_id, is_in_room == Some(true));
                     }
@@ -389,26 +403,29 @@ impl Watch {
             }
             None => {}
         }
-        if !self.is_encryption_known {
-            self.ask_encryption().await;
-        }
+        self.ask_encryption().await;
     }
 
     async fn ask_encryption(&mut self) {
         if let Some(is_encrypted) = self.source.is_encrypted().await {
-            self.is_encryption_known = true;
             self.roster.handle_encryption(is_encrypted);
         }
     }
 
-    /// Finds out whether those are in the room of whom that is not known yet.
+    /// Finds out whether those are in the room of whom that is not known yet: by the client's store first;
+    /// and as that may have missed that somebody left, which not every main loop tells, by the server.
     async fn look_up(&mut self) {
-        for user_id in self.roster.poll_unknown() {
-            match self.source.is_in_room(&user_id).await {
-                Some(is_in_room) => self.roster.handle_in_room(&user_id, is_in_room),
-                None => self.strangers.push(user_id),
-            }
+        let unknown = self.roster.poll_unknown();
+        if unknown.is_empty() {
+            return;
         }
+        for user_id in unknown {
+            if let Some(is_in_room) = self.source.is_in_room(&user_id).await {
+                self.roster.handle_in_room(&user_id, is_in_room);
+            }
+            self.strangers.push(user_id);
+        }
+        self.fetch_soon();
     }
 
     fn now(&self) -> Moment {

@@ -30,6 +30,7 @@ pub struct Slot {
     pub application: Option<Application>,
     /// How the media are encrypted, e.g. `m.per_member`; `None` where they are not.
     pub encryption: Option<String>,
+    id: String,
     closed: Option<ClosedBy>,
 }
 
@@ -110,7 +111,13 @@ impl Slot {
             Some("closed") => Some(ClosedBy::Status),
             _ => Some(ClosedBy::Malformed("status")),
         };
-        Self { application, encryption: encryption_type, closed }
+        Self { application, encryption: encryption_type, id: slot_id.to_owned(), closed }
+    }
+
+    /// Its id: the session's, but for a call's that the room still has under the name that an earlier
+    /// version of MSC4196 gave it, `m.call#room`. Members name it as it is called here.
+    pub fn id(&self) -> &str {
+        &self.id
     }
 
     /// Whether members are there, by the rules of MSC4143; `encrypted` is the room.

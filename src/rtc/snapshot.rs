@@ -17,15 +17,17 @@ pub struct RtcSnapshot {
     pub(super) sessions: OrdMap<Arc<str>, View>,
     pub(super) strays: OrdMap<Arc<Key>, Candidate>,
     pub(super) is_encrypted: bool,
+    pub(super) is_state_known: bool,
     pub(super) taken_at: Moment,
 }
 
 /// What is shown of one session.
 #[derive(Clone, Debug, Default)]
 pub(super) struct View {
-    /// Shared, as a view is copied where a snapshot was taken before.
-    pub(super) slot: Option<Arc<Slot>>,
-    /// Why that is not open, as it was told.
+    /// The one that is shown, and another that the session has by its older name. Shared, as a view is
+    /// copied where a snapshot was taken before.
+    pub(super) slots: Vec<Arc<Slot>>,
+    /// Why the first is not open, as it was told.
     pub(super) closed: Option<ClosedBy>,
     pub(super) members: OrdMap<Arc<Key>, Member>,
     pub(super) candidates: OrdMap<Arc<Key>, Candidate>,
@@ -33,7 +35,7 @@ pub(super) struct View {
 
 impl View {
     pub(super) fn is_empty(&self) -> bool {
-        self.slot.is_none() && self.members.is_empty() && self.candidates.is_empty()
+        self.slots.is_empty() && self.members.is_empty() && self.candidates.is_empty()
     }
 }
 
@@ -41,23 +43,24 @@ impl RtcSnapshot {
     /// The sessions, by their slot ids in order: those with members, those that somebody would be in,
     /// and slots that are known, whether anybody is there or not.
     pub fn sessions(&self) -> impl Iterator<Item = SessionSnapshot> {
-        let (is_encrypted, taken_at) = (self.is_encrypted, self.taken_at);
-        self.sessions.iter().map(move |(slot_id, view)| SessionSnapshot {
-            slot_id: slot_id.clone(),
-            view: view.clone(),
-            is_encrypted,
-            taken_at,
-        })
+        self.sessions.iter().map(|(slot_id, view)| self.of(slot_id.clone(), view.clone()))
     }
 
     /// One session; empty where nothing is known of it.
     pub fn session(&self, slot_id: &str) -> SessionSnapshot {
         let slot_id = super::slot::session_of(slot_id);
-        let known = self.sessions.get_key_value(slot_id);
+        match self.sessions.get_key_value(slot_id) {
+            Some((slot_id, view)) => self.of(slot_id.clone(), view.clone()),
+            None => self.of(slot_id.into(), View::default()),
+        }
+    }
+
+    fn of(&self, slot_id: Arc<str>, view: View) -> SessionSnapshot {
         SessionSnapshot {
-            slot_id: known.map_or_else(|| slot_id.into(), |(slot_id, _)| slot_id.clone()),
-            view: known.map(|(_, view)| view.clone()).unwrap_or_default(),
+            slot_id,
+            view,
             is_encrypted: self.is_encrypted,
+            is_state_known: self.is_state_known,
             taken_at: self.taken_at,
         }
     }
@@ -72,6 +75,12 @@ impl RtcSnapshot {
         self.is_encrypted
     }
 
+    /// Whether the room's state is known: a slot that is not there is missing, then. It is not where the
+    /// server could not be asked yet, and it is asked again.
+    pub fn is_state_known(&self) -> bool {
+        self.is_state_known
+    }
+
     /// When it was taken; what [`Member::expires_in`] asks for.
     pub fn taken_at(&self) -> Moment {
         self.taken_at
@@ -84,6 +93,7 @@ pub struct SessionSnapshot {
     slot_id: Arc<str>,
     view: View,
     is_encrypted: bool,
+    is_state_known: bool,
     taken_at: Moment,
 }
 
@@ -93,15 +103,22 @@ impl SessionSnapshot {
         &self.slot_id
     }
 
-    /// The slot, as the room's state has it; `None` where it has none.
+    /// The slot, as the room's state has it; `None` where it has none. A call can have two, one of them
+    /// under its older name ([`Slot::id`]): then the one that is open, or else the newer.
     pub fn slot(&self) -> Option<&Slot> {
-        self.view.slot.as_deref()
+        self.view.slots.first().map(|slot| &**slot)
+    }
+
+    /// The slot with this id, where the session has two.
+    #[cfg(feature = "client")]
+    pub(super) fn slot_called(&self, slot_id: &str) -> Option<&Slot> {
+        self.view.slots.iter().map(|slot| &**slot).find(|slot| slot.id() == slot_id)
     }
 
     /// Why the slot is not open, by the rules of MSC4143. Members who follow Element Call may be there
     /// all the same: to them a slot that is missing is open.
     pub fn closed_by(&self) -> Option<ClosedBy> {
-        match &self.view.slot {
+        match self.slot() {
             None => Some(ClosedBy::Missing),
             Some(slot) => slot.closed_by(self.is_encrypted),
         }
@@ -109,7 +126,7 @@ impl SessionSnapshot {
 
     /// Whether a membership in this dialect would count.
     pub fn is_open_to(&self, dialect: Dialect) -> Result<(), ClosedBy> {
-        closed_to(dialect, self.view.slot.as_deref(), self.is_encrypted).map_or(Ok(()), Err)
+        closed_to(dialect, self.slot(), self.is_encrypted).map_or(Ok(()), Err)
     }
 
     /// Who is there, in the order of their user ids, and of one user's in that of the member ids.
@@ -156,6 +173,12 @@ impl SessionSnapshot {
             None if self.closed_by().is_none() => Dialect::Msc4143,
             None => Dialect::ElementCall,
         }
+    }
+
+    /// Whether the room's state is known: a slot that is not there is missing, then. It is not where the
+    /// server could not be asked yet, and it is asked again.
+    pub fn is_state_known(&self) -> bool {
+        self.is_state_known
     }
 
     /// When it was taken; what [`Member::expires_in`] asks for.

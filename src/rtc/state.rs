@@ -19,25 +19,46 @@ use matrix_sdk::{
     sync::{JoinedRoomUpdate, RoomUpdate, State},
 };
 use ruma::{
-    OwnedUserId, api::client::sync::sync_events::v5, events::StateEventType,
+    OwnedEventId, OwnedUserId, api::client::sync::sync_events::v5, events::StateEventType,
     presence::PresenceState,
 };
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tracing::debug;
 
-use crate::{driver::random_name, wire::names};
+use crate::{driver::random_name, sync::redaction, wire::names};
 
 /// When to give up on the server's answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// What the main loop brought.
-pub(super) enum News {
+#[derive(Default)]
+pub(super) struct News {
     /// State events, in their order.
-    Events(Vec<String>),
-    /// State events, and others that it left out: the server has to be asked.
-    Gap(Vec<String>),
+    pub(super) events: Vec<String>,
+    /// What has been redacted: what is left of it if it was state, the main loop does not tell.
+    pub(super) redacted: Vec<OwnedEventId>,
+    /// There were others, which it left out: the server has to be asked.
+    pub(super) is_gap: bool,
     /// We are not in the room any more.
-    Left,
+    pub(super) has_left: bool,
+}
+
+impl News {
+    fn gap() -> Self {
+        Self { is_gap: true, ..Self::default() }
+    }
+
+    fn is_none(&self) -> bool {
+        self.events.is_empty() && self.redacted.is_empty() && !self.is_gap && !self.has_left
+    }
+}
+
+/// What the server has told.
+pub(super) enum Fetched {
+    /// State events.
+    Events(Vec<String>),
+    /// What the client's store has by now.
+    IsInStore,
 }
 
 /// Where the state comes from.
@@ -87,17 +108,17 @@ impl Source {
     pub(super) fn fetch(
         &self,
         users: Vec<OwnedUserId>,
-    ) -> impl Future<Output = Option<Vec<String>>> + Send + use<> {
+    ) -> impl Future<Output = Option<Fetched>> + Send + use<> {
         let room = self.room.clone();
         async move {
             let fetched = match fetch_sliding(&room, &users).await {
                 // A server without sliding sync: the main loop is of v3 then, and its store has the
                 // state; who is in the room, it may not.
                 Err(error) if is_unsupported(&error) => fetch_members(&room).await,
-                fetched => fetched.map_err(Into::into),
+                fetched => fetched.map(Fetched::Events).map_err(Into::into),
             };
             match fetched {
-                Ok(texts) => Some(texts),
+                Ok(fetched) => Some(fetched),
                 Err(error) => {
                     debug!(%error, "the server does not tell the room's state");
                     None
@@ -111,17 +132,22 @@ impl Source {
         loop {
             match self.updates.recv().await {
                 Ok(RoomUpdate::Joined { updates, .. }) => {
-                    let texts = of_update(&updates);
-                    if updates.timeline.limited {
-                        return News::Gap(texts);
-                    }
-                    if !texts.is_empty() {
-                        return News::Events(texts);
+                    let news = News {
+                        events: of_update(&updates),
+                        redacted: redacted(&updates).collect(),
+                        is_gap: updates.timeline.limited,
+                        has_left: false,
+                    };
+                    if !news.is_none() {
+                        return news;
                     }
                 }
-                Ok(RoomUpdate::Left { .. }) => return News::Left,
+                Ok(RoomUpdate::Left { .. }) => return News { has_left: true, ..News::default() },
                 Ok(_) => {}
-                Err(RecvError::Lagged(_)) => return News::Gap(Vec::new()),
+                // Among what was missed may be that we have left, and that will not be said again.
+                Err(RecvError::Lagged(_)) => {
+                    return News { has_left: !self.are_we_in(), ..News::gap() };
+                }
                 // The client is gone, and so is whoever asks.
                 Err(RecvError::Closed) => return std::future::pending().await,
             }
@@ -142,6 +168,7 @@ async fn fetch_sliding(room: &Room, users: &[OwnedUserId]) -> Result<Vec<String>
     let mut subscription = v5::request::RoomSubscription::default();
     subscription.required_state = types()
         .map(|event_type| (event_type, "*".to_owned()))
+        .chain([(StateEventType::RoomEncryption, String::new())])
         .chain(users.iter().map(|user_id| (StateEventType::RoomMember, user_id.to_string())))
         .collect();
     let mut request = v5::Request::new();
@@ -157,9 +184,9 @@ async fn fetch_sliding(room: &Room, users: &[OwnedUserId]) -> Result<Vec<String>
 }
 
 /// Has the client learn who is in the room; the store tells then.
-async fn fetch_members(room: &Room) -> Result<Vec<String>, matrix_sdk::Error> {
+async fn fetch_members(room: &Room) -> Result<Fetched, matrix_sdk::Error> {
     room.sync_members().await?;
-    Ok(Vec::new())
+    Ok(Fetched::IsInStore)
 }
 
 fn is_unsupported(error: &HttpError) -> bool {
@@ -186,11 +213,19 @@ fn of_update(update: &JoinedRoomUpdate) -> Vec<String> {
     before.chain(timeline).chain(after).filter(|text| is_wanted(text)).map(str::to_owned).collect()
 }
 
+fn redacted(update: &JoinedRoomUpdate) -> impl Iterator<Item = OwnedEventId> {
+    update.timeline.events.iter().filter_map(|event| redaction(event.raw().json()))
+}
+
 /// Messages come by here by the hundreds, so nothing is parsed.
 fn is_wanted(text: &str) -> bool {
     text.contains("\"state_key\"")
-        && (names::RTC_SLOT.iter().any(|name| text.contains(name))
+        && (is_of_a_slot(text)
             || ["m.room.member", "m.room.encryption", names::CALL_MEMBER]
                 .iter()
                 .any(|name| text.contains(name)))
+}
+
+pub(super) fn is_of_a_slot(text: &str) -> bool {
+    names::RTC_SLOT.iter().any(|name| text.contains(name))
 }

@@ -272,7 +272,8 @@ impl Told {
         let mut told = Self::default();
         for (slot_id, view) in &snapshot.sessions {
             assert!(!view.is_empty(), "a session of nothing is shown: {slot_id}");
-            told.slots.extend(view.slot.as_deref().map(|slot| (slot_id.to_string(), slot.clone())));
+            told.slots
+                .extend(view.slots.first().map(|slot| (slot_id.to_string(), Slot::clone(slot))));
             for (key, member) in &view.members {
                 assert_eq!(*key, member.inner.key);
                 told.members.insert((slot_id.to_string(), key.clone()), member.clone());

@@ -77,7 +77,7 @@ impl MainLoop {
 }
 
 /// The event that an event of the main loop's timeline says is redacted: another one, or itself.
-fn redaction(event: &RawValue) -> Option<OwnedEventId> {
+pub(crate) fn redaction(event: &RawValue) -> Option<OwnedEventId> {
     // Nearly every event of every timeline comes by here, and nearly none is read.
     if !event.get().contains("redact") {
         return None;

@@ -20,6 +20,7 @@ mod features;
 mod nonsense;
 mod outage;
 mod rooms;
+mod rtc;
 mod secrets;
 mod send;
 mod support;

@@ -249,6 +249,17 @@ async fn a_join_that_is_redacted_is_not_sent_again_and_who_is_kicked_is_told_so(
     until(&redacted, State::Failed(Failure::Redacted)).await;
     looking.until_keys(&[]).await;
 
+    // A later one of it is redacted, and the map shows the earlier one again: that is no less clear.
+    let refreshed = beat("refreshed").await;
+    looking.added("refreshed").await;
+    until(&refreshed, State::Joined).await;
+    refreshed.update(&presence("still here")).unwrap();
+    let entry = looking.updated("refreshed").await;
+    until(&refreshed, State::Joined).await;
+    bob.redact(&room, entry.event_id().as_str());
+    until(&refreshed, State::Failed(Failure::Redacted)).await;
+    looking.until_keys(&[]).await;
+
     let kicked = beat("kicked").await;
     looking.added("kicked").await;
     until(&kicked, State::Joined).await;
@@ -316,7 +327,7 @@ async fn the_next_start_retires_what_was_armed_and_joins_again() {
     let second = launch().await;
     let heartbeat = second.room(&room_id).heartbeat("k").content(&presence("second"));
     let heartbeat = heartbeat.delay(delay).start().await.unwrap();
-    // The other key's ghost leaves at once, and this one's never does.
+    // The other key's ghost leaves as soon as nothing of it can be under way, and this one's never does.
     let changes = looking.until_keys(&["k"]).await;
     assert!(!changes.is_empty());
     until(&heartbeat, State::Joined).await;

@@ -22,13 +22,13 @@ use matrix_sdk::{
 };
 use matrix_sdk_base::crypto::CollectStrategy;
 use ruma::{
-    DeviceId, OwnedDeviceId, OwnedUserId, UserId,
+    DeviceId, OwnedDeviceId, OwnedUserId, RoomId, UserId,
     events::{AnyToDeviceEvent, AnyToDeviceEventContent},
     serde::Raw,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, value::RawValue};
-use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
 use super::{
@@ -52,6 +52,9 @@ const ASK_AGAIN: Duration = Duration::from_secs(60);
 
 /// How many messages may wait for their turn.
 const INCOMING: usize = 1_024;
+
+/// How many of one sender's: of each of a few devices, with a rotation or two.
+const INCOMING_OF_ONE: usize = 32;
 
 /// How long to wait, in milliseconds, for another process that works on the same crypto store.
 const LONGEST_STORE_WAIT: u32 = 30_000;
@@ -95,30 +98,47 @@ impl fmt::Display for MediaKeysError {
 
 impl std::error::Error for MediaKeysError {}
 
-/// The key messages that a client gets, from now on.
+/// The key messages that a client gets for a room, from now on.
 ///
 /// To be opened before our membership goes out: others send their keys as soon as they see that, and the
 /// SDK keeps no to-device message that nobody asked for. Dropping it ends that.
 pub(in crate::rtc) struct KeyInbox {
     messages: mpsc::Receiver<Incoming>,
-    handler: EventHandlerDropGuard,
+    /// How many of each sender wait.
+    waiting: Waiting,
+    _handler: EventHandlerDropGuard,
 }
 
 impl KeyInbox {
-    /// Collects from now on. Of what nobody reads the first thousand are kept.
-    pub(in crate::rtc) fn open(client: &Client) -> Self {
+    /// Collects from now on. Of what nobody reads the first thousand are kept, and of each sender the
+    /// first 32: anybody can send such messages, also who is not in the room.
+    pub(in crate::rtc) fn open(room: &Room) -> Self {
         let (incoming, messages) = mpsc::channel(INCOMING);
+        let waiting = Waiting::default();
+        let (senders, room_id) = (waiting.clone(), room.room_id().to_owned());
+        let client = room.client();
         let handler = client.add_event_handler(
             move |_: AnyToDeviceEvent, RawEvent(raw): RawEvent, info: Option<EncryptionInfo>| {
-                // Most are room keys, of which there are many.
-                let is_key = raw.get().contains("encryption_key");
-                if is_key && let Err(TrySendError::Full(_)) = incoming.try_send((raw, info)) {
-                    warn!("too many media keys at once: one was dropped");
+                if let Some(message) = KeyEvent::read(&raw, &room_id) {
+                    let sender = message.sender.clone();
+                    let is_taken = senders.add(&sender);
+                    if !is_taken || incoming.try_send((message, info)).is_err() {
+                        warn!(%sender, "too many media keys at once: one was dropped");
+                        if is_taken {
+                            senders.remove(&sender);
+                        }
+                    }
                 }
                 std::future::ready(())
             },
         );
-        Self { messages, handler: client.event_handler_drop_guard(handler) }
+        Self { messages, waiting, _handler: client.event_handler_drop_guard(handler) }
+    }
+
+    async fn next(&mut self) -> Option<Incoming> {
+        let message = self.messages.recv().await?;
+        self.waiting.remove(&message.0.sender);
+        Some(message)
     }
 }
 
@@ -128,21 +148,100 @@ impl fmt::Debug for KeyInbox {
     }
 }
 
+/// How many messages of each sender wait for their turn.
+#[derive(Clone, Default)]
+struct Waiting(Arc<Mutex<HashMap<OwnedUserId, usize>>>);
+
+impl Waiting {
+    /// Counts one more, if there may be.
+    fn add(&self, sender: &UserId) -> bool {
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_one = waiting.entry(sender.to_owned()).or_default();
+        let may_be = *of_one < INCOMING_OF_ONE;
+        *of_one += usize::from(may_be);
+        may_be
+    }
+
+    fn remove(&self, sender: &UserId) {
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(of_one) = waiting.get_mut(sender) {
+            *of_one -= 1;
+            if *of_one == 0 {
+                waiting.remove(sender);
+            }
+        }
+    }
+}
+
+/// A to-device message that has a key, or says so.
+struct KeyEvent {
+    dialect: Dialect,
+    sender: OwnedUserId,
+    content: Map<String, Value>,
+}
+
+impl KeyEvent {
+    /// Reads it, if it is one, and is not for another room.
+    fn read(raw: &RawValue, room_id: &RoomId) -> Option<Self> {
+        #[derive(Deserialize)]
+        struct Event {
+            #[serde(rename = "type")]
+            event_type: String,
+            sender: OwnedUserId,
+            content: Map<String, Value>,
+        }
+        // Most are room keys, of which there are many.
+        if !raw.get().contains("encryption_key") {
+            return None;
+        }
+        let Event { event_type, sender, content } = serde_json::from_str(raw.get()).ok()?;
+        let dialect = KeyMessage::dialect_of(&event_type)?;
+        let named = content.get("room_id").and_then(Value::as_str);
+        named.is_none_or(|named| named == room_id.as_str()).then_some(Self {
+            dialect,
+            sender,
+            content,
+        })
+    }
+}
+
 /// The media keys of one membership of ours. Dropping it ends the exchange, and the streams.
 pub struct MediaKeys {
     shared: Arc<Shared>,
     _task: Task,
-    _handler: EventHandlerDropGuard,
 }
 
 impl MediaKeys {
-    /// Starts the exchange, with what has come into `inbox` since it was opened. `sessions` tells, first
-    /// of all now, our member's id and who is in its session.
+    /// Whether there can be any.
     ///
     /// # Errors
     ///
     /// [`MediaKeysError`].
-    pub(in crate::rtc) async fn start<S>(
+    pub(in crate::rtc) async fn ensure(
+        room: &Room,
+        config: &KeyConfig,
+    ) -> Result<(), MediaKeysError> {
+        let client = room.client();
+        client.session_meta().ok_or(MediaKeysError::NotLoggedIn)?;
+        let encryption = room.latest_encryption_state().await;
+        match encryption.map_err(|error| MediaKeysError::EncryptionUnknown(Box::new(error)))? {
+            state if state.is_encrypted() => {}
+            _ => return Err(MediaKeysError::NotEncrypted),
+        }
+        if config.devices() != DevicePolicy::Any {
+            warn_if_not_signed(&client).await;
+        }
+        Ok(())
+    }
+
+    /// Starts the exchange, with what has come into `inbox` since it was opened. `sessions` tells, first
+    /// of all now, our member's id and who is in its session. It is for who has [ensured](Self::ensure)
+    /// that there can be any.
+    ///
+    /// # Errors
+    ///
+    /// [`MediaKeysError`].
+    pub(in crate::rtc) fn start<S>(
         room: Room,
         inbox: KeyInbox,
         sessions: S,
@@ -156,14 +255,6 @@ impl MediaKeys {
         let meta = client.session_meta().ok_or(MediaKeysError::NotLoggedIn)?;
         // The member id is told with the first snapshot.
         let own = Participant::new(&*meta.user_id, "", &*meta.device_id);
-        let encryption = room.latest_encryption_state().await;
-        match encryption.map_err(|error| MediaKeysError::EncryptionUnknown(Box::new(error)))? {
-            state if state.is_encrypted() => {}
-            _ => return Err(MediaKeysError::NotEncrypted),
-        }
-        if config.devices() != DevicePolicy::Any {
-            warn_if_not_signed(&client).await;
-        }
         let exchange = KeyExchange::new(
             room.room_id().to_owned(),
             own,
@@ -174,15 +265,14 @@ impl MediaKeys {
         let state = State { exchange: Some(exchange), subscribers: HashMap::new(), next: 0 };
         let shared = Arc::new(Shared { state: Mutex::new(state), timer });
 
-        let KeyInbox { messages, handler } = inbox;
         let run = Run {
             shared: shared.clone(),
             performer: Arc::new(Performer { room, policy: config.devices() }),
             asked: Arc::default(),
         };
-        let task = Task::spawn(run.run(Box::pin(sessions), messages));
+        let task = Task::spawn(run.run(Box::pin(sessions), inbox));
         let task = task.ok_or(MediaKeysError::NoRuntime)?;
-        Ok(Self { shared, _task: task, _handler: handler })
+        Ok(Self { shared, _task: task })
     }
 
     /// All keys that count now, and each change from here on, for a frame cryptor. It begins with
@@ -309,7 +399,7 @@ impl State {
     }
 }
 
-type Incoming = (Box<RawValue>, Option<EncryptionInfo>);
+type Incoming = (KeyEvent, Option<EncryptionInfo>);
 type Sent = (SendId, BTreeMap<Participant, Failure>);
 type Asked = Arc<Mutex<HashMap<OwnedUserId, crate::time::Deadline>>>;
 
@@ -321,7 +411,7 @@ struct Run {
 }
 
 impl Run {
-    async fn run<S>(self, mut sessions: S, mut messages: mpsc::Receiver<Incoming>)
+    async fn run<S>(self, mut sessions: S, mut inbox: KeyInbox)
     where
         S: Stream<Item = (String, SessionSnapshot)> + Send + Unpin,
     {
@@ -349,8 +439,8 @@ impl Run {
                     }
                     None => sessions_are_over = true,
                 },
-                Some((raw, info)) = messages.recv() => {
-                    self.handle_incoming(&raw, info).await;
+                Some((event, info)) = inbox.next() => {
+                    self.handle_incoming(event, info).await;
                     must_look = true;
                 }
                 Some((id, failures)) = sends.next() => {
@@ -406,23 +496,8 @@ impl Run {
         sendings
     }
 
-    async fn handle_incoming(&self, raw: &RawValue, info: Option<EncryptionInfo>) {
-        #[derive(Deserialize)]
-        struct Event {
-            #[serde(rename = "type")]
-            event_type: String,
-            sender: OwnedUserId,
-            content: Map<String, Value>,
-        }
-        let Ok(Event { event_type, sender, content }) = serde_json::from_str(raw.get()) else {
-            return;
-        };
-        let Some(dialect) = KeyMessage::dialect_of(&event_type) else { return };
-        let room_id = content.get("room_id").and_then(Value::as_str);
-        if room_id.is_some_and(|room_id| room_id != self.performer.room.room_id().as_str()) {
-            // Of another session's.
-            return;
-        }
+    async fn handle_incoming(&self, event: KeyEvent, info: Option<EncryptionInfo>) {
+        let KeyEvent { dialect, sender, content } = event;
         match self.check(dialect, content, info).await {
             Ok((sender, message)) => {
                 let now = self.shared.timer.now();
@@ -701,9 +776,42 @@ async fn warn_if_not_signed(client: &Client) {
 mod tests {
     use futures_util::FutureExt as _;
     use ruma::{device_id, owned_room_id, user_id};
+    use serde_json::json;
 
     use super::*;
     use crate::{driver::SystemClock, time::Clock as _};
+
+    #[test]
+    fn of_one_sender_only_so_many_wait_and_of_the_others_as_many() {
+        let (alice, bob) = (user_id!("@alice:hs"), user_id!("@bob:hs"));
+        let waiting = Waiting::default();
+        assert_eq!((0..100).filter(|_| waiting.add(alice)).count(), INCOMING_OF_ONE);
+        assert!(waiting.add(bob));
+        waiting.remove(alice);
+        assert!(waiting.add(alice) && !waiting.add(alice));
+        waiting.remove(bob);
+        (0..INCOMING_OF_ONE).for_each(|_| waiting.remove(alice));
+        assert!(waiting.0.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_key_message_is_of_a_type_that_has_keys_and_not_for_another_room() {
+        let room_id = owned_room_id!("!room:hs");
+        let read = |event_type: &str, content: Value| {
+            let event = json!({ "type": event_type, "sender": "@a:hs", "content": content });
+            KeyEvent::read(&serde_json::value::to_raw_value(&event).unwrap(), &room_id).is_some()
+        };
+        let ours = || json!({ "room_id": "!room:hs" });
+        let unstable = "org.matrix.msc4143.rtc.encryption_key";
+        for event_type in [unstable, "m.rtc.encryption_key", "io.element.call.encryption_keys"] {
+            assert!(read(event_type, ours()), "{event_type}");
+            assert!(!read(event_type, json!({ "room_id": "!other:hs" })), "{event_type}");
+            // It is told that it is malformed.
+            assert!(read(event_type, json!({})), "{event_type}");
+        }
+        assert!(!read("m.room_key", json!({ "room_id": "!room:hs", "x": "encryption_key" })));
+        assert!(!read("com.example.encryption_key", ours()));
+    }
 
     #[test]
     fn who_is_slow_is_told_all_anew_and_who_is_not_each_change() {

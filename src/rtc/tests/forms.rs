@@ -200,13 +200,41 @@ fn a_member_is_found_by_user_and_id_in_each_form() {
 }
 
 #[test]
-fn of_the_two_slots_of_the_rooms_call_the_newer_name_is_shown() {
+fn of_the_two_slots_of_the_rooms_call_the_open_one_is_shown_and_else_that_of_the_newer_name() {
     let mut world = World::new();
     let closed = json!({ "status": "closed" });
+    let shown = |world: &World| {
+        world.snapshot().session("m.call#room").slot().map(|slot| slot.id().to_owned())
+    };
     assert_eq!(world.slot_of("m.call#room", &open_slot()), ["open"]);
-    assert_eq!(world.slot(&closed), ["closed: Status"]);
-    assert_eq!(world.slot_of("m.call#room", &closed), [""; 0], "it is not shown");
+    assert_eq!(shown(&world).as_deref(), Some("m.call#room"));
+    assert_eq!(world.slot(&closed), ["open"], "there is another one now");
+    assert_eq!(shown(&world).as_deref(), Some("m.call#room"));
+    assert_eq!(world.slot_of("m.call#room", &closed), ["closed: Status"]);
+    assert_eq!(shown(&world).as_deref(), Some(ROOM_CALL));
     assert_eq!(world.slot(&open_slot()), ["open"]);
+    assert_eq!(world.slot_of("m.call#room", &open_slot()), ["open"]);
+    assert_eq!(shown(&world).as_deref(), Some(ROOM_CALL));
+}
+
+#[test]
+fn it_holds_the_events_that_its_slots_and_memberships_in_the_state_are() {
+    let mut world = World::new();
+    let holds = |world: &World, id: &str| world.roster.holds(id.try_into().unwrap());
+    let state = |world: &mut World, id: &str, kind: &str, key: &str, content: &Value| {
+        world.state_again(&state_event(id, kind, key, ALICE, content));
+    };
+    state(&mut world, "$slot", "m.rtc.slot", ROOM_CALL, &open_slot());
+    state(&mut world, "$other", "m.rtc.slot", "m.call#other", &open_slot());
+    state(&mut world, "$call", CALL_MEMBER, "_@alice:hs_PHONE", &call_member("PHONE"));
+    assert!(["$slot", "$other", "$call"].iter().all(|id| holds(&world, id)));
+    assert!(!holds(&world, "$nobody"));
+    // What has taken its place is held, and it is not any more, also where it says the same.
+    state(&mut world, "$again", "m.rtc.slot", ROOM_CALL, &open_slot());
+    assert!(holds(&world, "$again") && !holds(&world, "$slot"));
+    world.roster.handle_room_left(world.clock.now());
+    world.poll();
+    assert!(!holds(&world, "$call"));
 }
 
 #[test]

@@ -114,6 +114,17 @@ impl Homeserver {
         within("an event to be sent", async { self.sends.recv().await.unwrap() })
     }
 
+    /// The next request that is the test's to answer, of either kind.
+    #[track_caller]
+    pub(crate) fn request(&mut self) -> impl Future<Output = Ask> {
+        within("a request", async {
+            tokio::select! {
+                ask = self.asks.recv() => ask.unwrap(),
+                sent = self.sends.recv() => sent.unwrap(),
+            }
+        })
+    }
+
     /// Whether an event was sent that nobody has looked at.
     pub(crate) fn is_sent_more(&mut self) -> bool {
         !self.sends.is_empty()

@@ -1,0 +1,338 @@
+//! Where a session's state comes from, and what is done where it is in doubt: against a homeserver that
+//! is late, tells half, or nothing.
+
+use std::future::IntoFuture as _;
+
+use futures_util::{FutureExt as _, StreamExt as _};
+use matrix_sdk_sticky::{
+    heartbeat::State,
+    rtc::{
+        ClosedBy, Dialect, JoinError, NotJoined, ROOM_CALL, RtcSubscription, SessionSnapshot,
+        Transports,
+    },
+};
+use serde_json::{Value, json};
+
+use crate::support::{ALICE, Ask, ME, ROOM, START_MS, World, membership, secs, within};
+
+const SLOT: &str = "org.matrix.msc4143.rtc.slot";
+const MEMBER: &str = "org.matrix.msc4143.rtc.member";
+const CALL_MEMBER: &str = "org.matrix.msc3401.call.member";
+
+fn state_event(id: &str, kind: &str, key: &str, content: Value) -> Value {
+    json!({
+        "event_id": id,
+        "type": kind,
+        "state_key": key,
+        "sender": ALICE,
+        "origin_server_ts": START_MS,
+        "content": content,
+    })
+}
+
+fn slot(id: &str, status: &str) -> Value {
+    state_event(
+        id,
+        SLOT,
+        ROOM_CALL,
+        json!({ "status": status, "application": { "type": "m.call" } }),
+    )
+}
+
+fn member(user_id: &str, membership: &str) -> Value {
+    let id = format!("${membership}-{}", &user_id[1..]);
+    state_event(&id, "m.room.member", user_id, json!({ "membership": membership }))
+}
+
+/// Alice's membership, by the device that it says.
+fn alice_joins() -> Value {
+    json!({
+        "event_id": "$alice",
+        "sender": ALICE,
+        "type": MEMBER,
+        "origin_server_ts": START_MS,
+        "msc4354_sticky": { "duration_ms": 3_600_000 },
+        "content": {
+            "slot_id": ROOM_CALL,
+            "member": { "id": "a", "membership": "join" },
+            "application": { "type": "m.call" },
+            "transports": { "published": [], "can_subscribe": [] },
+            "versions": [],
+            "msc4354_sticky_key": "a",
+        },
+        "unsigned": { "msc4354_sticky_duration_ttl_ms": 3_600_000 },
+    })
+}
+
+/// Whether it asks for the state of one room, once.
+fn is_of_a_session(ask: &Ask) -> bool {
+    ask.body["room_subscriptions"].get(ROOM).is_some()
+}
+
+/// Whose membership in the room it asks for.
+fn asked_users(ask: &Ask) -> Vec<&str> {
+    let wanted = ask.body["room_subscriptions"][ROOM]["required_state"].as_array().unwrap();
+    let wanted = wanted.iter().filter(|pair| pair[0] == "m.room.member");
+    wanted.map(|pair| pair[1].as_str().unwrap()).collect()
+}
+
+async fn tell(ask: Ask, state: &[Value]) {
+    assert!(is_of_a_session(&ask), "{}", ask.body);
+    let rooms = json!({ ROOM: { "required_state": state } });
+    let answer = json!({ "pos": "once", "lists": {}, "rooms": rooms, "extensions": {} });
+    ask.answer(200, answer.to_string()).await;
+}
+
+/// The main loop brings these events of the room.
+async fn main_loop(world: &World, timeline: Value) {
+    world.main_loop(json!({ "join": { ROOM: { "timeline": timeline } } })).await;
+}
+
+async fn brings(world: &World, event: Value) {
+    main_loop(world, json!({ "events": [event] })).await;
+}
+
+/// The subscription to the sessions of the room, where the server tells this state.
+async fn subscribed(world: &mut World, state: &[Value]) -> RtcSubscription {
+    let rtc = world.sticky.room(ROOM.try_into().unwrap()).unwrap().rtc();
+    let (subscription, ()) = tokio::join!(rtc.subscribe(), async {
+        let ask = world.server.ask().await;
+        tell(ask, state).await;
+    });
+    subscription
+}
+
+/// In a room that is not encrypted, live, with a long poll that is held, and alice in the room.
+async fn in_plain_room() -> (World, Ask) {
+    let (world, poll) = World::live(Vec::new()).await;
+    plain_room(&world).await;
+    (world, poll)
+}
+
+async fn plain_room(world: &World) {
+    world.server.answers_to(
+        "/state/m.room.encryption/",
+        404,
+        json!({ "errcode": "M_NOT_FOUND", "error": "no" }),
+    );
+    let state = [membership("join", 86_400_000), member(ALICE, "join")];
+    world.main_loop(json!({ "join": { ROOM: { "state": { "events": state } } } })).await;
+}
+
+/// The session of the room's call, once it is as wanted; requests for the state are answered with what
+/// `state` has.
+async fn until(
+    world: &mut World,
+    sessions: &mut RtcSubscription,
+    state: &[Value],
+    is: impl Fn(&SessionSnapshot) -> bool,
+) {
+    let mut polls = Vec::new();
+    let wait = async {
+        while !is(&sessions.snapshot.session(ROOM_CALL)) {
+            tokio::select! {
+                change = sessions.changes.next() => sessions.snapshot = change.unwrap().snapshot,
+                ask = world.server.ask() => match is_of_a_session(&ask) {
+                    true => tell(ask, state).await,
+                    // A long poll, which is held.
+                    false => polls.push(ask),
+                },
+                wait = world.clock.next_sleep() => world.clock.advance(wait),
+            }
+        }
+    };
+    within("the session to be as wanted", wait).await;
+}
+
+fn reason(session: &SessionSnapshot) -> Option<NotJoined> {
+    session.candidates().next().map(|candidate| candidate.reason.clone())
+}
+
+#[tokio::test]
+async fn who_is_in_the_room_by_the_clients_store_alone_is_asked_for_and_not_there_if_the_server_says_so()
+ {
+    let (mut world, poll) = in_plain_room().await;
+    let mut sessions = subscribed(&mut world, &[slot("$open", "open")]).await;
+    assert_eq!(sessions.snapshot.session(ROOM_CALL).len(), 0);
+
+    // A membership comes, as one does whose room key was held back; its sender was kicked meanwhile,
+    // which the main loop has not told.
+    poll.page("pos-2", "batch-2", ROOM, vec![alice_joins()]).await;
+    until(&mut world, &mut sessions, &[], |call| call.len() == 1).await;
+    world.clock.advance(secs(5));
+    let ask = loop {
+        tokio::select! {
+            change = sessions.changes.next() => panic!("{change:?}"),
+            ask = world.server.ask() => if is_of_a_session(&ask) { break ask },
+        }
+    };
+    assert_eq!(asked_users(&ask), [ALICE]);
+    tell(ask, &[slot("$open", "open"), member(ALICE, "leave")]).await;
+    let gone = |call: &SessionSnapshot| reason(call) == Some(NotJoined::NotInRoom);
+    until(&mut world, &mut sessions, &[], gone).await;
+}
+
+#[tokio::test]
+async fn encryption_that_a_gap_swallowed_is_found() {
+    let (mut world, poll) = in_plain_room().await;
+    poll.page("pos-2", "batch-2", ROOM, vec![alice_joins()]).await;
+    world.until_event_ids(&["$alice"]).await;
+    let _poll = world.server.ask().await;
+    let open = [slot("$open", "open"), member(ALICE, "join")];
+    let mut sessions = subscribed(&mut world, &open).await;
+    assert_eq!(sessions.snapshot.session(ROOM_CALL).len(), 1);
+
+    main_loop(&world, json!({ "events": [], "limited": true })).await;
+    let encryption = state_event("$enc", "m.room.encryption", "", json!({ "algorithm": "m.x" }));
+    let [open, alice] = open;
+    let plain = |call: &SessionSnapshot| reason(call) == Some(NotJoined::NotEncrypted);
+    until(&mut world, &mut sessions, &[open, alice, encryption], plain).await;
+    assert!(sessions.snapshot.is_encrypted());
+}
+
+#[tokio::test]
+async fn that_we_left_is_found_also_where_too_much_else_came() {
+    let (mut world, _poll) = in_plain_room().await;
+    let call_member = json!({
+        "application": "m.call",
+        "call_id": "",
+        "device_id": "PHONE",
+        "expires": 7_200_000,
+        "focus_active": { "type": "livekit" },
+        "foci_preferred": [],
+    });
+    let call_member = state_event("$call", CALL_MEMBER, "_@alice:hs_PHONE", call_member);
+    let state = [slot("$open", "open"), member(ALICE, "join"), call_member];
+    let mut sessions = subscribed(&mut world, &state).await;
+    assert_eq!(sessions.snapshot.session(ROOM_CALL).len(), 1);
+    // More than the SDK keeps for who is slow.
+    for n in 0..10 {
+        let membership = if n == 9 { "leave" } else { "join" };
+        let event = state_event(
+            &format!("$m{n}"),
+            "m.room.member",
+            ME,
+            json!({ "membership": membership }),
+        );
+        let room = json!({ ROOM: { "timeline": { "events": [event] } } });
+        let kind = if n == 9 { "leave" } else { "join" };
+        world.main_loop(json!({ kind: room })).await;
+    }
+    let gone = |call: &SessionSnapshot| call.is_empty();
+    until(&mut world, &mut sessions, &[], gone).await;
+}
+
+#[tokio::test]
+async fn a_slot_that_is_redacted_is_asked_for_and_another_events_redaction_costs_nothing() {
+    let (mut world, _poll) = in_plain_room().await;
+    let mut sessions = subscribed(&mut world, &[slot("$open", "open")]).await;
+    let redaction = |redacts: &str| {
+        json!({
+            "event_id": format!("$r-{redacts}"),
+            "type": "m.room.redaction",
+            "sender": ALICE,
+            "origin_server_ts": START_MS,
+            "redacts": redacts,
+            "content": { "redacts": redacts },
+        })
+    };
+    world.clock.advance(secs(5));
+    brings(&world, redaction("$message")).await;
+    assert!(sessions.changes.next().now_or_never().is_none());
+    world.settle().await;
+    assert!(!world.server.is_asked());
+
+    brings(&world, redaction("$open")).await;
+    let redacted = state_event("$open", SLOT, ROOM_CALL, json!({}));
+    let closed = Some(ClosedBy::Malformed("status"));
+    until(&mut world, &mut sessions, &[redacted], |call| call.closed_by() == closed).await;
+}
+
+#[tokio::test]
+async fn where_the_server_does_not_tell_the_state_nobody_joins_what_may_be_closed() {
+    let (mut world, _poll) = in_plain_room().await;
+    let session = world.sticky.room(ROOM.try_into().unwrap()).unwrap().rtc().session(ROOM_CALL);
+    for dialect in [Dialect::Msc4143, Dialect::ElementCall] {
+        let join = session.join(Transports::default()).dialect(dialect);
+        let (joined, ()) = tokio::join!(join.into_future(), async {
+            world.server.ask().await.refuse(500, "M_UNKNOWN").await;
+        });
+        assert!(matches!(joined, Err(JoinError::StateUnknown)), "{joined:?}");
+    }
+    let (snapshot, ()) = tokio::join!(session.snapshot(), async {
+        tell(world.server.ask().await, &[]).await;
+    });
+    assert!(snapshot.is_state_known());
+    assert_eq!(snapshot.closed_by(), Some(ClosedBy::Missing));
+    assert!(!world.server.is_sent_more());
+}
+
+/// Answers what a heartbeat asks for, and that the slot is like this.
+async fn serve(ask: Ask, sent: &mut usize, status: &str) {
+    if is_of_a_session(&ask) {
+        tell(ask, &[slot(&format!("${status}"), status)]).await;
+    } else if ask.path.contains("delayed_event") {
+        let answer = json!({ "delay_id": "delay-1", "scheduled": [], "finalised": [] });
+        ask.answer(200, answer.to_string()).await;
+    } else {
+        *sent += 1;
+        ask.answer(200, json!({ "event_id": format!("$sent-{sent}") }).to_string()).await;
+    }
+}
+
+#[tokio::test]
+async fn an_old_closing_that_the_main_loop_brings_late_does_not_make_us_leave_and_a_real_one_does()
+{
+    let mut world = World::start().await;
+    world.server.has(&[
+        "org.matrix.msc4354",
+        "org.matrix.simplified_msc3575",
+        "org.matrix.msc4140",
+    ]);
+    world.server.ask().await.page("pos-1", "batch-1", ROOM, Vec::new()).await;
+    let _poll = world.server.ask().await;
+    plain_room(&world).await;
+    let session = world.sticky.room(ROOM.try_into().unwrap()).unwrap().rtc().session(ROOM_CALL);
+    let (membership, ()) = tokio::join!(session.join(Transports::default()).into_future(), async {
+        tell(world.server.ask().await, &[slot("$open", "open")]).await;
+    });
+    let membership = membership.unwrap();
+    let mut states = membership.subscribe_state();
+    let mut sent = 0;
+    within("the join", async {
+        while !matches!(membership.state(), State::Joined) {
+            tokio::select! {
+                ask = world.server.request() => serve(ask, &mut sent, "open").await,
+                _ = states.next() => {}
+            }
+        }
+    })
+    .await;
+    assert_eq!(sent, 1);
+
+    // The server is asked before the main loop comes to the event that was closed then.
+    brings(&world, slot("$closed", "closed")).await;
+    assert!(for_20_s(&mut world, &mut sent, "open").await > 1);
+    assert_eq!((membership.state(), membership.left_as(), sent), (State::Joined, None, 1));
+
+    brings(&world, slot("$closed-again", "closed")).await;
+    for_20_s(&mut world, &mut sent, "closed").await;
+    assert_eq!((membership.state(), sent), (State::Left, 2));
+}
+
+/// Answers for so long in simulated time. How often the state was asked for.
+async fn for_20_s(world: &mut World, sent: &mut usize, status: &str) -> usize {
+    let mut asked = 0;
+    for _ in 0..20 {
+        // One request may lead to another.
+        for _ in 0..5 {
+            world.settle().await;
+            while let Some(ask) = world.server.request().now_or_never() {
+                asked += usize::from(is_of_a_session(&ask));
+                serve(ask, sent, status).await;
+            }
+        }
+        world.clock.advance(secs(1));
+    }
+    asked
+}
