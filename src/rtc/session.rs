@@ -326,7 +326,9 @@ impl Watch {
             if self.fetching.is_none() && self.fetch_at.is_some_and(|at| at.is_over(now)) {
                 self.fetching = Some(self.fetch().boxed());
             }
-            let deadline = self.roster.deadline().into_iter().chain(self.fetch_at).min();
+            // One that is due waits for the one that is under way.
+            let fetch_at = self.fetch_at.filter(|_| self.fetching.is_none());
+            let deadline = self.roster.deadline().into_iter().chain(fetch_at).min();
             let timer = self.timer.clone();
             tokio::select! {
                 Some(change) = self.changes.next() => self.roster.handle_change(&change),
