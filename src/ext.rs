@@ -127,6 +127,14 @@ impl Sticky {
         self.inner.source.get()
     }
 
+    /// Whether sticky events can be sent into encrypted rooms: what encrypts is known, as the client was
+    /// built with [`BaseClientBuilder`](crate::BaseClientBuilder), or its base client was given to
+    /// [`StickyBuilder::with_base_client`].
+    #[cfg(feature = "e2e-encryption")]
+    pub fn can_encrypt(&self) -> bool {
+        Encryptor::of(&self.inner.client).is_some()
+    }
+
     /// Events that the server sends later: what is done with those that are scheduled, by their
     /// [`DelayId`](crate::DelayId). [`RoomSticky::schedule`] schedules one.
     ///

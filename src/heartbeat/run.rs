@@ -713,7 +713,12 @@ impl Run {
 
     fn leave_with(&mut self, mut content: Map<String, Value>) {
         insert_sticky_key(&mut content, &self.context.place.sticky_key);
-        self.context.kept().leave_content = content;
+        {
+            let mut kept = self.context.kept();
+            kept.leave_content = content;
+            // These are the last.
+            kept.last_words = None;
+        }
         self.machine.handle_leave_with();
     }
 

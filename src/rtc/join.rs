@@ -25,7 +25,7 @@ use super::{
     member::{Dialect, Leave},
     own::Own,
     session::{Session, SessionChanges, SessionSubscription},
-    slot::{Application, ClosedBy, session_of},
+    slot::{Application, ClosedBy},
     snapshot::{SessionSnapshot, closed_to},
     transport::Transports,
 };
@@ -181,12 +181,10 @@ impl JoinSession {
         if member_id.is_some() && dialect != Dialect::ElementCall {
             return Err(JoinError::MemberId);
         }
-        let slot_id = match snapshot.slot() {
-            // As the room calls it, which need not be as the caller does.
-            Some(slot) => slot.id().to_owned(),
-            None if snapshot.is_state_known() => session_of(session.slot_id()).to_owned(),
-            None => return Err(JoinError::StateUnknown),
-        };
+        let slot_id = snapshot.slot_for(dialect).to_owned();
+        if !snapshot.is_state_known() && snapshot.slot_called(&slot_id).is_none() {
+            return Err(JoinError::StateUnknown);
+        }
         let mut application = match application {
             Some(application) => application,
             None => Application::new(application_of(&slot_id, &snapshot)?),
@@ -397,7 +395,7 @@ impl Membership {
     /// Exchanges media keys with the others, for as long as what this gives is there: also across a
     /// rejoin as another member. To be dropped after leaving.
     ///
-    /// The keys that others sent since the join are not lost, if this is called once.
+    /// The keys that others sent since the join are not lost, the last 32 of each, if this is called once.
     ///
     /// # Errors
     ///
@@ -586,14 +584,16 @@ impl Run {
                     return;
                 }
                 let is_due = self.start_at.is_none_or(|at| at.is_over(timer.now()));
-                if self.wanted == Wanted::In && is_due && self.start().await {
+                let may_start = self.wanted == Wanted::In && !self.is_closed(&self.snapshot);
+                if may_start && is_due && self.start().await {
                     let heartbeat = self.shared.heartbeat();
                     states = heartbeat.as_ref().map(|heartbeat| heartbeat.subscribe_state());
                     first = heartbeat.map(|heartbeat| heartbeat.state());
                     continue;
                 }
             }
-            let start_at = self.start_at.filter(|_| self.wanted == Wanted::In);
+            let waits = self.wanted == Wanted::In && !self.is_closed(&self.snapshot);
+            let start_at = self.start_at.filter(|_| waits);
             tokio::select! {
                 biased;
                 wish = wished.recv() => match wish {
@@ -613,7 +613,7 @@ impl Run {
                 }
                 confirmed = optional(&mut self.confirming) => {
                     self.confirming = None;
-                    self.handle_confirmed(&confirmed);
+                    self.handle_confirmed(confirmed);
                 }
                 () = until(&*timer, start_at) => {}
                 () = until(&*timer, self.confirm_at) => {
@@ -640,6 +640,7 @@ impl Run {
             Wish::Suspend { keep: true } => {
                 if self.wanted == Wanted::In {
                     self.wanted = Wanted::Kept;
+                    self.leave_if_closed();
                     match heartbeat {
                         Some(heartbeat) => heartbeat.suspend(true),
                         None => {
@@ -729,7 +730,8 @@ impl Run {
     /// Leaves where others would not count us any more; once the server says the same, as what a main loop
     /// brings may be old.
     fn leave_if_closed(&mut self) {
-        if !matches!(self.wanted, Wanted::In | Wanted::Kept) || !self.is_closed(&self.snapshot) {
+        // In the background no request goes out.
+        if self.wanted != Wanted::In || !self.is_closed(&self.snapshot) {
             self.confirming = None;
             self.confirm_at = None;
         } else if self.confirming.is_none() && self.confirm_at.is_none() {
@@ -738,12 +740,15 @@ impl Run {
         }
     }
 
-    fn handle_confirmed(&mut self, confirmed: &SessionSnapshot) {
-        if confirmed.is_state_known() && self.is_closed(confirmed) {
+    fn handle_confirmed(&mut self, confirmed: SessionSnapshot) {
+        let now = self.shared.session.rtc().sticky().timer().now();
+        self.confirm_at = Some(now.deadline(CONFIRM_AGAIN_AFTER));
+        if !confirmed.is_state_known() {
+            // It stays as it is: in, or not to be started.
+        } else if self.is_closed(&confirmed) {
             self.leave(Leave::with_code(Leave::SLOT_CLOSED));
         } else {
-            let now = self.shared.session.rtc().sticky().timer().now();
-            self.confirm_at = Some(now.deadline(CONFIRM_AGAIN_AFTER));
+            self.snapshot = confirmed;
         }
     }
 

@@ -306,6 +306,36 @@ impl Roster {
         }
     }
 
+    /// Who is said to be in the room by a state event, of whom it is known that they are not.
+    #[cfg(feature = "client")]
+    pub(super) fn brings_back(&self, text: &str) -> Option<OwnedUserId> {
+        #[derive(Deserialize)]
+        struct Member {
+            #[serde(rename = "type")]
+            event_type: String,
+            state_key: OwnedUserId,
+            content: Membership,
+        }
+        #[derive(Deserialize)]
+        struct Membership {
+            membership: String,
+        }
+        if !text.contains("m.room.member") {
+            return None;
+        }
+        let Member { event_type, state_key, content } = serde_json::from_str(text).ok()?;
+        let is_back = event_type == "m.room.member"
+            && content.membership == "join"
+            && self.in_room.get(&state_key) == Some(&false);
+        is_back.then_some(state_key)
+    }
+
+    /// Whether the room is known to be encrypted.
+    #[cfg(feature = "e2e-encryption")]
+    pub(super) fn is_encrypted(&self) -> bool {
+        self.is_encrypted == Some(true)
+    }
+
     /// Takes the news that all of the room's state is known that the sessions depend on: what it has not
     /// told of is not there.
     pub fn handle_state_known(&mut self) {

@@ -17,7 +17,7 @@ use super::{
     roster::{Roster, SessionChange, What},
     slot::session_of,
     snapshot::{RtcSnapshot, SessionSnapshot},
-    state::{Fetched, News, Source, is_of_a_slot},
+    state::{Fetched, News, Source, is_of_a_session},
     transport::Transports,
 };
 use crate::{
@@ -280,6 +280,11 @@ struct Watch {
     fetching: Option<BoxFuture<'static, Option<Fetched>>>,
     /// Of whom the server is to be asked whether they are in the room.
     strangers: Vec<OwnedUserId>,
+    /// Whether there are some among them of whom nothing has been told. Until the server has answered, or
+    /// has not, nothing is told: a membership of one who was kicked would get our media key.
+    has_new: bool,
+    /// Whether the server is being asked for such.
+    asks_for_new: bool,
     /// Of whom the server is being asked.
     asked: Vec<OwnedUserId>,
     fetch_at: Option<Deadline>,
@@ -302,6 +307,8 @@ impl Watch {
             timer,
             fetching: None,
             strangers: Vec::new(),
+            has_new: false,
+            asks_for_new: false,
             asked: Vec::new(),
             fetch_at: None,
             fetched_at: None,
@@ -319,16 +326,20 @@ impl Watch {
         loop {
             self.look_up().await;
             let now = self.now();
-            let changes = self.roster.poll_changes(now);
-            if !changes.is_empty() {
-                return RtcChange { changes, snapshot: self.roster.snapshot(now) };
+            let is_held_back = self.has_new || self.asks_for_new;
+            if !is_held_back {
+                let changes = self.roster.poll_changes(now);
+                if !changes.is_empty() {
+                    return RtcChange { changes, snapshot: self.roster.snapshot(now) };
+                }
             }
             if self.fetching.is_none() && self.fetch_at.is_some_and(|at| at.is_over(now)) {
                 self.fetching = Some(self.fetch().boxed());
             }
             // One that is due waits for the one that is under way.
             let fetch_at = self.fetch_at.filter(|_| self.fetching.is_none());
-            let deadline = self.roster.deadline().into_iter().chain(fetch_at).min();
+            let told_at = self.roster.deadline().filter(|_| !is_held_back);
+            let deadline = told_at.into_iter().chain(fetch_at).min();
             let timer = self.timer.clone();
             tokio::select! {
                 Some(change) = self.changes.next() => self.roster.handle_change(&change),
@@ -346,8 +357,18 @@ impl Watch {
     fn handle_news(&mut self, news: News) {
         let is_lost = news.redacted.iter().any(|event_id| self.roster.holds(event_id));
         // It may be older than what the server told: then it is put right.
-        let is_doubtful = news.events.iter().any(|text| is_of_a_slot(text));
-        self.handle_state(news.events);
+        let is_doubtful = news.events.iter().any(|text| is_of_a_session(text));
+        let now = self.now();
+        for text in news.events {
+            match self.roster.brings_back(&text) {
+                // Likewise; and until it is known, they are not in the room.
+                Some(user_id) => {
+                    self.strangers.push(user_id);
+                    self.fetch_at = Some(now.deadline(Duration::ZERO));
+                }
+                None => self.roster.handle_state_event(now, &text),
+            }
+        }
         let is_back = self.has_left && !news.has_left;
         self.has_left = news.has_left;
         if news.has_left {
@@ -378,18 +399,22 @@ impl Watch {
     fn fetch(&mut self) -> impl Future<Output = Option<Fetched>> + Send + use<> {
         self.fetch_at = None;
         self.fetched_at = Some(self.now());
+        self.asks_for_new = std::mem::take(&mut self.has_new);
         self.asked = std::mem::take(&mut self.strangers);
         self.source.fetch(self.asked.clone())
     }
 
     async fn handle_fetched(&mut self, fetched: Option<Fetched>) {
         let asked = std::mem::take(&mut self.asked);
+        self.asks_for_new = false;
         match fetched {
             Some(fetched) => {
                 let is_in_store = matches!(fetched, Fetched::IsInStore);
-                if let Fetched::Events(texts) = fetched {
-                    self.handle_state(texts);
-                }
+                let texts = match fetched {
+                    Fetched::Events(texts) => texts,
+                    Fetched::IsInStore => self.source.stored().await,
+                };
+                self.handle_state(texts);
                 self.roster.handle_state_known();
                 for user_id in asked {
                     // Of whom the server has nothing, or has had the client learn it.
@@ -406,6 +431,10 @@ impl Watch {
             None => {}
         }
         self.ask_encryption().await;
+        #[cfg(feature = "e2e-encryption")]
+        if self.roster.is_encrypted() {
+            self.source.tell_sdk_of_encryption().await;
+        }
     }
 
     async fn ask_encryption(&mut self) {
@@ -427,7 +456,8 @@ impl Watch {
             }
             self.strangers.push(user_id);
         }
-        self.fetch_soon();
+        self.has_new = true;
+        self.fetch_at = Some(self.now().deadline(Duration::ZERO));
     }
 
     fn now(&self) -> Moment {

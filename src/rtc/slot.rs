@@ -115,7 +115,7 @@ impl Slot {
     }
 
     /// Its id: the session's, but for a call's that the room still has under the name that an earlier
-    /// version of MSC4196 gave it, `m.call#room`. Members name it as it is called here.
+    /// version of MSC4196 gave it, `m.call#room`.
     pub fn id(&self) -> &str {
         &self.id
     }

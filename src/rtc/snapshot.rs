@@ -76,7 +76,8 @@ impl RtcSnapshot {
     }
 
     /// Whether the room's state is known: a slot that is not there is missing, then. It is not where the
-    /// server could not be asked yet, and it is asked again.
+    /// server could not be asked yet. It is asked again, and what that changes is told; that nothing has
+    /// changed is not.
     pub fn is_state_known(&self) -> bool {
         self.is_state_known
     }
@@ -110,9 +111,24 @@ impl SessionSnapshot {
     }
 
     /// The slot with this id, where the session has two.
-    #[cfg(feature = "client")]
     pub(super) fn slot_called(&self, slot_id: &str) -> Option<&Slot> {
         self.view.slots.iter().map(|slot| &**slot).find(|slot| slot.id() == slot_id)
+    }
+
+    /// The id of the slot in which a membership of this dialect would be. To Element Call one that is
+    /// missing is open, and it looks at the newer name alone: it takes the older one where the newer is
+    /// closed, and that is open.
+    pub(super) fn slot_for(&self, dialect: Dialect) -> &str {
+        let is_open = |slot: Option<&Slot>| closed_to(dialect, slot, self.is_encrypted).is_none();
+        let shown = self.slot().map_or(&*self.slot_id, Slot::id);
+        match dialect {
+            Dialect::Msc4143 => shown,
+            Dialect::ElementCall if is_open(self.slot_called(&self.slot_id)) => &self.slot_id,
+            Dialect::ElementCall => {
+                let mut others = self.view.slots.iter().filter(|slot| is_open(Some(slot)));
+                others.next().map_or(&self.slot_id, |slot| slot.id())
+            }
+        }
     }
 
     /// Why the slot is not open, by the rules of MSC4143. Members who follow Element Call may be there
@@ -126,7 +142,8 @@ impl SessionSnapshot {
 
     /// Whether a membership in this dialect would count.
     pub fn is_open_to(&self, dialect: Dialect) -> Result<(), ClosedBy> {
-        closed_to(dialect, self.slot(), self.is_encrypted).map_or(Ok(()), Err)
+        let slot = self.slot_called(self.slot_for(dialect));
+        closed_to(dialect, slot, self.is_encrypted).map_or(Ok(()), Err)
     }
 
     /// Who is there, in the order of their user ids, and of one user's in that of the member ids.
@@ -176,7 +193,8 @@ impl SessionSnapshot {
     }
 
     /// Whether the room's state is known: a slot that is not there is missing, then. It is not where the
-    /// server could not be asked yet, and it is asked again.
+    /// server could not be asked yet. It is asked again, and what that changes is told; that nothing has
+    /// changed is not.
     pub fn is_state_known(&self) -> bool {
         self.is_state_known
     }

@@ -86,6 +86,30 @@ impl Source {
         (!state.is_unknown()).then(|| state.is_encrypted())
     }
 
+    /// Has the SDK learn that the room is encrypted, where it believes that it is not: it asks the server
+    /// only while it does not know, and all that is sent goes by its word.
+    #[cfg(feature = "e2e-encryption")]
+    pub(super) async fn tell_sdk_of_encryption(&self) {
+        use matrix_sdk_base::{EncryptionState, RoomInfo, RoomInfoNotableUpdateReasons};
+
+        if !matches!(self.room.encryption_state(), EncryptionState::NotEncrypted) {
+            return;
+        }
+        let forget = |mut info: RoomInfo| {
+            info.mark_encryption_state_missing();
+            (info, RoomInfoNotableUpdateReasons::empty())
+        };
+        let forgotten = self.room.update_and_save_room_info(forget).await;
+        match (forgotten, self.room.latest_encryption_state().await) {
+            (Ok(()), Ok(_)) => {}
+            (Err(error), _) => {
+                tracing::warn!(%error, "the SDK does not know that the room is encrypted")
+            }
+            // It asks again before it sends.
+            (Ok(()), Err(error)) => debug!(%error, "the SDK has not learnt of encryption yet"),
+        }
+    }
+
     /// What the client's store has.
     pub(super) async fn stored(&self) -> Vec<String> {
         let mut texts = Vec::new();
@@ -220,12 +244,11 @@ fn redacted(update: &JoinedRoomUpdate) -> impl Iterator<Item = OwnedEventId> {
 /// Messages come by here by the hundreds, so nothing is parsed.
 fn is_wanted(text: &str) -> bool {
     text.contains("\"state_key\"")
-        && (is_of_a_slot(text)
-            || ["m.room.member", "m.room.encryption", names::CALL_MEMBER]
-                .iter()
-                .any(|name| text.contains(name)))
+        && (is_of_a_session(text)
+            || ["m.room.member", "m.room.encryption"].iter().any(|name| text.contains(name)))
 }
 
-pub(super) fn is_of_a_slot(text: &str) -> bool {
-    names::RTC_SLOT.iter().any(|name| text.contains(name))
+/// Whether it may be a slot, or a membership of before sticky events.
+pub(super) fn is_of_a_session(text: &str) -> bool {
+    names::RTC_SLOT.into_iter().chain([names::CALL_MEMBER]).any(|name| text.contains(name))
 }

@@ -28,7 +28,7 @@ use ruma::{
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, value::RawValue};
-use tokio::sync::mpsc;
+use tokio::sync::Notify;
 use tracing::{debug, warn};
 
 use super::{
@@ -103,73 +103,77 @@ impl std::error::Error for MediaKeysError {}
 /// To be opened before our membership goes out: others send their keys as soon as they see that, and the
 /// SDK keeps no to-device message that nobody asked for. Dropping it ends that.
 pub(in crate::rtc) struct KeyInbox {
-    messages: mpsc::Receiver<Incoming>,
-    /// How many of each sender wait.
-    waiting: Waiting,
+    waiting: Arc<Waiting>,
     _handler: EventHandlerDropGuard,
 }
 
 impl KeyInbox {
     /// Collects from now on. Of what nobody reads the first thousand are kept, and of each sender the
-    /// first 32: anybody can send such messages, also who is not in the room.
+    /// last 32: anybody can send such messages, also who is not in the room.
     pub(in crate::rtc) fn open(room: &Room) -> Self {
-        let (incoming, messages) = mpsc::channel(INCOMING);
-        let waiting = Waiting::default();
-        let (senders, room_id) = (waiting.clone(), room.room_id().to_owned());
+        let waiting = Arc::<Waiting>::default();
+        let (into, room_id) = (waiting.clone(), room.room_id().to_owned());
         let client = room.client();
         let handler = client.add_event_handler(
             move |_: AnyToDeviceEvent, RawEvent(raw): RawEvent, info: Option<EncryptionInfo>| {
                 if let Some(message) = KeyEvent::read(&raw, &room_id) {
-                    let sender = message.sender.clone();
-                    let is_taken = senders.add(&sender);
-                    if !is_taken || incoming.try_send((message, info)).is_err() {
-                        warn!(%sender, "too many media keys at once: one was dropped");
-                        if is_taken {
-                            senders.remove(&sender);
-                        }
-                    }
+                    into.add(message, info);
                 }
                 std::future::ready(())
             },
         );
-        Self { messages, waiting, _handler: client.event_handler_drop_guard(handler) }
+        Self { waiting, _handler: client.event_handler_drop_guard(handler) }
     }
 
-    async fn next(&mut self) -> Option<Incoming> {
-        let message = self.messages.recv().await?;
-        self.waiting.remove(&message.0.sender);
-        Some(message)
+    async fn next(&mut self) -> Incoming {
+        loop {
+            if let Some(message) = self.waiting.take() {
+                return message;
+            }
+            self.waiting.is_more.notified().await;
+        }
     }
 }
 
 impl fmt::Debug for KeyInbox {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KeyInbox").field("messages", &self.messages.len()).finish_non_exhaustive()
+        f.debug_struct("KeyInbox").finish_non_exhaustive()
     }
 }
 
-/// How many messages of each sender wait for their turn.
-#[derive(Clone, Default)]
-struct Waiting(Arc<Mutex<HashMap<OwnedUserId, usize>>>);
+/// Messages that wait for their turn, the oldest first.
+#[derive(Default)]
+struct Waiting {
+    messages: Mutex<VecDeque<Incoming>>,
+    is_more: Notify,
+}
 
 impl Waiting {
-    /// Counts one more, if there may be.
-    fn add(&self, sender: &UserId) -> bool {
-        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_one = waiting.entry(sender.to_owned()).or_default();
-        let may_be = *of_one < INCOMING_OF_ONE;
-        *of_one += usize::from(may_be);
-        may_be
+    fn add(&self, message: KeyEvent, info: Option<EncryptionInfo>) {
+        let mut messages = self.messages();
+        let is_theirs = |(other, _): &Incoming| other.sender == message.sender;
+        let oldest = messages.iter().position(is_theirs);
+        let are_many = messages.iter().filter(|it| is_theirs(it)).count() >= INCOMING_OF_ONE;
+        if are_many || messages.len() >= INCOMING {
+            warn!(sender = %message.sender, "too many media keys at once: one was dropped");
+        }
+        match oldest {
+            // The key that is in use now is among the newest.
+            Some(oldest) if are_many => drop(messages.remove(oldest)),
+            _ if messages.len() >= INCOMING => return,
+            _ => {}
+        }
+        messages.push_back((message, info));
+        drop(messages);
+        self.is_more.notify_one();
     }
 
-    fn remove(&self, sender: &UserId) {
-        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(of_one) = waiting.get_mut(sender) {
-            *of_one -= 1;
-            if *of_one == 0 {
-                waiting.remove(sender);
-            }
-        }
+    fn take(&self) -> Option<Incoming> {
+        self.messages().pop_front()
+    }
+
+    fn messages(&self) -> MutexGuard<'_, VecDeque<Incoming>> {
+        self.messages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -439,7 +443,7 @@ impl Run {
                     }
                     None => sessions_are_over = true,
                 },
-                Some((event, info)) = inbox.next() => {
+                (event, info) = inbox.next() => {
                     self.handle_incoming(event, info).await;
                     must_look = true;
                 }
@@ -782,16 +786,29 @@ mod tests {
     use crate::{driver::SystemClock, time::Clock as _};
 
     #[test]
-    fn of_one_sender_only_so_many_wait_and_of_the_others_as_many() {
-        let (alice, bob) = (user_id!("@alice:hs"), user_id!("@bob:hs"));
+    fn of_one_sender_the_last_ones_wait_and_of_the_others_all() {
         let waiting = Waiting::default();
-        assert_eq!((0..100).filter(|_| waiting.add(alice)).count(), INCOMING_OF_ONE);
-        assert!(waiting.add(bob));
-        waiting.remove(alice);
-        assert!(waiting.add(alice) && !waiting.add(alice));
-        waiting.remove(bob);
-        (0..INCOMING_OF_ONE).for_each(|_| waiting.remove(alice));
-        assert!(waiting.0.lock().unwrap().is_empty());
+        let add = |sender: &str, number: usize| {
+            let sender = UserId::parse(sender).unwrap();
+            let content = Map::from_iter([("number".to_owned(), number.into())]);
+            waiting.add(KeyEvent { dialect: Dialect::Msc4143, sender, content }, None);
+        };
+        let take = || waiting.take().map(|(it, _)| (it.sender.to_string(), it.content));
+        add("@bob:hs", 0);
+        (0..100).for_each(|number| add("@alice:hs", number));
+        add("@bob:hs", 1);
+        let number = |content: Map<String, Value>| content["number"].as_u64().unwrap();
+        let waited: Vec<_> = std::iter::from_fn(take).map(|(who, it)| (who, number(it))).collect();
+        let alices = (100 - INCOMING_OF_ONE..100).map(|it| ("@alice:hs".to_owned(), it as u64));
+        let bobs = |it| ("@bob:hs".to_owned(), it);
+        assert_eq!(
+            waited,
+            [bobs(0)].into_iter().chain(alices).chain([bobs(1)]).collect::<Vec<_>>()
+        );
+
+        // There is an end to all of them.
+        (0..INCOMING + 1).for_each(|number| add(&format!("@user-{number}:hs"), 0));
+        assert_eq!(std::iter::from_fn(take).count(), INCOMING);
     }
 
     #[test]

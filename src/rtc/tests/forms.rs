@@ -218,6 +218,33 @@ fn of_the_two_slots_of_the_rooms_call_the_open_one_is_shown_and_else_that_of_the
 }
 
 #[test]
+fn element_call_looks_at_the_newer_name_unless_only_the_older_one_is_open() {
+    let closed = json!({ "status": "closed" });
+    let (old, new) = ("m.call#room", ROOM_CALL);
+    let cases = [
+        // The state of the newer, and of the older: where either dialect's membership would be.
+        (None, None, new, new),
+        (None, Some(open_slot()), old, new),
+        (None, Some(closed.clone()), old, new),
+        (Some(open_slot()), Some(open_slot()), new, new),
+        (Some(closed.clone()), Some(open_slot()), old, old),
+        (Some(closed.clone()), Some(closed.clone()), new, new),
+        (Some(open_slot()), Some(closed), new, new),
+    ];
+    for (newer, older, msc4143, element_call) in cases {
+        let mut world = World::new();
+        for (slot_id, content) in [(new, &newer), (old, &older)] {
+            if let Some(content) = content {
+                world.slot_of(slot_id, content);
+            }
+        }
+        let session = world.snapshot().session(old);
+        let slots = [Dialect::Msc4143, Dialect::ElementCall].map(|it| session.slot_for(it));
+        assert_eq!(slots, [msc4143, element_call], "{newer:?} {older:?}");
+    }
+}
+
+#[test]
 fn it_holds_the_events_that_its_slots_and_memberships_in_the_state_are() {
     let mut world = World::new();
     let holds = |world: &World, id: &str| world.roster.holds(id.try_into().unwrap());
