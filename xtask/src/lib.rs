@@ -15,5 +15,6 @@
 )]
 
 pub mod api;
+pub mod bindings;
 pub mod homeserver;
 pub mod npm;

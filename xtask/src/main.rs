@@ -12,6 +12,7 @@ mod bench;
 mod cargo;
 mod ci;
 mod demo;
+mod package;
 mod process;
 mod serve;
 mod side_by_side;
@@ -40,6 +41,8 @@ enum Chore {
     Test(TestArgs),
     /// Runs all that must pass before a commit: formatting, lints, docs, feature sets, tests
     Ci(CiArgs),
+    /// Makes a package of the bindings for a language, in target/bindings: a JAR, a Swift package, a wheel
+    Bindings(BindingsArgs),
     /// Prints the speed table: counted instructions, bytes and tasks, with their goals
     Bench(BenchArgs),
     /// Compares speed with matrix-js-sdk: both fed with the same responses, and both on one server
@@ -90,6 +93,25 @@ struct CiArgs {
 }
 
 #[derive(Args)]
+struct BindingsArgs {
+    /// The language
+    language: Language,
+    /// With the debug build of the library, which is there sooner and ten times as large
+    #[arg(long)]
+    debug: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Language {
+    /// A JAR with the library inside, in a folder that is laid out for Maven and for Android's Gradle
+    Kotlin,
+    /// A package around a module map
+    Swift,
+    /// A wheel with the library inside
+    Python,
+}
+
+#[derive(Args)]
 struct BenchArgs {
     /// One JSON object a row
     #[arg(long)]
@@ -134,6 +156,7 @@ fn run(chore: Chore) -> anyhow::Result<ExitCode> {
         Chore::Homeserver(args) => serve::run(&args, &interrupt),
         Chore::Test(args) => ci::test(&args.args, &Cargo::find()?, &interrupt),
         Chore::Ci(args) => ci::run(args.no_test, &Cargo::find()?, &interrupt),
+        Chore::Bindings(args) => package::run(&args, &Cargo::find()?, &interrupt),
         Chore::Bench(args) => bench::run(&args, &Cargo::find()?, &interrupt),
         Chore::SideBySide(args) => side_by_side::run(&args, &Cargo::find()?, &interrupt),
     }
