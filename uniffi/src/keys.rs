@@ -1,6 +1,9 @@
 //! Media keys (MSC4143, `m.per_member`): for a frame cryptor.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use futures_util::{FutureExt as _, StreamExt as _, stream};
 use matrix_sdk_sticky::rtc::{
@@ -170,7 +173,8 @@ pub struct MediaKeys {
 
 #[derive(Debug)]
 struct Exchange {
-    membership: Option<Arc<SdkMembership>>,
+    /// It is the application that holds the member: who drops that is gone.
+    membership: Weak<SdkMembership>,
     config: SdkConfig,
     keys: Started<SdkKeys>,
 }
@@ -181,6 +185,7 @@ impl MediaKeys {
         membership: Option<Arc<SdkMembership>>,
         config: SdkConfig,
     ) -> Self {
+        let membership = membership.as_ref().map(Arc::downgrade).unwrap_or_default();
         let exchange = Exchange { membership, config, keys: Started::default() };
         Self { exchange: Held::new(runtime, Arc::new(exchange)) }
     }
@@ -194,7 +199,7 @@ impl MediaKeys {
         let it = self.exchange.clone();
         let start = async move {
             let Exchange { membership, config, keys } = &*it;
-            let membership = membership.as_ref().ok_or_else(|| KeysError::NotJoined {
+            let membership = membership.upgrade().ok_or_else(|| KeysError::NotJoined {
                 reason: "the member has not joined: join first".to_owned(),
             })?;
             keys.start(async { Ok::<_, KeysError>(membership.media_keys(*config).await?) }).await
