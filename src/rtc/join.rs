@@ -220,7 +220,7 @@ impl JoinSession {
         let inbox = {
             // There are none in a room that is not encrypted, also should it become so later on.
             let room = shared.session.rtc().room();
-            Mutex::new(snapshot.is_encrypted().then(|| KeyInbox::open(room)))
+            Arc::new(Mutex::new(snapshot.is_encrypted().then(|| KeyInbox::open(room))))
         };
         shared.start().await.map_err(JoinError::Heartbeat)?;
         let (wishes, wished) = mpsc::unbounded_channel();
@@ -297,7 +297,7 @@ pub struct Membership {
     _task: Option<Task>,
     /// Until [`media_keys`](Self::media_keys) is called.
     #[cfg(feature = "media-keys")]
-    inbox: Mutex<Option<KeyInbox>>,
+    inbox: Arc<Mutex<Option<KeyInbox>>>,
 }
 
 impl Membership {
@@ -401,19 +401,25 @@ impl Membership {
     ///
     /// [`MediaKeysError`]: in a room that is not encrypted, for one.
     #[cfg(feature = "media-keys")]
-    pub async fn media_keys(&self, config: KeyConfig) -> Result<MediaKeys, MediaKeysError> {
-        let shared = self.shared.clone();
-        let room = shared.session.rtc().room().clone();
-        let timer = shared.session.rtc().sticky().timer().clone();
-        MediaKeys::ensure(&room, &config).await?;
-        let SessionSubscription { snapshot, changes } = shared.session.subscribe().await;
-        let sessions =
-            stream::once(std::future::ready(snapshot)).chain(changes.map(|update| update.snapshot));
-        let sessions = sessions.map(move |session| (shared.now().member_id.clone(), session));
-        // Last, so that nothing is lost where it does not come to it.
-        let inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let inbox = inbox.unwrap_or_else(|| KeyInbox::open(&room));
-        MediaKeys::start(room, inbox, sessions, config, timer)
+    pub fn media_keys(
+        &self,
+        config: KeyConfig,
+    ) -> impl Future<Output = Result<MediaKeys, MediaKeysError>> + Send + use<> {
+        // Without this handle: the member is there for as long as that is, and no longer.
+        let (shared, inbox) = (self.shared.clone(), self.inbox.clone());
+        async move {
+            let room = shared.session.rtc().room().clone();
+            let timer = shared.session.rtc().sticky().timer().clone();
+            MediaKeys::ensure(&room, &config).await?;
+            let SessionSubscription { snapshot, changes } = shared.session.subscribe().await;
+            let sessions = stream::once(std::future::ready(snapshot))
+                .chain(changes.map(|update| update.snapshot));
+            let sessions = sessions.map(move |session| (shared.now().member_id.clone(), session));
+            // Last, so that nothing is lost where it does not come to it.
+            let inbox = inbox.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let inbox = inbox.unwrap_or_else(|| KeyInbox::open(&room));
+            MediaKeys::start(room, inbox, sessions, config, timer)
+        }
     }
 
     /// Hands the armed leave to somebody who restarts it from now on; see

@@ -14,6 +14,7 @@ use matrix_sdk::{
     ruma::{OwnedRoomOrAliasId, api::error::ErrorKind},
 };
 use matrix_sdk_sticky::{BaseClientBuilder, SystemClock, Timer as _, time::Clock as _};
+use tokio::runtime::Handle;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
@@ -21,6 +22,13 @@ use crate::{
     runtime::{self, Held, Stopped},
     sticky::{Sticky, SyncSource},
 };
+
+/// In the store, once somebody has logged in: another login would be another device, and its keys' end.
+const LOGGED_IN: &[u8] = b"matrix-sdk-sticky.client.logged_in";
+
+fn in_store(error: matrix_sdk::StoreError) -> ClientError {
+    ClientError::Store { reason: error.to_string() }
+}
 
 /// How long to wait before the main loop is tried again; twice as long each time, up to the second.
 const AGAIN_AFTER: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(30)];
@@ -103,6 +111,15 @@ impl From<Stopped> for ClientError {
 impl From<matrix_sdk::Error> for ClientError {
     fn from(error: matrix_sdk::Error) -> Self {
         let reason = error.to_string();
+        if matches!(
+            error,
+            matrix_sdk::Error::StateStore(_)
+                | matrix_sdk::Error::CryptoStoreError(_)
+                | matrix_sdk::Error::BadCryptoStoreState
+                | matrix_sdk::Error::CrossProcessLockError(_)
+        ) {
+            return Self::Store { reason };
+        }
         match error.client_api_error_kind() {
             Some(
                 ErrorKind::Forbidden
@@ -154,7 +171,8 @@ pub struct StickyClient {
 
 #[uniffi::export]
 impl StickyClient {
-    /// Logs in, as a new device. With a passphrase the store is encrypted.
+    /// Logs in, as a new device. With a passphrase the store is encrypted. A call that is given up may leave a
+    /// device on the server, which nobody has.
     #[uniffi::constructor(default(passphrase = None, device_name = None))]
     pub async fn log_in(
         config: ClientConfig,
@@ -164,12 +182,20 @@ impl StickyClient {
         device_name: Option<String>,
     ) -> Result<Arc<Self>, ClientError> {
         Self::start(config, passphrase, async move |client: SdkClient| {
+            let store = client.state_store();
+            if store.get_custom_value(LOGGED_IN).await.map_err(in_store)?.is_some() {
+                return Err(ClientError::Store {
+                    reason: "the store is that of a session that was logged in before: restore that, or \
+                             take another folder"
+                        .to_owned(),
+                });
+            }
             let mut login = client.matrix_auth().login_username(&username, &password);
             if let Some(name) = &device_name {
                 login = login.initial_device_display_name(name);
             }
             login.send().await?;
-            Ok(())
+            store.set_custom_value_no_read(LOGGED_IN, b"1".to_vec()).await.map_err(in_store)
         })
         .await
     }
@@ -187,7 +213,7 @@ impl StickyClient {
             .map_err(|_| ClientError::Session {
                 reason: "this is no session that was kept".to_owned(),
             })?;
-        let restore = async move |client: SdkClient| client.restore_session(session).await;
+        let restore = async move |client: SdkClient| Ok(client.restore_session(session).await?);
         Self::start(config, passphrase, restore).await
     }
 
@@ -228,13 +254,22 @@ impl StickyClient {
         let id = OwnedRoomOrAliasId::try_from(room)
             .map_err(|error| ClientError::Room { reason: error.to_string() })?;
         let client = self.client.clone();
-        let join = async move { client.join_room_by_id_or_alias(&id, &[]).await };
+        let join = async move {
+            let room = client.join_room_by_id_or_alias(&id, &[]).await?;
+            Ok::<_, matrix_sdk::Error>(room.room_id().to_string())
+        };
         let joined = runtime::on(self.client.runtime(), join).await?;
-        let room = joined.map_err(|error| match ClientError::from(error) {
-            ClientError::LoginRefused { reason } => ClientError::Room { reason },
-            other => other,
-        })?;
-        Ok(room.room_id().to_string())
+        joined.map_err(|error| {
+            let is_an_answer = error.as_client_api_error().is_some_and(|it| it.status_code != 401);
+            match ClientError::from(error) {
+                ClientError::LoginRefused { reason } | ClientError::Unreachable { reason }
+                    if is_an_answer =>
+                {
+                    ClientError::Room { reason }
+                }
+                other => other,
+            }
+        })
     }
 
     /// Starts the main loop: rooms, members, room keys. It goes on until it is stopped, or the session is
@@ -265,7 +300,7 @@ impl StickyClient {
 }
 
 impl StickyClient {
-    async fn start<F: Future<Output = Result<(), matrix_sdk::Error>> + Send>(
+    async fn start<F: Future<Output = Result<(), ClientError>> + Send>(
         config: ClientConfig,
         passphrase: Option<String>,
         log_in: impl FnOnce(SdkClient) -> F + Send + 'static,
@@ -278,12 +313,12 @@ impl StickyClient {
                 None => BaseClientBuilder::in_memory(),
             };
             let builder = SdkClient::builder().server_name_or_homeserver_url(homeserver);
-            let client = base.build_client(builder).await?;
+            // Held from here on: where nobody waits for it any more, it is dropped by whichever thread.
+            let client = Held::new(&Handle::current(), base.build_client(builder).await?);
             log_in(client.clone()).await?;
             Ok::<_, ClientError>(client)
         };
         let client = runtime::on(&runtime, start).await??;
-        let client = Held::new(&runtime, client);
         // It was built with what encrypts, and is nobody else's.
         let source = source.unwrap_or(SyncSource::Auto);
         let sticky = Sticky::new(&client, None, source, &runtime)

@@ -6,17 +6,19 @@ use std::{
 };
 
 use eyeball::Subscriber;
-use futures_util::{FutureExt as _, StreamExt as _, future::Either, stream};
+use futures_util::{FutureExt as _, StreamExt as _, future::ready, stream};
 use matrix_sdk_sticky::{
     RoomSticky, SystemClock,
-    heartbeat::{Failure, HeartbeatHandle, StartHeartbeat, StartHeartbeatError, State as SdkState},
+    heartbeat::{
+        Failure, HeartbeatHandle, Pace, StartHeartbeat, StartHeartbeatError, State as SdkState,
+    },
     time::{Clock as _, Deadline},
 };
 use tokio::runtime::Handle;
 
 use crate::{
     listen::{ListenerError, Listening},
-    runtime::{self, Again, Held, Started, Stopped},
+    runtime::{self, Held, NotAgain, Stage, Started, Stopped},
     sticky::object,
 };
 
@@ -86,10 +88,10 @@ pub enum HeartbeatError {
         /// The same in words.
         reason: String,
     },
-    /// It has been started before: make another one.
+    /// It has been started, or left, before: make another one.
     #[error("{reason}")]
     Again {
-        /// The same in words.
+        /// Which.
         reason: String,
     },
     /// The client's store failed.
@@ -112,8 +114,8 @@ impl From<Stopped> for HeartbeatError {
     }
 }
 
-impl From<Again> for HeartbeatError {
-    fn from(again: Again) -> Self {
+impl From<NotAgain> for HeartbeatError {
+    fn from(again: NotAgain) -> Self {
         Self::Again { reason: again.to_string() }
     }
 }
@@ -133,7 +135,7 @@ impl From<StartHeartbeatError> for HeartbeatError {
 
 /// How a member stands.
 #[derive(Clone, Debug, PartialEq, Eq, uniffi::Enum)]
-pub enum State {
+pub enum MemberState {
     /// It has not been started.
     NotStarted,
     /// The leave is being armed, or the join is on its way.
@@ -162,13 +164,13 @@ pub enum State {
     /// It cannot go on, and the member has left.
     Failed {
         /// Why.
-        failure: StateFailure,
+        failure: MemberFailure,
     },
 }
 
 /// Why a member cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq, uniffi::Enum)]
-pub enum StateFailure {
+pub enum MemberFailure {
     /// The server refuses the leave: we may not send it.
     LeaveRefused,
     /// The server refuses the join: we may not send it.
@@ -190,7 +192,7 @@ pub enum StateFailure {
     Other,
 }
 
-impl From<SdkState> for State {
+impl From<SdkState> for MemberState {
     fn from(state: SdkState) -> Self {
         match state {
             SdkState::Joined => Self::Joined,
@@ -208,7 +210,7 @@ impl From<SdkState> for State {
     }
 }
 
-impl From<Failure> for StateFailure {
+impl From<Failure> for MemberFailure {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::LeaveRefused => Self::LeaveRefused,
@@ -225,28 +227,29 @@ impl From<Failure> for StateFailure {
 
 /// Is told how a member stands: now, and each time that it changes.
 #[uniffi::export(with_foreign)]
-pub trait StateListener: Send + Sync {
+pub trait MemberStateListener: Send + Sync {
     /// The state from now on. The first call tells the state as it is.
-    fn on_state(&self, state: State) -> Result<(), ListenerError>;
+    fn on_state(&self, state: MemberState) -> Result<(), ListenerError>;
 }
 
 /// Tells the states: that it is not started, and once it is, how it stands.
-pub(crate) fn listen_to_states(
+pub(crate) fn listen_to_states<T: Send + Sync + 'static>(
     runtime: &Handle,
-    states: impl Future<Output = Subscriber<SdkState>> + Send + 'static,
-    listener: Arc<dyn StateListener>,
+    started: &Started<T>,
+    subscribe: fn(&T) -> Subscriber<SdkState>,
+    listener: Arc<dyn MemberStateListener>,
 ) -> Arc<Listening> {
-    let mut states = Box::pin(states);
-    let not_started = states.as_mut().now_or_never();
-    let (first, states) = match not_started {
-        Some(states) => (None, Either::Left(std::future::ready(states))),
-        None => (Some(State::NotStarted), Either::Right(states)),
-    };
-    let later = stream::once(states.map(|mut states| {
-        let now = states.next_now();
-        stream::once(std::future::ready(now)).chain(states).map(State::from)
-    }));
-    let states = stream::iter(first).chain(later.flatten());
+    let first = matches!(started.stage(), Stage::Before).then_some(MemberState::NotStarted);
+    let later = started.wait().map(move |stage| match stage {
+        Stage::There(value) => {
+            let mut states = subscribe(&value);
+            let now = states.next_now();
+            stream::once(ready(now)).chain(states).map(MemberState::from).boxed()
+        }
+        Stage::Left => stream::once(ready(MemberState::Left)).boxed(),
+        Stage::Before | Stage::Gone => stream::empty().boxed(),
+    });
+    let states = stream::iter(first).chain(stream::once(later).flatten());
     Listening::to(runtime, states, listener, |listener, state| listener.on_state(state))
 }
 
@@ -283,6 +286,10 @@ impl Heartbeat {
     ) -> Result<Self, HeartbeatError> {
         // What is wrong with it is told at once.
         drop(config.clone().apply(room.heartbeat(&*sticky_key))?);
+        let usual = Pace::default();
+        let (delay, sticky) = (config.delay, config.sticky);
+        Pace::new(delay.unwrap_or(usual.delay()), sticky.unwrap_or(usual.sticky()))
+            .map_err(|error| HeartbeatError::Pace { reason: error.to_string() })?;
         let beating = Beating { room, sticky_key, config, handle: Started::default() };
         Ok(Self { heartbeat: Held::new(runtime, Arc::new(beating)) })
     }
@@ -294,7 +301,8 @@ impl Heartbeat {
 
 #[uniffi::export]
 impl Heartbeat {
-    /// Starts: the member joins as soon as the server lets it. Its state tells when everybody can see it.
+    /// Starts: the member joins as soon as the server lets it. Its state tells when everybody can see it. A
+    /// call that is given up may have started it all the same: leave, or let go of this.
     pub async fn start(&self) -> Result<(), HeartbeatError> {
         let it = self.heartbeat.clone();
         let start = async move {
@@ -306,14 +314,23 @@ impl Heartbeat {
     }
 
     /// How it stands.
-    pub fn state(&self) -> State {
-        self.handle().map_or(State::NotStarted, |handle| handle.state().into())
+    pub fn state(&self) -> MemberState {
+        match self.heartbeat.handle.stage() {
+            Stage::There(handle) => handle.state().into(),
+            Stage::Before => MemberState::NotStarted,
+            Stage::Left | Stage::Gone => MemberState::Left,
+        }
     }
 
     /// Tells a listener how it stands.
-    pub fn listen_to_state(&self, listener: Arc<dyn StateListener>) -> Arc<Listening> {
-        let handle = self.heartbeat.handle.wait().map(|handle| handle.subscribe_state());
-        listen_to_states(self.heartbeat.runtime(), handle, listener)
+    pub fn listen_to_state(&self, listener: Arc<dyn MemberStateListener>) -> Arc<Listening> {
+        let handle = &self.heartbeat.handle;
+        listen_to_states(
+            self.heartbeat.runtime(),
+            handle,
+            HeartbeatHandle::subscribe_state,
+            listener,
+        )
     }
 
     /// The pulse: until when the leave that is armed does not fire. Each beat moves it on. None where
@@ -327,23 +344,22 @@ impl Heartbeat {
         self.handle()?.last_error()
     }
 
-    /// What everybody sees from now on, a JSON object. Does nothing before it is started.
+    /// What everybody sees from now on, a JSON object. What is called before it has started is done as soon as
+    /// it has: this, and the calls below.
     pub fn update(&self, content: String) -> Result<(), HeartbeatError> {
         let content = object(&content).map_err(|reason| HeartbeatError::Content { reason })?;
-        if let Some(handle) = self.handle() {
-            handle.update_raw(content);
-        }
+        self.heartbeat.handle.act(|handle| handle.update_raw(content));
         Ok(())
     }
 
     /// Leaves; with this content, a JSON object, if one is given, and else with the one that the armed
     /// leave has. Returns when the server has it, or it has failed; until then it is tried again and
-    /// again. Giving up waiting is safe.
+    /// again. Giving up waiting is safe. One that has not started will not.
     #[uniffi::method(default(content = None))]
-    pub async fn leave(&self, content: Option<String>) -> Result<State, HeartbeatError> {
+    pub async fn leave(&self, content: Option<String>) -> Result<MemberState, HeartbeatError> {
         let content = content.map(|content| object(&content)).transpose();
         let content = content.map_err(|reason| HeartbeatError::Content { reason })?;
-        let Some(handle) = self.handle() else { return Ok(State::NotStarted) };
+        let Some(handle) = self.heartbeat.handle.end() else { return Ok(MemberState::Left) };
         let leave = async move {
             match content {
                 Some(content) => handle.leave_with(content).await,
@@ -357,16 +373,12 @@ impl Heartbeat {
     /// long as the armed leave holds, which its state tells, and no request goes out.
     #[uniffi::method(default(keep = false))]
     pub fn suspend(&self, keep: bool) {
-        if let Some(handle) = self.handle() {
-            handle.suspend(keep);
-        }
+        self.heartbeat.handle.act(move |handle| handle.suspend(keep));
     }
 
     /// The application is back.
     pub fn resume(&self) {
-        if let Some(handle) = self.handle() {
-            handle.resume();
-        }
+        self.heartbeat.handle.act(|handle| handle.resume());
     }
 
     /// Hands the armed leave to somebody who restarts it from now on, such as an SFU's authorization
@@ -378,8 +390,6 @@ impl Heartbeat {
 
     /// Takes the armed leave back from whom it was delegated to.
     pub fn take_back(&self) {
-        if let Some(handle) = self.handle() {
-            handle.take_back();
-        }
+        self.heartbeat.handle.act(|handle| handle.take_back());
     }
 }

@@ -1,23 +1,20 @@
 //! Media keys (MSC4143, `m.per_member`): for a frame cryptor.
 
-use std::{
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt as _, StreamExt as _, stream};
 use matrix_sdk_sticky::rtc::{
     Membership as SdkMembership,
     keys::{
         DevicePolicy as SdkPolicy, KeyChange as SdkChange, KeyConfig as SdkConfig,
-        MediaKeys as SdkKeys, MediaKeysError, Participant as SdkParticipant,
+        MediaKey as SdkKey, MediaKeys as SdkKeys, MediaKeysError, Participant as SdkParticipant,
     },
 };
 use tokio::runtime::Handle;
 
 use crate::{
     listen::{ListenerError, Listening},
-    runtime::{self, Again, Held, Started, Stopped},
+    runtime::{self, Held, NotAgain, Stage, Started, Stopped},
 };
 
 /// Which devices are trusted with keys, theirs and ours.
@@ -61,9 +58,8 @@ pub struct Participant {
     pub livekit_identity: String,
 }
 
-/// What a frame cryptor is to be told, in this order. The keys are secrets: they do not belong into a
-/// log.
-#[derive(Clone, uniffi::Enum)]
+/// What a frame cryptor is to be told, in this order.
+#[derive(Clone, Debug, uniffi::Enum)]
 pub enum KeyChange {
     /// Forget all keys; those that count follow. Comes first.
     Reset,
@@ -74,7 +70,7 @@ pub enum KeyChange {
         /// Its index, which goes with the media.
         index: u8,
         /// The key.
-        key: Vec<u8>,
+        key: Arc<MediaKey>,
     },
     /// A member's media may be encrypted with this key.
     Peer {
@@ -83,13 +79,42 @@ pub enum KeyChange {
         /// Its index, which comes with the media.
         index: u8,
         /// The key.
-        key: Vec<u8>,
+        key: Arc<MediaKey>,
     },
     /// A member is gone: its keys can be forgotten.
     Gone {
         /// Who.
         participant: Participant,
     },
+}
+
+/// A key message that was not taken.
+#[derive(Clone, Debug, uniffi::Record)]
+pub struct Discarded {
+    /// Who sent it.
+    pub user_id: String,
+    /// Why it was not taken.
+    pub reason: String,
+}
+
+/// A key that media are encrypted with. A thing of its own, so that who prints what holds it prints no key.
+#[derive(Debug, uniffi::Object)]
+pub struct MediaKey {
+    key: SdkKey,
+}
+
+#[uniffi::export]
+impl MediaKey {
+    /// The key: 32 bytes, or what an Element Call client sent, 16 to 64. A secret.
+    pub fn bytes(&self) -> Vec<u8> {
+        self.key.as_bytes().to_vec()
+    }
+}
+
+impl MediaKey {
+    fn of(key: SdkKey) -> Arc<Self> {
+        Arc::new(Self { key })
+    }
 }
 
 /// Is told the keys, one after another.
@@ -146,8 +171,8 @@ impl From<Stopped> for KeysError {
     }
 }
 
-impl From<Again> for KeysError {
-    fn from(again: Again) -> Self {
+impl From<NotAgain> for KeysError {
+    fn from(again: NotAgain) -> Self {
         Self::Again { reason: again.to_string() }
     }
 }
@@ -171,10 +196,9 @@ pub struct MediaKeys {
     exchange: Held<Arc<Exchange>>,
 }
 
-#[derive(Debug)]
 struct Exchange {
-    /// It is the application that holds the member: who drops that is gone.
-    membership: Weak<SdkMembership>,
+    /// The member, while it is there.
+    membership: Box<dyn Fn() -> Option<Arc<SdkMembership>> + Send + Sync>,
     config: SdkConfig,
     keys: Started<SdkKeys>,
 }
@@ -182,12 +206,18 @@ struct Exchange {
 impl MediaKeys {
     pub(crate) fn new(
         runtime: &Handle,
-        membership: Option<Arc<SdkMembership>>,
+        membership: impl Fn() -> Option<Arc<SdkMembership>> + Send + Sync + 'static,
         config: SdkConfig,
     ) -> Self {
-        let membership = membership.as_ref().map(Arc::downgrade).unwrap_or_default();
+        let membership = Box::new(membership);
         let exchange = Exchange { membership, config, keys: Started::default() };
         Self { exchange: Held::new(runtime, Arc::new(exchange)) }
+    }
+}
+
+impl fmt::Debug for Exchange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exchange").field("config", &self.config).finish_non_exhaustive()
     }
 }
 
@@ -199,10 +229,12 @@ impl MediaKeys {
         let it = self.exchange.clone();
         let start = async move {
             let Exchange { membership, config, keys } = &*it;
-            let membership = membership.upgrade().ok_or_else(|| KeysError::NotJoined {
-                reason: "the member has not joined: join first".to_owned(),
+            // Without it from here on: whoever lets go of the member meanwhile is gone.
+            let started = membership().map(|membership| membership.media_keys(*config));
+            let started = started.ok_or_else(|| KeysError::NotJoined {
+                reason: "the member has not joined, or is gone: join first".to_owned(),
             })?;
-            keys.start(async { Ok::<_, KeysError>(membership.media_keys(*config).await?) }).await
+            keys.start(async { Ok::<_, KeysError>(started.await?) }).await
         };
         runtime::on(self.exchange.runtime(), start).await?
     }
@@ -210,8 +242,11 @@ impl MediaKeys {
     /// Tells a frame cryptor all keys that count, and each change from then on; nothing before it is
     /// started.
     pub fn listen(&self, listener: Arc<dyn KeyListener>) -> Arc<Listening> {
-        let changes = stream::once(self.exchange.keys.wait().map(|keys| keys.changes()));
-        let changes = changes.flatten().map(KeyChange::of);
+        let changes = self.exchange.keys.wait().map(|stage| match stage {
+            Stage::There(keys) => keys.changes().boxed(),
+            _ => stream::empty().boxed(),
+        });
+        let changes = stream::once(changes).flatten().map(KeyChange::of);
         Listening::to(self.exchange.runtime(), changes, listener, |listener, change| {
             listener.on_key(change)
         })
@@ -225,6 +260,18 @@ impl MediaKeys {
     /// How many key messages of others were not taken.
     pub fn discarded(&self) -> u64 {
         self.exchange.keys.get().map_or(0, |keys| keys.discards().total)
+    }
+
+    /// The last of them, the oldest first: who sent it, and why it was not taken, in a word such as
+    /// `not_trusted`.
+    pub fn discards(&self) -> Vec<Discarded> {
+        let discards = self.exchange.keys.get().map(|keys| keys.discards());
+        let last = discards.into_iter().flat_map(|it| it.last);
+        last.map(|it| Discarded {
+            user_id: it.user_id.to_string(),
+            reason: it.reason.as_str().to_owned(),
+        })
+        .collect()
     }
 }
 
@@ -257,12 +304,12 @@ impl KeyChange {
             SdkChange::Own { participant, index, key } => Self::Own {
                 participant: Participant::of(&participant),
                 index,
-                key: key.as_bytes().to_vec(),
+                key: MediaKey::of(key),
             },
             SdkChange::Peer { participant, index, key } => Self::Peer {
                 participant: Participant::of(&participant),
                 index,
-                key: key.as_bytes().to_vec(),
+                key: MediaKey::of(key),
             },
             SdkChange::Gone { participant } => {
                 Self::Gone { participant: Participant::of(&participant) }
@@ -280,17 +327,5 @@ impl Participant {
             device_id: participant.device_id.to_string(),
             livekit_identity: participant.livekit_identity(),
         }
-    }
-}
-
-impl std::fmt::Debug for KeyChange {
-    /// Without the keys.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Reset => "Reset",
-            Self::Own { .. } => "Own(..)",
-            Self::Peer { .. } => "Peer(..)",
-            Self::Gone { .. } => "Gone(..)",
-        })
     }
 }

@@ -33,14 +33,16 @@ pub use self::{
         Encryption, Entry, EntryChange, EntryFilter, EntryListener, FilterError, RemovalReason,
         Verification,
     },
-    heartbeat::{Heartbeat, HeartbeatConfig, HeartbeatError, State, StateFailure, StateListener},
+    heartbeat::{
+        Heartbeat, HeartbeatConfig, HeartbeatError, MemberFailure, MemberState, MemberStateListener,
+    },
     keys::{DevicePolicy, KeyChange, KeyConfig, KeyListener, KeysError, MediaKeys, Participant},
     listen::{ListenerError, Listening, shut_down},
     rtc::{
-        Application, Candidate, Closed, Device, Dialect, DiscoveredFrom, DiscoveredTransports,
-        Form, JoinConfig, JoinError, Leave, Member, Membership, NotJoined, Rtc, RtcChange,
-        RtcListener, RtcSession, RtcSnapshot, SessionChange, SessionListener, SessionSnapshot,
-        SlotError, Transport, TransportsError,
+        Candidate, Closed, Dialect, DiscoveredFrom, DiscoveredTransports, JoinConfig, JoinError,
+        Leave, Member, MemberDevice, Membership, MembershipForm, NotJoined, Rtc, RtcApplication,
+        RtcChange, RtcListener, RtcSession, RtcSnapshot, RtcTransport, SessionChange,
+        SessionListener, SessionSnapshot, SlotError, TransportsError,
     },
     sticky::{
         RoomError, SendError, StartError, Sticky, StickyRoom, SyncSource, SyncState,

@@ -22,7 +22,10 @@ use tokio::{
 use tracing::warn;
 
 /// Whether listeners may still be called: a language that is about to end may not be called into any more.
-static GATE: RwLock<bool> = RwLock::new(true);
+static IS_OPEN: AtomicBool = AtomicBool::new(true);
+
+/// Held to read by whoever calls into the language.
+static GATE: RwLock<()> = RwLock::new(());
 
 /// How long to wait for listeners that are being called, at the end.
 const END_WITHIN: Duration = Duration::from_secs(5);
@@ -34,28 +37,21 @@ const LOOK_EVERY: Duration = Duration::from_millis(2);
 /// being called, 5 s at most. Python's package does this by itself.
 #[uniffi::export]
 pub fn shut_down() {
+    IS_OPEN.store(false, SeqCst);
     let clock = SystemClock::default();
     let deadline = clock.now().deadline(END_WITHIN);
-    loop {
-        match GATE.try_write() {
-            Ok(mut is_open) => {
-                *is_open = false;
-                return;
-            }
-            Err(TryLockError::Poisoned(gate)) => {
-                *gate.into_inner() = false;
-                return;
-            }
-            Err(TryLockError::WouldBlock) if deadline.is_over(clock.now()) => return,
-            Err(TryLockError::WouldBlock) => {
-                #[expect(
-                    clippy::disallowed_methods,
-                    reason = "it is called by a thread that ends"
-                )]
-                std::thread::sleep(LOOK_EVERY);
-            }
-        }
+    while matches!(GATE.try_write(), Err(TryLockError::WouldBlock))
+        && !deadline.is_over(clock.now())
+    {
+        #[expect(clippy::disallowed_methods, reason = "it is called by a thread that ends")]
+        std::thread::sleep(LOOK_EVERY);
     }
+}
+
+/// Calls into the language, if it may be called.
+fn through_the_gate<T>(call: impl FnOnce() -> T) -> Option<T> {
+    let _inside = GATE.read().unwrap_or_else(PoisonError::into_inner);
+    IS_OPEN.load(SeqCst).then(call)
 }
 
 /// A listener of the application's, which is neither called nor let go of once the gate is shut: both run
@@ -67,21 +63,19 @@ impl<L: ?Sized> Foreign<L> {
         &self,
         call: impl FnOnce(&L) -> Result<(), ListenerError>,
     ) -> Result<(), ListenerError> {
-        let is_open = GATE.read().unwrap_or_else(PoisonError::into_inner);
-        if *is_open { call(&self.0) } else { Ok(()) }
+        through_the_gate(|| call(&self.0)).unwrap_or(Ok(()))
     }
 }
 
 impl<L: ?Sized> Drop for Foreign<L> {
     fn drop(&mut self) {
-        let is_open = GATE.read().unwrap_or_else(PoisonError::into_inner);
-        if *is_open {
+        through_the_gate(|| {
             #[expect(unsafe_code, reason = "a field cannot be kept from being dropped otherwise")]
             // SAFETY: it is dropped once, here, and nobody sees it any more.
             unsafe {
                 ManuallyDrop::drop(&mut self.0);
             }
-        }
+        });
     }
 }
 
@@ -137,7 +131,7 @@ impl Listening {
         tell: fn(&L, T) -> Result<(), ListenerError>,
     ) -> Arc<Self> {
         let is_stopped = Arc::new(AtomicBool::new(false));
-        let stopped = is_stopped.clone();
+        let (stopped, is_over) = (is_stopped.clone(), is_stopped.clone());
         let listener = Arc::new(Foreign(ManuallyDrop::new(listener)));
         let task = runtime.spawn(async move {
             let mut stream = Box::pin(stream);
@@ -155,6 +149,8 @@ impl Listening {
                     Err(error) => warn!("a listener could not be told: {error}"),
                 }
             }
+            // What it listened to is gone.
+            is_over.store(true, SeqCst);
         });
         Arc::new(Self { is_stopped, task: task.abort_handle() })
     }

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use futures_util::{FutureExt as _, Stream, StreamExt as _, stream};
+use futures_util::{Stream, StreamExt as _, stream};
 use matrix_sdk_sticky::{
     rtc::{
         self, Application as SdkApplication, Candidate as SdkCandidate, ClosedBy,
@@ -22,10 +22,10 @@ use tokio::runtime::Handle;
 
 use crate::{
     entries::Verification,
-    heartbeat::{HeartbeatError, State, StateListener, listen_to_states, wall_time},
+    heartbeat::{HeartbeatError, MemberState, MemberStateListener, listen_to_states, wall_time},
     keys::{KeyConfig, MediaKeys},
     listen::{ListenerError, Listening},
-    runtime::{self, Again, Held, Started, Stopped},
+    runtime::{self, Held, NotAgain, Stage, Started, Stopped},
     sticky::object,
 };
 
@@ -58,7 +58,7 @@ impl From<rtc::Dialect> for Dialect {
 
 /// The form in which a membership was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, uniffi::Enum)]
-pub enum Form {
+pub enum MembershipForm {
     /// As MSC4143 has it.
     Msc4143,
     /// As Element Call has it.
@@ -73,7 +73,7 @@ pub enum Form {
 
 /// A member's device.
 #[derive(Clone, Debug, uniffi::Record)]
-pub struct Device {
+pub struct MemberDevice {
     /// Its id.
     pub device_id: String,
     /// How far it is known to be the user's, where the membership was encrypted by it. None where the
@@ -83,7 +83,7 @@ pub struct Device {
 
 /// An application that runs in a slot, e.g. `m.call`.
 #[derive(Clone, Debug, uniffi::Record)]
-pub struct Application {
+pub struct RtcApplication {
     /// Its type.
     pub application_type: String,
     /// What else is said of it, a JSON object.
@@ -93,7 +93,7 @@ pub struct Application {
 
 /// A way in which a member's media can be had.
 #[derive(Clone, Debug, uniffi::Record)]
-pub struct Transport {
+pub struct RtcTransport {
     /// Its type, e.g. `livekit`.
     pub transport_type: String,
     /// What belongs to it, a JSON object.
@@ -124,17 +124,17 @@ pub struct Member {
     /// The id of the member, of its user's own.
     pub member_id: String,
     /// The device, where the membership names one.
-    pub device: Option<Device>,
+    pub device: Option<MemberDevice>,
     /// The slot, as the membership names it.
     pub slot_id: String,
     /// In which form the membership was written.
-    pub form: Form,
+    pub form: MembershipForm,
     /// The application, with what the member says of it.
-    pub application: Application,
+    pub application: RtcApplication,
     /// What the member is there for, e.g. `audio`.
     pub intent: Option<String>,
     /// Where its media can be had.
-    pub published: Vec<Transport>,
+    pub published: Vec<RtcTransport>,
     /// The types of transports that it can receive from.
     pub can_subscribe: Vec<String>,
     /// Since when, in milliseconds since 1970.
@@ -155,7 +155,7 @@ pub struct Candidate {
     /// The slot, where the membership names one.
     pub slot_id: Option<String>,
     /// The device, where the membership names one.
-    pub device: Option<Device>,
+    pub device: Option<MemberDevice>,
     /// The event that says so.
     pub event_id: String,
     /// Why it does not count.
@@ -230,7 +230,7 @@ pub struct SessionSnapshot {
     /// The id of its slot.
     pub slot_id: String,
     /// The application that the slot is for, where the room has it.
-    pub application: Option<Application>,
+    pub application: Option<RtcApplication>,
     /// Why the slot is not open by the rules of MSC4143; none where it is.
     pub closed: Option<Closed>,
     /// The dialect that the room already speaks.
@@ -254,6 +254,8 @@ pub struct RtcSnapshot {
     pub strays: Vec<Candidate>,
     /// Whether the room is encrypted.
     pub is_encrypted: bool,
+    /// Whether the room's state is known: a slot that is not there is missing, then.
+    pub is_state_known: bool,
 }
 
 /// What changed in a session.
@@ -262,7 +264,7 @@ pub enum SessionChange {
     /// The slot was opened, closed, or is another application's.
     Slot {
         /// The application that it is for, where the room has it.
-        application: Option<Application>,
+        application: Option<RtcApplication>,
         /// Why it is not open; none where it is.
         closed: Option<Closed>,
     },
@@ -328,7 +330,7 @@ pub trait RtcListener: Send + Sync {
 #[derive(Clone, Debug, uniffi::Record)]
 pub struct DiscoveredTransports {
     /// The transports, the preferred ones first.
-    pub transports: Vec<Transport>,
+    pub transports: Vec<RtcTransport>,
     /// Who said so.
     pub discovered_from: DiscoveredFrom,
 }
@@ -367,6 +369,17 @@ pub enum TransportsError {
         /// Why, and what to do.
         reason: String,
     },
+    /// The library has been shut down.
+    #[error("{reason}")]
+    Stopped {
+        /// How that is.
+        reason: String,
+    },
+}
+
+/// Why there is no snapshot.
+#[derive(Clone, Debug, thiserror::Error, uniffi::Error)]
+pub enum SnapshotError {
     /// The library has been shut down.
     #[error("{reason}")]
     Stopped {
@@ -487,10 +500,10 @@ pub enum JoinError {
         /// The same in words.
         reason: String,
     },
-    /// It has been joined before: make another one.
+    /// It has been joined, or left, before: make another one.
     #[error("{reason}")]
     Again {
-        /// The same in words.
+        /// Which.
         reason: String,
     },
     /// The library has been shut down.
@@ -501,8 +514,8 @@ pub enum JoinError {
     },
 }
 
-impl From<Again> for JoinError {
-    fn from(again: Again) -> Self {
+impl From<NotAgain> for JoinError {
+    fn from(again: NotAgain) -> Self {
         Self::Again { reason: again.to_string() }
     }
 }
@@ -516,14 +529,14 @@ macro_rules! stopped {
         })+
     };
 }
-stopped!(TransportsError, SlotError, JoinError);
+stopped!(TransportsError, SnapshotError, SlotError, JoinError);
 
 /// How a session is joined.
 #[derive(Clone, Debug, Default, uniffi::Record)]
 pub struct JoinConfig {
     /// Where the member's media can be had.
     #[uniffi(default = [])]
-    pub published: Vec<Transport>,
+    pub published: Vec<RtcTransport>,
     /// The types of transports that it can receive from; those that it publishes unless told.
     #[uniffi(default = None)]
     pub can_subscribe: Option<Vec<String>>,
@@ -532,7 +545,7 @@ pub struct JoinConfig {
     pub dialect: Option<Dialect>,
     /// The application; the slot's unless told.
     #[uniffi(default = None)]
-    pub application: Option<Application>,
+    pub application: Option<RtcApplication>,
     /// What the member is there for, e.g. `audio` or `video`.
     #[uniffi(default = None)]
     pub intent: Option<String>,
@@ -562,15 +575,11 @@ impl Rtc {
 #[uniffi::export]
 impl Rtc {
     /// The sessions now. Asks the server once for the room's state.
-    pub async fn snapshot(&self) -> RtcSnapshot {
+    pub async fn snapshot(&self) -> Result<RtcSnapshot, SnapshotError> {
         let rtc = self.rtc.clone();
         let snapshot =
             runtime::on(self.rtc.runtime(), async move { RtcSnapshot::of(&rtc.snapshot().await) });
-        snapshot.await.unwrap_or_else(|_| RtcSnapshot {
-            sessions: Vec::new(),
-            strays: Vec::new(),
-            is_encrypted: true,
-        })
+        Ok(snapshot.await?)
     }
 
     /// Tells a listener who is in the room's sessions, and what changes.
@@ -629,7 +638,7 @@ impl RtcSession {
     }
 
     /// Who is there now, who is not, and why. Asks the server once for the room's state.
-    pub async fn snapshot(&self) -> Result<SessionSnapshot, SlotError> {
+    pub async fn snapshot(&self) -> Result<SessionSnapshot, SnapshotError> {
         let session = self.session.clone();
         let snapshot = async move { SessionSnapshot::of(&session.snapshot().await) };
         Ok(runtime::on(self.session.runtime(), snapshot).await?)
@@ -657,7 +666,7 @@ impl RtcSession {
 
     /// Opens its slot, for the application that is given, or else for the one that it is for by its id.
     #[uniffi::method(default(application = None))]
-    pub async fn open(&self, application: Option<Application>) -> Result<(), SlotError> {
+    pub async fn open(&self, application: Option<RtcApplication>) -> Result<(), SlotError> {
         let mut open = self.session.open();
         if let Some(application) = application {
             let application =
@@ -714,10 +723,10 @@ impl JoinConfig {
 }
 
 fn transports(
-    published: Vec<Transport>,
+    published: Vec<RtcTransport>,
     can_subscribe: Option<Vec<String>>,
 ) -> Result<rtc::Transports, JoinError> {
-    let published = published.into_iter().map(Transport::read).collect::<Result<Vec<_>, _>>();
+    let published = published.into_iter().map(RtcTransport::read).collect::<Result<Vec<_>, _>>();
     let published = published.map_err(|reason| JoinError::Transport { reason })?;
     let mut transports = rtc::Transports::publishing(published);
     if let Some(can_subscribe) = can_subscribe {
@@ -751,7 +760,8 @@ impl Membership {
 #[uniffi::export]
 impl Membership {
     /// Joins. Returns when it is under way; its state tells when everybody can see the member. After an
-    /// error it can be tried again.
+    /// error it can be tried again. A call that is given up may have joined all the same: leave, or let go of
+    /// this.
     pub async fn join(&self) -> Result<(), JoinError> {
         let it = self.joining.clone();
         let join = async move {
@@ -763,15 +773,18 @@ impl Membership {
     }
 
     /// How the member stands.
-    pub fn state(&self) -> State {
-        self.membership().map_or(State::NotStarted, |membership| membership.state().into())
+    pub fn state(&self) -> MemberState {
+        match self.joining.membership.stage() {
+            Stage::There(membership) => membership.state().into(),
+            Stage::Before => MemberState::NotStarted,
+            Stage::Left | Stage::Gone => MemberState::Left,
+        }
     }
 
     /// Tells a listener how it stands.
-    pub fn listen_to_state(&self, listener: Arc<dyn StateListener>) -> Arc<Listening> {
-        let states = self.joining.membership.wait();
-        let states = states.map(|membership| membership.subscribe_state());
-        listen_to_states(self.joining.runtime(), states, listener)
+    pub fn listen_to_state(&self, listener: Arc<dyn MemberStateListener>) -> Arc<Listening> {
+        let it = &self.joining.membership;
+        listen_to_states(self.joining.runtime(), it, SdkMembership::subscribe_state, listener)
     }
 
     /// The pulse: until when the leave that is armed does not fire. None where none is armed.
@@ -800,23 +813,19 @@ impl Membership {
     }
 
     /// What the member says of the application from now on, a JSON object. The application's type stays.
-    /// Like all updates it does nothing before the member has joined.
+    /// What is called before the member has joined is done as soon as it has: this, and the calls below.
     pub fn update_application(&self, fields: String) -> Result<(), JoinError> {
         let fields = object(&fields).map_err(|reason| JoinError::Application { reason })?;
         // The type is the session's.
         let mut application = SdkApplication::new("");
         application.fields = fields;
-        if let Some(membership) = self.membership() {
-            membership.update_application(application);
-        }
+        self.joining.membership.act(|it| it.update_application(application));
         Ok(())
     }
 
     /// What the member is there for from now on.
     pub fn update_intent(&self, intent: String) {
-        if let Some(membership) = self.membership() {
-            membership.update_intent(intent);
-        }
+        self.joining.membership.act(|it| it.update_intent(intent));
     }
 
     /// Where the member's media can be had from now on, and which types it can receive from: those that
@@ -824,41 +833,35 @@ impl Membership {
     #[uniffi::method(default(can_subscribe = None))]
     pub fn update_transports(
         &self,
-        published: Vec<Transport>,
+        published: Vec<RtcTransport>,
         can_subscribe: Option<Vec<String>>,
     ) -> Result<(), JoinError> {
         let transports = transports(published, can_subscribe)?;
-        if let Some(membership) = self.membership() {
-            membership.update_transports(transports);
-        }
+        self.joining.membership.act(|it| it.update_transports(transports));
         Ok(())
     }
 
     /// Leaves, on purpose, or as is told. Returns when the server has the leave, or it has failed; until
-    /// then it is tried again and again. Giving up waiting is safe.
+    /// then it is tried again and again. Giving up waiting is safe. One that has not joined will not.
     #[uniffi::method(default(leave = None))]
-    pub async fn leave(&self, leave: Option<Leave>) -> State {
-        let Some(membership) = self.membership() else { return State::NotStarted };
+    pub async fn leave(&self, leave: Option<Leave>) -> MemberState {
+        let Some(membership) = self.joining.membership.end() else { return MemberState::Left };
         let leave = leave.map_or_else(|| SdkLeave::with_code(SdkLeave::ON_PURPOSE), Leave::read);
         let left = async move { membership.leave_with(leave).await };
         let left = runtime::on(self.joining.runtime(), left).await;
-        left.map_or_else(|_| self.state(), State::from)
+        left.map_or_else(|_| self.state(), MemberState::from)
     }
 
     /// The application goes into the background. The member leaves; or, if it is to be kept, stays for as
     /// long as the armed leave holds, which its state tells, and no request goes out.
     #[uniffi::method(default(keep = false))]
     pub fn suspend(&self, keep: bool) {
-        if let Some(membership) = self.membership() {
-            membership.suspend(keep);
-        }
+        self.joining.membership.act(move |it| it.suspend(keep));
     }
 
     /// The application is back: the member goes on, or joins again if it has left.
     pub fn resume(&self) {
-        if let Some(membership) = self.membership() {
-            membership.resume();
-        }
+        self.joining.membership.act(|it| it.resume());
     }
 
     /// Hands the armed leave to somebody who restarts it from now on, such as an SFU's authorization
@@ -870,15 +873,16 @@ impl Membership {
 
     /// Takes the armed leave back from whom it was delegated to.
     pub fn take_back(&self) {
-        if let Some(membership) = self.membership() {
-            membership.take_back();
-        }
+        self.joining.membership.act(|it| it.take_back());
     }
 
     /// The exchange of media keys with the others, in encrypted rooms, for as long as what this gives is
     /// there. It is to be started.
     pub fn media_keys(&self, config: KeyConfig) -> Arc<MediaKeys> {
-        Arc::new(MediaKeys::new(self.joining.runtime(), self.membership(), config.read()))
+        // It is the application that holds the member: who lets go of that is gone.
+        let joining = Arc::downgrade(&self.joining);
+        let membership = move || joining.upgrade()?.membership.get();
+        Arc::new(MediaKeys::new(self.joining.runtime(), membership, config.read()))
     }
 }
 
@@ -888,6 +892,7 @@ impl RtcSnapshot {
             sessions: snapshot.sessions().map(|session| SessionSnapshot::of(&session)).collect(),
             strays: snapshot.strays().map(Candidate::of).collect(),
             is_encrypted: snapshot.is_encrypted(),
+            is_state_known: snapshot.is_state_known(),
         }
     }
 }
@@ -898,7 +903,7 @@ impl SessionSnapshot {
         let application = session.slot().and_then(|slot| slot.application.as_ref());
         Self {
             slot_id: session.slot_id().to_owned(),
-            application: application.map(Application::of),
+            application: application.map(RtcApplication::of),
             closed: session.closed_by().map(Closed::from),
             dialect: session.dialect().into(),
             is_encrypted: session.is_encrypted(),
@@ -917,7 +922,7 @@ impl SessionChange {
                 application: slot
                     .as_ref()
                     .and_then(|slot| slot.application.as_ref())
-                    .map(Application::of),
+                    .map(RtcApplication::of),
                 closed: match slot {
                     Some(slot) => slot.closed_by(is_encrypted).map(Closed::from),
                     None => Some(Closed::Missing),
@@ -942,12 +947,12 @@ impl Member {
         Self {
             user_id: member.user_id().to_string(),
             member_id: member.member_id().to_owned(),
-            device: member.device().map(Device::of),
+            device: member.device().map(MemberDevice::of),
             slot_id: member.slot_id().to_owned(),
             form: member.form().into(),
-            application: Application::of(member.application()),
+            application: RtcApplication::of(member.application()),
             intent: member.intent().map(str::to_owned),
-            published: transports.published.iter().map(Transport::of).collect(),
+            published: transports.published.iter().map(RtcTransport::of).collect(),
             can_subscribe: transports.can_subscribe.clone(),
             since_ms: member.since_ms(),
             expires_in: member.expires_in(now),
@@ -962,14 +967,14 @@ impl Candidate {
             user_id: candidate.user_id.to_string(),
             member_id: candidate.member_id.clone(),
             slot_id: candidate.slot_id.clone(),
-            device: candidate.device.as_ref().map(Device::of),
+            device: candidate.device.as_ref().map(MemberDevice::of),
             event_id: candidate.event_id.to_string(),
             reason: NotJoined::from(&candidate.reason),
         }
     }
 }
 
-impl Device {
+impl MemberDevice {
     fn of(device: &SdkDevice) -> Self {
         let proven = match device.known_by {
             KnownBy::Decryption(verification) => Some(verification.into()),
@@ -979,7 +984,7 @@ impl Device {
     }
 }
 
-impl Application {
+impl RtcApplication {
     fn of(application: &SdkApplication) -> Self {
         Self {
             application_type: application.application_type.clone(),
@@ -994,7 +999,7 @@ impl Application {
     }
 }
 
-impl Transport {
+impl RtcTransport {
     fn of(transport: &rtc::Transport) -> Self {
         let livekit = transport.as_livekit().and_then(|livekit| livekit.service_url);
         Self {
@@ -1027,7 +1032,7 @@ impl From<SdkLeave> for Leave {
     }
 }
 
-impl From<rtc::Form> for Form {
+impl From<rtc::Form> for MembershipForm {
     fn from(form: rtc::Form) -> Self {
         match form {
             rtc::Form::Msc4143 => Self::Msc4143,
@@ -1073,7 +1078,7 @@ impl From<&SdkNotJoined> for NotJoined {
 impl From<Discovered> for DiscoveredTransports {
     fn from(found: Discovered) -> Self {
         Self {
-            transports: found.transports.iter().map(Transport::of).collect(),
+            transports: found.transports.iter().map(RtcTransport::of).collect(),
             discovered_from: match found.from {
                 SdkDiscoveredFrom::Homeserver => DiscoveredFrom::Homeserver,
                 SdkDiscoveredFrom::WellKnown => DiscoveredFrom::WellKnown,

@@ -4,13 +4,15 @@
 //! awaited runs on the runtime's threads, and not on the one that awaits, which may be the one that draws.
 
 use std::{
-    io,
+    fmt, io,
     mem::ManuallyDrop,
     ops::Deref,
     panic::resume_unwind,
-    sync::{Arc, LazyLock},
+    pin::pin,
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
 };
 
+use futures_util::future::{Either, select};
 use tokio::{
     runtime::{Builder, Handle, Runtime},
     sync::watch,
@@ -92,54 +94,136 @@ impl<T> Drop for Held<T> {
 /// Why is it not simply what the call that starts it gives? Where the language gives up waiting at the
 /// moment at which the answer is there, UniFFI loses it without dropping it: a member would stay for as long
 /// as the process lives. So the application holds this from the beginning, and only waits for it.
-#[derive(Debug)]
 pub(crate) struct Started<T> {
-    value: watch::Sender<Option<Arc<T>>>,
+    stage: watch::Sender<Stage<T>>,
+    /// What is to be done to it once it is there, in order.
+    later: Mutex<Vec<Act<T>>>,
     turn: tokio::sync::Mutex<()>,
 }
 
-/// It has been started before.
-#[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("it has been started already: make another one")]
-pub(crate) struct Again;
+type Act<T> = Box<dyn FnOnce(&T) + Send>;
 
-impl<T> Default for Started<T> {
-    fn default() -> Self {
-        Self { value: watch::Sender::new(None), turn: tokio::sync::Mutex::default() }
+/// How far it is.
+#[derive(Debug)]
+pub(crate) enum Stage<T> {
+    Before,
+    There(Arc<T>),
+    /// It was left before it was there, and will not be.
+    Left,
+    /// Nobody holds it any more.
+    Gone,
+}
+
+impl<T> Clone for Stage<T> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Before => Self::Before,
+            Self::There(value) => Self::There(value.clone()),
+            Self::Left => Self::Left,
+            Self::Gone => Self::Gone,
+        }
     }
 }
 
-impl<T> Started<T> {
-    /// What is there, if it is.
-    pub(crate) fn get(&self) -> Option<Arc<T>> {
-        self.value.borrow().clone()
+/// Why it is not started.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+pub(crate) enum NotAgain {
+    #[error("it has been started already: make another one")]
+    Started,
+    #[error("it was left before it had started: make another one")]
+    Left,
+}
+
+impl<T> Default for Started<T> {
+    fn default() -> Self {
+        let stage = watch::Sender::new(Stage::Before);
+        Self { stage, later: Mutex::default(), turn: tokio::sync::Mutex::default() }
+    }
+}
+
+impl<T: Send + Sync + 'static> Started<T> {
+    pub(crate) fn stage(&self) -> Stage<T> {
+        self.stage.borrow().clone()
     }
 
-    /// What will be there; never, if it is never started.
-    pub(crate) fn wait(&self) -> impl Future<Output = Arc<T>> + Send + 'static + use<T>
-    where
-        T: Send + Sync + 'static,
-    {
-        let mut value = self.value.subscribe();
-        async move {
-            let there = value.wait_for(Option::is_some).await;
-            match there.ok().and_then(|there| there.clone()) {
-                Some(value) => value,
-                None => std::future::pending().await,
-            }
+    /// What is there, if it is.
+    pub(crate) fn get(&self) -> Option<Arc<T>> {
+        match self.stage() {
+            Stage::There(value) => Some(value),
+            _ => None,
         }
+    }
+
+    /// How far it is, once that is further than the beginning.
+    pub(crate) fn wait(&self) -> impl Future<Output = Stage<T>> + Send + 'static + use<T> {
+        let mut stage = self.stage.subscribe();
+        async move {
+            let stage = stage.wait_for(|stage| !matches!(stage, Stage::Before)).await;
+            stage.map_or(Stage::Gone, |stage| stage.clone())
+        }
+    }
+
+    /// Does something to it: now if it is there, and else as soon as it is.
+    pub(crate) fn act(&self, act: impl FnOnce(&T) + Send + 'static) {
+        let mut later = self.later();
+        match self.stage() {
+            Stage::There(value) => {
+                drop(later);
+                act(&value);
+            }
+            Stage::Before => later.push(Box::new(act)),
+            Stage::Left | Stage::Gone => {}
+        }
+    }
+
+    /// It is over: what is there, to be left; if nothing is, nothing will be.
+    pub(crate) fn end(&self) -> Option<Arc<T>> {
+        let mut later = self.later();
+        let value = self.get();
+        if value.is_none() {
+            later.clear();
+            self.stage.send_replace(Stage::Left);
+        }
+        value
     }
 
     /// Starts it, unless it has been. One that has failed can be tried again.
-    pub(crate) async fn start<E: From<Again>>(
+    pub(crate) async fn start<E: From<NotAgain>>(
         &self,
-        start: impl Future<Output = Result<T, E>>,
+        start: impl Future<Output = Result<T, E>> + Send,
     ) -> Result<(), E> {
         let _turn = self.turn.lock().await;
         if self.get().is_some() {
-            return Err(Again.into());
+            return Err(NotAgain::Started.into());
         }
-        self.value.send_replace(Some(Arc::new(start.await?)));
+        // Whoever leaves meanwhile does not wait for it, nor is there then.
+        let value = match select(pin!(start), pin!(self.wait())).await {
+            Either::Left((value, _)) => value?,
+            Either::Right(_) => return Err(NotAgain::Left.into()),
+        };
+        let mut later = self.later();
+        if !matches!(self.stage(), Stage::Before) {
+            return Err(NotAgain::Left.into());
+        }
+        later.drain(..).for_each(|act| act(&value));
+        self.stage.send_replace(Stage::There(Arc::new(value)));
         Ok(())
+    }
+
+    fn later(&self) -> MutexGuard<'_, Vec<Act<T>>> {
+        self.later.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T> Drop for Started<T> {
+    fn drop(&mut self) {
+        // A listener that waits has a part of it.
+        self.stage.send_replace(Stage::Gone);
+    }
+}
+
+impl<T> fmt::Debug for Started<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Started(..)")
     }
 }

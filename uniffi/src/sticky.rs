@@ -8,10 +8,10 @@ use std::{
 use futures_util::{StreamExt as _, stream};
 use matrix_sdk::{
     Client,
-    ruma::{EventId, RoomId},
+    ruma::{EventId, RoomId, UserId},
 };
 use matrix_sdk_sticky::{
-    RoomSticky, SendError as SdkSendError, Sticky as SdkSticky, SyncSource as SdkSource,
+    RoomSticky, SendError as SdkSendError, Sticky as SdkSticky, StickyKey, SyncSource as SdkSource,
     SyncState as SdkState, matrix_sdk_base::BaseClient,
 };
 use serde_json::{Map, Value};
@@ -342,6 +342,19 @@ impl StickyRoom {
     #[uniffi::method(default(event_type = None))]
     pub fn entries(&self, event_type: Option<String>) -> Vec<Entry> {
         entries::entries(&self.view(event_type).snapshot())
+    }
+
+    /// The entry of a key, if it is there.
+    pub fn get(
+        &self,
+        event_type: String,
+        sender: String,
+        sticky_key: String,
+    ) -> Result<Option<Entry>, FilterError> {
+        let sender = UserId::parse(sender)
+            .map_err(|error| FilterError::UserId { reason: error.to_string() })?;
+        let entry = self.room.get(&StickyKey::new(sender, event_type, sticky_key));
+        Ok(entry.map(|entry| Entry::of(&entry, self.room.client().now())))
     }
 
     /// Tells a listener what is sticky in the room, of one type if one is given, and what changes.

@@ -92,6 +92,22 @@ async fn lives(language: Language) {
     assert_eq!(told["is_stopped"], true);
     assert!(told["calls"].as_u64() >= Some(21), "{told}");
 
+    // What is given up, or let go of, is not there any more.
+    world.open_call();
+    other.tell("call").await;
+    other.call(&[]).await;
+    program.tell("early-leave").await;
+    let told = program.says("early-leave").await;
+    assert_eq!((&told["state"], &told["error"]), (&json!("Left"), &json!("Again")), "{told}");
+    program.tell("join").await;
+    program.until("own", |it| it["state"] == "Joined").await;
+    other.call(&[json!([alice.user_id, "audio", true])]).await;
+    program.tell("drop").await;
+    let gone = other.call(&[]).await;
+    assert_eq!(gone["left"], json!([[alice.user_id, "delayed_leave"]]));
+    program.tell(&format!("cancel-logins {} alice {}", world.url(), support::PASSWORD)).await;
+    program.says("cancel-logins").await;
+
     program.quit().await;
     other.quit().await;
 }
@@ -106,8 +122,7 @@ async fn a_program_in_python_lives() {
     lives(Language::Python).await;
 }
 
-/// Thousands of listeners, and of entries that are read. A leak of one entry's text each round would be
-/// more than this.
+/// Ten thousand listeners that come and go, and a thousand times twenty entries that are read.
 async fn does_not_leak(language: Language) {
     let Some(language) = languages(&[language]).pop() else { return };
     let world = World::new(&["alice"], false);
@@ -117,12 +132,14 @@ async fn does_not_leak(language: Language) {
         program.tell(&format!("send {key} {}", "x".repeat(1_000))).await;
         program.says("sent").await;
     }
-    program.tell("leak 2000").await;
+    program.tell("leak 10000").await;
     let told = program.says("leak").await;
     let [warm, after] = ["warm_kb", "after_kb"].map(|it| told[it].as_i64().unwrap());
     eprintln!("{language}: {told}");
-    // 2,000 rounds of 20 entries of 1,300 bytes each, read twice: 100 MB, if they were kept.
-    assert!(after - warm < 15_000, "{told}");
+    // 10,000 tasks of some 600 bytes at the least, and 1,000 times 20 entries of 1,300 bytes, read twice,
+    // would be 58 MB. What the JVM's heap of 64 MB does by itself is more than a byte.
+    let most = if language == Language::Kotlin { 20_000 } else { 3_000 };
+    assert!(after - warm < most, "{told}");
     program.quit().await;
 }
 

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines},
     process::{Child, ChildStdin, ChildStdout, Command},
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use xtask::{
     bindings::{self, Built, Language},
@@ -56,6 +56,18 @@ impl World {
             synapse.api(person).join(&room).unwrap();
         }
         Self { synapse, people, room: room.try_into().unwrap() }
+    }
+
+    /// Opens the slot of the room's call.
+    pub(crate) fn open_call(&self) {
+        let content = json!({
+            "status": "open",
+            "application": { "type": "m.call" },
+            "encryption": { "type": "org.matrix.msc4143.per_member" },
+        });
+        let owner = self.synapse.api(&self.people[0]);
+        let slot = "org.matrix.msc4143.rtc.slot";
+        owner.set_state(self.room.as_str(), slot, "m.call#ROOM", &content).unwrap();
     }
 
     pub(crate) fn url(&self) -> &str {
@@ -188,37 +200,46 @@ impl Program {
     ) -> impl Future<Output = Value> {
         let caller = std::panic::Location::caller();
         async move {
-            let mut others = VecDeque::new();
-            let mut passed = Vec::new();
-            let deadline = Instant::now() + DEADLINE;
-            loop {
-                let said = match self.said.pop_front() {
-                    Some(said) => said,
-                    None => {
-                        let line = tokio::time::timeout_at(deadline, self.lines.next_line()).await;
-                        let Ok(line) = line else {
-                            panic!("{caller}: {} does not say {kind}: {passed:?}", self.name);
-                        };
-                        let line = line.unwrap().unwrap_or_else(|| {
-                            panic!("{caller}: {} has ended, not saying {kind}", self.name)
-                        });
-                        serde_json::from_str(&line).unwrap_or_else(|_| json!({ "kind": line }))
-                    }
-                };
-                if said["kind"] == "error" {
-                    panic!("{caller}: {} failed: {said}", self.name);
-                }
-                if said["kind"] == kind {
-                    if is(&said) {
-                        others.append(&mut self.said);
-                        self.said = others;
-                        return said;
-                    }
-                    passed.push(said);
-                } else {
-                    others.push_back(said);
+            match self.until_within(DEADLINE, kind, is).await {
+                Ok(said) => said,
+                Err(passed) => {
+                    panic!("{caller}: {} does not say {kind}: {passed:?}", self.name)
                 }
             }
+        }
+    }
+
+    /// As [`until`](Self::until); what else of this kind it said, where it does not within so long.
+    async fn until_within(
+        &mut self,
+        within: Duration,
+        kind: &str,
+        is: impl Fn(&Value) -> bool,
+    ) -> Result<Value, Vec<Value>> {
+        let mut passed = Vec::new();
+        let deadline = Instant::now() + within;
+        let mut at = 0;
+        loop {
+            let Some(said) = self.said.get(at) else {
+                let line = timeout_at(deadline, self.lines.next_line()).await;
+                let Ok(line) = line else { return Err(passed) };
+                let line = line.unwrap();
+                let line =
+                    line.unwrap_or_else(|| panic!("{} has ended, not saying {kind}", self.name));
+                let said = serde_json::from_str(&line).unwrap_or_else(|_| json!({ "kind": line }));
+                self.said.push_back(said);
+                continue;
+            };
+            assert_ne!(said["kind"], "error", "{} failed: {said}", self.name);
+            if said["kind"] != kind {
+                at += 1;
+                continue;
+            }
+            let said = self.said.remove(at).unwrap();
+            if is(&said) {
+                return Ok(said);
+            }
+            passed.push(said);
         }
     }
 
@@ -236,10 +257,10 @@ impl Program {
 
     /// Whether it is told of an entry within so long.
     pub(crate) async fn is_told(&mut self, key: &str, within: Duration) -> bool {
-        let told = self.until("entries", |it| {
+        let told = self.until_within(within, "entries", |it| {
             it["changes"].as_array().unwrap().iter().any(|change| change[1] == key)
         });
-        timeout(within, told).await.is_ok()
+        told.await.is_ok()
     }
 
     /// Waits until it sees just these members in the call.

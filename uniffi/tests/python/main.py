@@ -7,7 +7,9 @@ import datetime
 import gc
 import json
 import sys
+import tempfile
 import threading
+import time
 
 import matrix_sticky as m
 
@@ -37,7 +39,7 @@ class Entries(m.EntryListener):
         say("entries", changes=told)
 
 
-class States(m.StateListener):
+class States(m.MemberStateListener):
     def __init__(self, kind):
         self.kind = kind
 
@@ -154,7 +156,7 @@ class Program:
                 self.listening.append(self.session().listen(Call()))
             case "join", []:
                 config = m.JoinConfig(
-                    published=[m.Transport(transport_type="livekit")],
+                    published=[m.RtcTransport(transport_type="livekit")],
                     intent="audio",
                     delay=datetime.timedelta(seconds=4),
                 )
@@ -174,6 +176,14 @@ class Program:
                 self.keys = self.member.media_keys(m.KeyConfig(devices=devices))
                 self.listening.append(self.keys.listen(Keys()))
                 await self.keys.start()
+            case "drop", []:
+                # As when it is garbage: nobody says that it leaves.
+                self.member = None
+                gc.collect()
+            case "early-leave", []:
+                await self.early_leave()
+            case "cancel-logins", [homeserver, user, password]:
+                await self.cancel_logins(homeserver, user, password)
             case "errors", []:
                 await self.errors()
             case "listeners", []:
@@ -212,6 +222,38 @@ class Program:
         bad = m.JoinConfig(member_id="m", dialect=m.Dialect.MSC4143)
         await error("member id", lambda: self.session().membership(bad).join())
         say("errors", found=found)
+
+    async def early_leave(self):
+        """Who leaves while it joins does not join; and a join that is given up leaves nobody there."""
+        config = m.JoinConfig(intent="never", delay=datetime.timedelta(seconds=4))
+        left = self.session().membership(config)
+        joining = asyncio.create_task(left.join())
+        await asyncio.sleep(0)
+        state = await left.leave()
+        error = (await asyncio.gather(joining, return_exceptions=True))[0]
+        for round in range(10):
+            given_up = self.session().membership(config)
+            joining = asyncio.create_task(given_up.join())
+            await asyncio.sleep(round * 0.015)
+            joining.cancel()
+            await asyncio.gather(joining, return_exceptions=True)
+            del given_up, joining
+        name = state_name(error) if error else None
+        say("early-leave", state=state_name(state), error=name)
+
+    async def cancel_logins(self, homeserver, user, password):
+        """A login that is given up at any moment harms nobody."""
+        for round in range(12):
+            with tempfile.TemporaryDirectory() as folder:
+                config = m.ClientConfig(homeserver=homeserver, store=folder)
+                login = asyncio.create_task(m.StickyClient.log_in(config, user, password))
+                await asyncio.sleep(0)
+                # The loop is busy when the answer comes.
+                time.sleep(round * 0.06)
+                login.cancel()
+                await asyncio.gather(login, return_exceptions=True)
+                del login
+        say("cancel-logins")
 
     async def listeners(self):
         """A listener that throws, calls back, stops itself, is slow; and several threads at once."""
@@ -272,7 +314,7 @@ class Program:
         )
 
     async def leak(self, rounds):
-        """What is read, and who listens, again and again: memory does not grow with it."""
+        """Who listens, what is read, again and again: memory does not grow with it."""
 
         class Counting(m.EntryListener):
             def __init__(self):
@@ -284,23 +326,26 @@ class Program:
             def on_changes(self, changes):
                 pass
 
-        def once():
+        def once(event_type):
             listener = Counting()
-            listening = self.room.listen(listener, TYPE)
-            self.room.entries(TYPE)
+            listening = self.room.listen(listener, event_type)
+            self.room.entries(event_type)
             self.session().slot_id()
             if not listener.is_told.wait(30):
                 raise RuntimeError("not told")
             listening.stop()
 
-        def many(rounds):
+        def measured():
+            for _ in range(rounds // 10):
+                once(TYPE)
+            # Of which there are none: what listening itself takes.
             for _ in range(rounds):
-                once()
+                once("com.example.nobody")
             gc.collect()
             return rss_kb()
 
-        warm = await asyncio.to_thread(many, rounds)
-        after = await asyncio.to_thread(many, rounds)
+        warm = await asyncio.to_thread(measured)
+        after = await asyncio.to_thread(measured)
         say("leak", rounds=rounds, entries=len(self.room.entries(TYPE)), warm_kb=warm, after_kb=after)
 
 

@@ -9,8 +9,12 @@ import java.time.Duration
 import java.util.concurrent.CountDownLatch
 import java.util.concurrent.TimeUnit
 import java.util.concurrent.atomic.AtomicInteger
+import kotlin.io.path.createTempDirectory
 import kotlinx.coroutines.CompletableDeferred
 import kotlinx.coroutines.Dispatchers
+import kotlinx.coroutines.async
+import kotlinx.coroutines.cancelAndJoin
+import kotlinx.coroutines.coroutineScope
 import kotlinx.coroutines.delay
 import kotlinx.coroutines.launch
 import kotlinx.coroutines.runBlocking
@@ -68,8 +72,8 @@ fun entryOf(change: EntryChange): Entry = when (change) {
     is EntryChange.Removed -> change.entry
 }
 
-class States(private val kind: String) : StateListener {
-    override fun onState(state: State) = say(kind, "state" to name(state))
+class States(private val kind: String) : MemberStateListener {
+    override fun onState(state: MemberState) = say(kind, "state" to name(state))
 }
 
 class Call : SessionListener {
@@ -192,7 +196,7 @@ class Program(private val client: StickyClient, private val room: StickyRoom) {
             "call" -> listening.add(session().listen(Call()))
             "join" -> {
                 val config = JoinConfig(
-                    published = listOf(Transport("livekit")),
+                    published = listOf(RtcTransport("livekit")),
                     intent = "audio",
                     delay = Duration.ofSeconds(4),
                 )
@@ -210,6 +214,10 @@ class Program(private val client: StickyClient, private val room: StickyRoom) {
                 listening.add(keys.listen(Keys))
                 keys.start()
             }
+            // As when it is garbage: nobody says that it leaves.
+            "drop" -> member!!.close().also { member = null }
+            "early-leave" -> earlyLeave()
+            "cancel-logins" -> cancelLogins(args)
             "errors" -> errors()
             "listeners" -> listeners()
             "leak" -> leak(args[0].toInt())
@@ -242,6 +250,38 @@ class Program(private val client: StickyClient, private val room: StickyRoom) {
             session().membership(JoinConfig(memberId = "m", dialect = Dialect.MSC4143)).join()
         }
         say("errors", "found" to found)
+    }
+
+    /** Who leaves while it joins does not join; and a join that is given up leaves nobody there. */
+    private suspend fun earlyLeave() = coroutineScope {
+        val config = JoinConfig(intent = "never", delay = Duration.ofSeconds(4))
+        val left = session().membership(config)
+        val joining = async(Dispatchers.Default) { runCatching { left.join() } }
+        val state = left.leave()
+        val error = joining.await().exceptionOrNull()
+        repeat(10) { round ->
+            val givenUp = session().membership(config)
+            val joining = launch(Dispatchers.Default) { runCatching { givenUp.join() } }
+            delay(round * 15L)
+            joining.cancelAndJoin()
+            givenUp.close()
+        }
+        say("early-leave", "state" to name(state), "error" to error?.let { name(it) })
+    }
+
+    /** A login that is given up at any moment harms nobody. */
+    private suspend fun cancelLogins(args: List<String>) = coroutineScope {
+        val (homeserver, user, password) = args
+        repeat(12) { round ->
+            val folder = createTempDirectory("sticky").toFile()
+            val login = launch(Dispatchers.Default) {
+                runCatching { StickyClient.logIn(ClientConfig(homeserver, folder.path), user, password) }
+            }
+            delay(round * 60L)
+            login.cancelAndJoin()
+            folder.deleteRecursively()
+        }
+        say("cancel-logins")
     }
 
     /** A listener that throws, calls back, stops itself, is slow; and several threads at once. */
@@ -297,7 +337,7 @@ class Program(private val client: StickyClient, private val room: StickyRoom) {
         )
     }
 
-    /** What is read, and who listens, again and again: memory does not grow with it. */
+    /** Who listens, what is read, again and again: memory does not grow with it. */
     private suspend fun leak(rounds: Int) = withContext(Dispatchers.IO) {
         class Counting : EntryListener {
             val isTold = CountDownLatch(1)
@@ -306,19 +346,22 @@ class Program(private val client: StickyClient, private val room: StickyRoom) {
 
             override fun onChanges(changes: List<EntryChange>) {}
         }
-        fun many(): Long {
-            repeat(rounds) {
-                val listener = Counting()
-                room.listen(listener, TYPE).use {
-                    room.entries(TYPE)
-                    room.rtc().use { rtc -> rtc.session("m.call#ROOM").use { it.slotId() } }
-                    check(listener.isTold.await(30, TimeUnit.SECONDS)) { "not told" }
-                }
+        fun many(type: String?, rounds: Int) = repeat(rounds) {
+            val listener = Counting()
+            room.listen(listener, type).use {
+                room.entries(type)
+                room.rtc().use { rtc -> rtc.session("m.call#ROOM").use { it.slotId() } }
+                check(listener.isTold.await(30, TimeUnit.SECONDS)) { "not told" }
             }
+        }
+        fun measured(): Long {
+            many(TYPE, rounds / 10)
+            // Of which there are none: what listening itself takes.
+            many("com.example.nobody", rounds)
             return rssKb()
         }
-        val warm = many()
-        val after = many()
+        val warm = measured()
+        val after = measured()
         val entries = room.entries(TYPE).size
         say("leak", "rounds" to rounds, "entries" to entries, "warm_kb" to warm, "after_kb" to after)
     }

@@ -21,7 +21,7 @@ public fun keepListenerThreadsAttached() {
         uniffiCallbackInterfaceRtcListener.onChanges,
         uniffiCallbackInterfaceSessionListener.onReset,
         uniffiCallbackInterfaceSessionListener.onChanges,
-        uniffiCallbackInterfaceStateListener.onState,
+        uniffiCallbackInterfaceMemberStateListener.onState,
         uniffiCallbackInterfaceSyncStateListener.onState,
         uniffiRustFutureContinuationCallbackImpl,
     )
