@@ -1,5 +1,5 @@
 // An Android library (AAR). The sources are those of the JAR; for each ABI its library stands in
-// src/main/jniLibs/<abi>, e.g. by cargo-ndk:
+// src/main/jniLibs/<abi>, e.g. by cargo-ndk, after `cargo xtask bindings kotlin`, which begins anew:
 //
 //   cargo ndk -t arm64-v8a -t x86_64 -o target/bindings/kotlin/src/main/jniLibs \
 //     build --profile ffi -p matrix-sdk-sticky-ffi

@@ -98,7 +98,9 @@ async fn lives(language: Language) {
     other.call(&[]).await;
     program.tell("early-leave").await;
     let told = program.says("early-leave").await;
-    assert_eq!((&told["state"], &told["error"]), (&json!("Left"), &json!("Again")), "{told}");
+    // It may have joined before it was left; then it has left as any other.
+    let errors = [json!("Again"), Value::Null];
+    assert!(told["state"] == "Left" && errors.contains(&told["error"]), "{told}");
     program.tell("join").await;
     program.until("own", |it| it["state"] == "Joined").await;
     other.call(&[json!([alice.user_id, "audio", true])]).await;

@@ -143,7 +143,7 @@ class Program:
                 config = m.HeartbeatConfig(
                     event_type=TYPE,
                     content=json.dumps({"text": text}),
-                    delay=datetime.timedelta(seconds=4),
+                    delay=datetime.timedelta(seconds=8),
                 )
                 self.beat = self.room.heartbeat(key, config)
                 self.listening.append(self.beat.listen_to_state(States("beat")))
@@ -158,7 +158,7 @@ class Program:
                 config = m.JoinConfig(
                     published=[m.RtcTransport(transport_type="livekit")],
                     intent="audio",
-                    delay=datetime.timedelta(seconds=4),
+                    delay=datetime.timedelta(seconds=8),
                 )
                 self.member = self.session().membership(config)
                 self.listening.append(self.member.listen_to_state(States("own")))
@@ -225,7 +225,7 @@ class Program:
 
     async def early_leave(self):
         """Who leaves while it joins does not join; and a join that is given up leaves nobody there."""
-        config = m.JoinConfig(intent="never", delay=datetime.timedelta(seconds=4))
+        config = m.JoinConfig(intent="never", delay=datetime.timedelta(seconds=8))
         left = self.session().membership(config)
         joining = asyncio.create_task(left.join())
         await asyncio.sleep(0)

@@ -185,7 +185,7 @@ class Program(private val client: StickyClient, private val room: StickyRoom) {
                 val config = HeartbeatConfig(
                     eventType = TYPE,
                     content = text(args[1]),
-                    delay = Duration.ofSeconds(4),
+                    delay = Duration.ofSeconds(8),
                 )
                 val beat = room.heartbeat(args[0], config).also { this.beat = it }
                 listening.add(beat.listenToState(States("beat")))
@@ -198,7 +198,7 @@ class Program(private val client: StickyClient, private val room: StickyRoom) {
                 val config = JoinConfig(
                     published = listOf(RtcTransport("livekit")),
                     intent = "audio",
-                    delay = Duration.ofSeconds(4),
+                    delay = Duration.ofSeconds(8),
                 )
                 val member = session().membership(config).also { this.member = it }
                 listening.add(member.listenToState(States("own")))
@@ -254,7 +254,7 @@ class Program(private val client: StickyClient, private val room: StickyRoom) {
 
     /** Who leaves while it joins does not join; and a join that is given up leaves nobody there. */
     private suspend fun earlyLeave() = coroutineScope {
-        val config = JoinConfig(intent = "never", delay = Duration.ofSeconds(4))
+        val config = JoinConfig(intent = "never", delay = Duration.ofSeconds(8))
         val left = session().membership(config)
         val joining = async(Dispatchers.Default) { runCatching { left.join() } }
         val state = left.leave()
