@@ -308,30 +308,6 @@ async fn a_slot_that_is_redacted_is_closed() {
     assert_eq!(membership.left_as(), Some(Leave::with_code(Leave::SLOT_CLOSED)));
 }
 
-/// A room in which more is said, while nobody looks at a session, than the SDK keeps for who is slow.
-#[tokio::test(flavor = "multi_thread")]
-async fn encryption_that_was_switched_on_while_nobody_looked_is_found() {
-    let (alice, bob, _ours, theirs, own, looking) = two_in(false).await;
-    let room = own.room_id().to_owned();
-    let content = json!({
-        "slot_id": ROOM_CALL,
-        "member": { "id": "a", "membership": "join" },
-        "application": { "type": "m.call" },
-        "msc4354_sticky_key": "a",
-    });
-    alice.api.send(room.as_str(), MEMBER, "a", &content, Some(600_000)).unwrap();
-    let mut seen = Call::of(&looking).await;
-    seen.len(1).await;
-    let encryption = json!({ "algorithm": "m.megolm.v1.aes-sha2" });
-    alice.api.set_state(room.as_str(), "m.room.encryption", "", &encryption).unwrap();
-    let mut updates = theirs.client.subscribe_to_room_updates(&room);
-    for n in 0..12 {
-        bob.say(&room, &format!("{n}"));
-        timeout(DEADLINE, updates.recv()).await.unwrap().unwrap();
-    }
-    assert_eq!(seen.left("a").await, NotJoined::NotEncrypted);
-}
-
 async fn opens_and_closes(encrypted: bool) {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = match encrypted {
@@ -558,9 +534,9 @@ async fn in_an_encrypted_room_a_plaintext_event_ends_a_member_and_makes_none() {
     membership.leave().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn encryption_that_is_switched_on_ends_members_in_plaintext() {
-    let (alice, _bob, _ours, _theirs, own, looking) = two_in(false).await;
+/// Encryption is switched on, and so much is said after it before anybody looks.
+async fn encryption_is_switched_on(messages: usize) {
+    let (alice, bob, _ours, theirs, own, looking) = two_in(false).await;
     let mut seen = Call::of(&looking).await;
     let room = own.room_id().to_owned();
     let content = json!({
@@ -573,7 +549,23 @@ async fn encryption_that_is_switched_on_ends_members_in_plaintext() {
     seen.len(1).await;
     let encryption = json!({ "algorithm": "m.megolm.v1.aes-sha2" });
     alice.api.set_state(room.as_str(), "m.room.encryption", "", &encryption).unwrap();
+    let mut updates = theirs.client.subscribe_to_room_updates(&room);
+    for n in 0..messages {
+        bob.say(&room, &format!("{n}"));
+        timeout(DEADLINE, updates.recv()).await.unwrap().unwrap();
+    }
     assert_eq!(seen.left("a").await, NotJoined::NotEncrypted);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn encryption_that_is_switched_on_ends_members_in_plaintext() {
+    encryption_is_switched_on(0).await;
+}
+
+/// The SDK keeps eight updates for who is slow.
+#[tokio::test(flavor = "multi_thread")]
+async fn encryption_that_was_switched_on_while_nobody_looked_is_found() {
+    encryption_is_switched_on(12).await;
 }
 
 async fn transports(rtc_endpoint: bool) -> Discovered {
