@@ -226,6 +226,8 @@ impl Program {
                 let line = line.unwrap();
                 let line =
                     line.unwrap_or_else(|| panic!("{} has ended, not saying {kind}", self.name));
+                // Shown where the test fails.
+                eprintln!("{}: {line}", self.name);
                 let said = serde_json::from_str(&line).unwrap_or_else(|_| json!({ "kind": line }));
                 self.said.push_back(said);
                 continue;

@@ -17,8 +17,14 @@ TYPE = "com.example.status"
 TEXT = json.dumps({"text": "x"})
 
 
+SAYING = threading.Lock()
+
+
 def say(kind, **what):
-    print(json.dumps({"kind": kind, **what}), flush=True)
+    # Listeners are on threads of their own, and `print` writes a line in two pieces.
+    with SAYING:
+        sys.stdout.write(json.dumps({"kind": kind, **what}) + "\n")
+        sys.stdout.flush()
 
 
 def state_name(state):
@@ -244,7 +250,8 @@ class Program:
     async def cancel_logins(self, homeserver, user, password):
         """A login that is given up at any moment harms nobody."""
         for round in range(12):
-            with tempfile.TemporaryDirectory() as folder:
+            # What was given up may be writing still.
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
                 config = m.ClientConfig(homeserver=homeserver, store=folder)
                 login = asyncio.create_task(m.StickyClient.log_in(config, user, password))
                 await asyncio.sleep(0)
