@@ -165,8 +165,8 @@ impl StartHeartbeat {
         self
     }
 
-    /// With what it leaves when it is told to leave, and not with what; the armed leave's unless told. See
-    /// [`HeartbeatHandle::leave_with`].
+    /// What it leaves with where it is told to leave and not with which content: the armed leave's, unless
+    /// told. See [`HeartbeatHandle::leave_with`].
     pub(crate) fn last_words(mut self, content: Map<String, Value>) -> Self {
         self.last_words = Some(content);
         self

@@ -590,16 +590,14 @@ impl Run {
                     return;
                 }
                 let is_due = self.start_at.is_none_or(|at| at.is_over(timer.now()));
-                let may_start = self.wanted == Wanted::In && !self.is_closed(&self.snapshot);
-                if may_start && is_due && self.start().await {
+                if is_due && self.may_start() && self.start().await {
                     let heartbeat = self.shared.heartbeat();
                     states = heartbeat.as_ref().map(|heartbeat| heartbeat.subscribe_state());
                     first = heartbeat.map(|heartbeat| heartbeat.state());
                     continue;
                 }
             }
-            let waits = self.wanted == Wanted::In && !self.is_closed(&self.snapshot);
-            let start_at = self.start_at.filter(|_| waits);
+            let start_at = self.start_at.filter(|_| self.may_start());
             tokio::select! {
                 biased;
                 wish = wished.recv() => match wish {
@@ -758,9 +756,13 @@ impl Run {
         }
     }
 
+    fn may_start(&self) -> bool {
+        self.wanted == Wanted::In && !self.is_closed(&self.snapshot)
+    }
+
     fn is_closed(&self, snapshot: &SessionSnapshot) -> bool {
-        let application = self.shared.now().application.clone();
-        check(snapshot, &self.shared.slot_id, self.shared.dialect, &application).is_err()
+        let Shared { slot_id, dialect, .. } = &*self.shared;
+        check(snapshot, slot_id, *dialect, &self.shared.now().application).is_err()
     }
 
     fn leave(&mut self, leave: Leave) {

@@ -173,6 +173,40 @@ enum Shown {
     Candidate(Option<Arc<str>>, Candidate),
 }
 
+/// An event of the room's state.
+#[derive(Deserialize)]
+struct StateEvent {
+    #[serde(rename = "type")]
+    event_type: String,
+    state_key: String,
+    sender: OwnedUserId,
+    event_id: OwnedEventId,
+    /// Whatever it is, the event counts: a slot is closed for everybody or for nobody.
+    #[serde(default)]
+    origin_server_ts: Value,
+    #[serde(default)]
+    content: Map<String, Value>,
+}
+
+impl StateEvent {
+    fn read(text: &str) -> Option<Self> {
+        let event = serde_json::from_str(text).ok();
+        if event.is_none() {
+            debug!("a state event that is malformed is ignored");
+        }
+        event
+    }
+
+    /// Who is in the room by it or not, if that is what it says.
+    fn in_room(&self) -> Option<(&UserId, bool)> {
+        if self.event_type != "m.room.member" {
+            return None;
+        }
+        let user_id = <&UserId>::try_from(&*self.state_key).ok()?;
+        Some((user_id, self.content.get("membership").is_some_and(|it| it == "join")))
+    }
+}
+
 impl Default for Roster {
     fn default() -> Self {
         Self::new()
@@ -252,30 +286,39 @@ impl Roster {
     /// encryption, and memberships as they were before sticky events. All others are ignored, and so is
     /// what is malformed.
     pub fn handle_state_event(&mut self, now: Moment, text: &str) {
-        #[derive(Deserialize)]
-        struct StateEvent {
-            #[serde(rename = "type")]
-            event_type: String,
-            state_key: String,
-            sender: OwnedUserId,
-            event_id: OwnedEventId,
-            /// Whatever it is, the event counts: a slot is closed for everybody or for nobody.
-            #[serde(default)]
-            origin_server_ts: Value,
-            #[serde(default)]
-            content: Map<String, Value>,
+        if let Some(event) = StateEvent::read(text) {
+            self.handle_state(now, event);
         }
-        let Ok(event) = serde_json::from_str::<StateEvent>(text) else {
-            debug!("a state event that is malformed is ignored");
-            return;
-        };
+    }
+
+    /// As [`handle_state_event`](Self::handle_state_event), of one that may have waited for its turn since
+    /// before the server was asked. Who would be back in the room by it, of whom it is known that they are
+    /// not, is given back: they are to be asked about, and until then they are not.
+    #[cfg(feature = "client")]
+    pub(super) fn handle_late_state_event(
+        &mut self,
+        now: Moment,
+        text: &str,
+    ) -> Option<OwnedUserId> {
+        let event = StateEvent::read(text)?;
+        match event.in_room() {
+            Some((user_id, true)) if self.in_room.get(user_id) == Some(&false) => {
+                Some(user_id.to_owned())
+            }
+            _ => {
+                self.handle_state(now, event);
+                None
+            }
+        }
+    }
+
+    fn handle_state(&mut self, now: Moment, event: StateEvent) {
         let StateEvent { event_type, state_key, content, .. } = &event;
         match &**event_type {
             // Under any other key it is not the room's.
             "m.room.encryption" if state_key.is_empty() => self.handle_encryption(true),
             "m.room.member" => {
-                if let Ok(user_id) = <&UserId>::try_from(&**state_key) {
-                    let is_in_room = content.get("membership").is_some_and(|it| it == "join");
+                if let Some((user_id, is_in_room)) = event.in_room() {
                     self.handle_in_room(user_id, is_in_room);
                 }
             }
@@ -304,30 +347,6 @@ impl Roster {
                 }
             }
         }
-    }
-
-    /// Who is said to be in the room by a state event, of whom it is known that they are not.
-    #[cfg(feature = "client")]
-    pub(super) fn brings_back(&self, text: &str) -> Option<OwnedUserId> {
-        #[derive(Deserialize)]
-        struct Member {
-            #[serde(rename = "type")]
-            event_type: String,
-            state_key: OwnedUserId,
-            content: Membership,
-        }
-        #[derive(Deserialize)]
-        struct Membership {
-            membership: String,
-        }
-        if !text.contains("m.room.member") {
-            return None;
-        }
-        let Member { event_type, state_key, content } = serde_json::from_str(text).ok()?;
-        let is_back = event_type == "m.room.member"
-            && content.membership == "join"
-            && self.in_room.get(&state_key) == Some(&false);
-        is_back.then_some(state_key)
     }
 
     /// Whether the room is known to be encrypted.

@@ -360,19 +360,15 @@ impl Watch {
         let is_doubtful = news.events.iter().any(|text| is_of_a_session(text));
         let now = self.now();
         for text in news.events {
-            match self.roster.brings_back(&text) {
-                // Likewise; and until it is known, they are not in the room.
-                Some(user_id) => {
-                    self.strangers.push(user_id);
-                    self.fetch_at = Some(now.deadline(Duration::ZERO));
-                }
-                None => self.roster.handle_state_event(now, &text),
+            if let Some(user_id) = self.roster.handle_late_state_event(now, &text) {
+                self.strangers.push(user_id);
+                self.fetch_at_once();
             }
         }
         let is_back = self.has_left && !news.has_left;
         self.has_left = news.has_left;
         if news.has_left {
-            self.roster.handle_room_left(self.now());
+            self.roster.handle_room_left(now);
         } else if news.is_gap || is_back {
             self.strangers = self.roster.users();
             self.fetch_soon();
@@ -381,7 +377,12 @@ impl Watch {
         }
     }
 
-    /// Has the server be asked at once, or when enough time has gone by since it was.
+    /// Has the server be asked as soon as it is not being asked.
+    fn fetch_at_once(&mut self) {
+        self.fetch_at = Some(self.now().deadline(Duration::ZERO));
+    }
+
+    /// The same, but not before enough time has gone by since it was asked last.
     fn fetch_soon(&mut self) {
         let at_once = self.now().deadline(Duration::ZERO);
         let not_before = self.fetched_at.map(|at| at.deadline(FETCH_EVERY));
@@ -457,7 +458,7 @@ impl Watch {
             self.strangers.push(user_id);
         }
         self.has_new = true;
-        self.fetch_at = Some(self.now().deadline(Duration::ZERO));
+        self.fetch_at_once();
     }
 
     fn now(&self) -> Moment {

@@ -19,7 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
 use crate::{
-    runtime::{self, Held, Stopped},
+    runtime::{self, Held, in_words},
     sticky::{Sticky, SyncSource},
 };
 
@@ -102,11 +102,7 @@ pub enum ClientError {
     },
 }
 
-impl From<Stopped> for ClientError {
-    fn from(stopped: Stopped) -> Self {
-        Self::Stopped { reason: stopped.to_string() }
-    }
-}
+in_words!(Stopped as Stopped: ClientError);
 
 impl From<matrix_sdk::Error> for ClientError {
     fn from(error: matrix_sdk::Error) -> Self {

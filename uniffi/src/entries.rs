@@ -2,16 +2,17 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures_util::{StreamExt as _, stream};
-use matrix_sdk::ruma::{RoomId, UserId};
+use futures_util::StreamExt as _;
+use matrix_sdk::ruma::{OwnedUserId, RoomId, UserId};
 use matrix_sdk_sticky::{
     Change, Encryption as SdkEncryption, Entry as SdkEntry, EntryChange as SdkChange,
     RemovalReason as SdkReason, Snapshot, Subscription, View,
     event::{EncryptionDetails, StickyEvent, Verification as SdkVerification},
     time::Moment,
 };
+use tokio::runtime::Handle;
 
-use crate::listen::ListenerError;
+use crate::listen::{ListenerError, Listening, News};
 
 /// One entry of a room's ephemeral map: a sticky event that is live (MSC4354).
 #[derive(Clone, Debug, uniffi::Record)]
@@ -156,34 +157,31 @@ pub trait EntryListener: Send + Sync {
     fn on_changes(&self, changes: Vec<EntryChange>) -> Result<(), ListenerError>;
 }
 
-/// What an [`EntryListener`] is told.
-pub(crate) enum News {
-    Reset(Vec<Entry>),
-    Changes(Vec<EntryChange>),
-}
-
-impl News {
-    pub(crate) fn tell(self, listener: &dyn EntryListener) -> Result<(), ListenerError> {
-        match self {
-            Self::Reset(entries) => listener.on_reset(entries),
-            Self::Changes(changes) => listener.on_changes(changes),
-        }
-    }
-}
-
-/// What a view has, and what changes from then on.
-pub(crate) fn news(view: &View) -> impl futures_util::Stream<Item = News> + Send + use<> {
+/// Tells a listener what a view has, and what changes from then on.
+pub(crate) fn listen(
+    runtime: &Handle,
+    view: &View,
+    listener: Arc<dyn EntryListener>,
+) -> Arc<Listening> {
     let Subscription { snapshot, changes, .. } = view.subscribe();
-    let reset = stream::once(async move { News::Reset(entries(&snapshot)) });
-    reset.chain(changes.map(|change: Change| {
+    let changes = changes.map(|change: Change| {
         let now = change.told_at;
-        News::Changes(change.entries.iter().map(|entry| EntryChange::of(entry, now)).collect())
-    }))
+        change.entries.iter().map(|entry| EntryChange::of(entry, now)).collect()
+    });
+    let news = News::all(async move { entries(&snapshot) }, changes);
+    Listening::to(runtime, news, listener, |listener, news| match news {
+        News::Reset(entries) => listener.on_reset(entries),
+        News::Changes(changes) => listener.on_changes(changes),
+    })
 }
 
 pub(crate) fn entries(snapshot: &Snapshot) -> Vec<Entry> {
     let now = snapshot.taken_at();
     snapshot.iter().map(|entry| Entry::of(&entry, now)).collect()
+}
+
+pub(crate) fn user_id(text: String) -> Result<OwnedUserId, FilterError> {
+    UserId::parse(text).map_err(|error| FilterError::UserId { reason: error.to_string() })
 }
 
 impl EntryFilter {
@@ -198,9 +196,7 @@ impl EntryFilter {
             view = view.of_type(event_type);
         }
         if let Some(sender) = self.sender {
-            let sender = UserId::parse(sender)
-                .map_err(|error| FilterError::UserId { reason: error.to_string() })?;
-            view = view.from(sender);
+            view = view.from(user_id(sender)?);
         }
         Ok(view)
     }

@@ -18,7 +18,7 @@ use tokio::runtime::Handle;
 
 use crate::{
     listen::{ListenerError, Listening},
-    runtime::{self, Held, NotAgain, Stage, Started, Stopped},
+    runtime::{self, Held, Stage, Started, in_words},
     sticky::object,
 };
 
@@ -108,17 +108,8 @@ pub enum HeartbeatError {
     },
 }
 
-impl From<Stopped> for HeartbeatError {
-    fn from(stopped: Stopped) -> Self {
-        Self::Stopped { reason: stopped.to_string() }
-    }
-}
-
-impl From<NotAgain> for HeartbeatError {
-    fn from(again: NotAgain) -> Self {
-        Self::Again { reason: again.to_string() }
-    }
-}
+in_words!(Stopped as Stopped: HeartbeatError);
+in_words!(NotAgain as Again: HeartbeatError);
 
 impl From<StartHeartbeatError> for HeartbeatError {
     fn from(error: StartHeartbeatError) -> Self {
@@ -232,6 +223,18 @@ pub trait MemberStateListener: Send + Sync {
     fn on_state(&self, state: MemberState) -> Result<(), ListenerError>;
 }
 
+/// How it stands: not started, or as it says.
+pub(crate) fn state_of<T: Send + Sync + 'static>(
+    started: &Started<T>,
+    state: fn(&T) -> SdkState,
+) -> MemberState {
+    match started.stage() {
+        Stage::There(value) => state(&value).into(),
+        Stage::Before => MemberState::NotStarted,
+        Stage::Left | Stage::Gone => MemberState::Left,
+    }
+}
+
 /// Tells the states: that it is not started, and once it is, how it stands.
 pub(crate) fn listen_to_states<T: Send + Sync + 'static>(
     runtime: &Handle,
@@ -315,11 +318,7 @@ impl Heartbeat {
 
     /// How it stands.
     pub fn state(&self) -> MemberState {
-        match self.heartbeat.handle.stage() {
-            Stage::There(handle) => handle.state().into(),
-            Stage::Before => MemberState::NotStarted,
-            Stage::Left | Stage::Gone => MemberState::Left,
-        }
+        state_of(&self.heartbeat.handle, HeartbeatHandle::state)
     }
 
     /// Tells a listener how it stands.

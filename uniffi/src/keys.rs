@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 
 use crate::{
     listen::{ListenerError, Listening},
-    runtime::{self, Held, NotAgain, Stage, Started, Stopped},
+    runtime::{self, Held, Stage, Started, in_words},
 };
 
 /// Which devices are trusted with keys, theirs and ours.
@@ -165,17 +165,8 @@ pub enum KeysError {
     },
 }
 
-impl From<Stopped> for KeysError {
-    fn from(stopped: Stopped) -> Self {
-        Self::Stopped { reason: stopped.to_string() }
-    }
-}
-
-impl From<NotAgain> for KeysError {
-    fn from(again: NotAgain) -> Self {
-        Self::Again { reason: again.to_string() }
-    }
-}
+in_words!(Stopped as Stopped: KeysError);
+in_words!(NotAgain as Again: KeysError);
 
 impl From<MediaKeysError> for KeysError {
     fn from(error: MediaKeysError) -> Self {

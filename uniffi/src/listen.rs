@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{Stream, StreamExt as _};
+use futures_util::{FutureExt as _, Stream, StreamExt as _, stream};
 use matrix_sdk_sticky::{SystemClock, time::Clock as _};
 use tokio::{
     runtime::Handle,
@@ -99,6 +99,21 @@ impl From<uniffi::UnexpectedUniFFICallbackError> for ListenerError {
     }
 }
 
+/// What a listener is told of a thing: first all that there is, then what changes.
+pub(crate) enum News<R, C> {
+    Reset(R),
+    Changes(Vec<C>),
+}
+
+impl<R: Send + 'static, C: Send + 'static> News<R, C> {
+    pub(crate) fn all(
+        reset: impl Future<Output = R> + Send + 'static,
+        changes: impl Stream<Item = Vec<C>> + Send + 'static,
+    ) -> impl Stream<Item = Self> + Send + 'static {
+        stream::once(reset.map(Self::Reset)).chain(changes.map(Self::Changes))
+    }
+}
+
 /// A listener that is told of what changes, for as long as this is there. Dropping it ends that, as
 /// [`stop`](Self::stop) does.
 #[derive(uniffi::Object)]
@@ -131,7 +146,7 @@ impl Listening {
         tell: fn(&L, T) -> Result<(), ListenerError>,
     ) -> Arc<Self> {
         let is_stopped = Arc::new(AtomicBool::new(false));
-        let (stopped, is_over) = (is_stopped.clone(), is_stopped.clone());
+        let stopped = is_stopped.clone();
         let listener = Arc::new(Foreign(ManuallyDrop::new(listener)));
         let task = runtime.spawn(async move {
             let mut stream = Box::pin(stream);
@@ -150,7 +165,7 @@ impl Listening {
                 }
             }
             // What it listened to is gone.
-            is_over.store(true, SeqCst);
+            stopped.store(true, SeqCst);
         });
         Arc::new(Self { is_stopped, task: task.abort_handle() })
     }

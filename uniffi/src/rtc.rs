@@ -5,15 +5,15 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use futures_util::{Stream, StreamExt as _, stream};
+use futures_util::{StreamExt as _, stream};
 use matrix_sdk_sticky::{
     rtc::{
         self, Application as SdkApplication, Candidate as SdkCandidate, ClosedBy,
         Device as SdkDevice, Discovered, DiscoveredFrom as SdkDiscoveredFrom,
         JoinError as SdkJoinError, KnownBy, Leave as SdkLeave, Member as SdkMember,
         Membership as SdkMembership, NotJoined as SdkNotJoined, RtcSnapshot as SdkRtcSnapshot,
-        SessionChange as SdkSessionChange, SessionSnapshot as SdkSession, SessionSubscription,
-        SlotError as SdkSlotError, What,
+        RtcSubscription, SessionChange as SdkSessionChange, SessionSnapshot as SdkSession,
+        SessionSubscription, SlotError as SdkSlotError, What,
     },
     time::Moment,
 };
@@ -22,10 +22,12 @@ use tokio::runtime::Handle;
 
 use crate::{
     entries::Verification,
-    heartbeat::{HeartbeatError, MemberState, MemberStateListener, listen_to_states, wall_time},
+    heartbeat::{
+        HeartbeatError, MemberState, MemberStateListener, listen_to_states, state_of, wall_time,
+    },
     keys::{KeyConfig, MediaKeys},
-    listen::{ListenerError, Listening},
-    runtime::{self, Held, NotAgain, Stage, Started, Stopped},
+    listen::{ListenerError, Listening, News},
+    runtime::{self, Held, Started, in_words},
     sticky::object,
 };
 
@@ -514,22 +516,8 @@ pub enum JoinError {
     },
 }
 
-impl From<NotAgain> for JoinError {
-    fn from(again: NotAgain) -> Self {
-        Self::Again { reason: again.to_string() }
-    }
-}
-
-macro_rules! stopped {
-    ($($error:ident),+) => {
-        $(impl From<Stopped> for $error {
-            fn from(stopped: Stopped) -> Self {
-                Self::Stopped { reason: stopped.to_string() }
-            }
-        })+
-    };
-}
-stopped!(TransportsError, SnapshotError, SlotError, JoinError);
+in_words!(Stopped as Stopped: TransportsError, SnapshotError, SlotError, JoinError);
+in_words!(NotAgain as Again: JoinError);
 
 /// How a session is joined.
 #[derive(Clone, Debug, Default, uniffi::Record)]
@@ -585,10 +573,9 @@ impl Rtc {
     /// Tells a listener who is in the room's sessions, and what changes.
     pub fn listen(&self, listener: Arc<dyn RtcListener>) -> Arc<Listening> {
         let rtc = self.rtc.clone();
-        let news = stream::once(async move {
-            let subscription = rtc.subscribe().await;
-            let reset = RtcNews::Reset(RtcSnapshot::of(&subscription.snapshot));
-            let changes = subscription.changes.map(|change| {
+        let subscribe = async move {
+            let RtcSubscription { snapshot, changes, .. } = rtc.subscribe().await;
+            let changes = changes.map(|change| {
                 let of = SessionChange::teller(
                     change.snapshot.taken_at(),
                     change.snapshot.is_encrypted(),
@@ -597,13 +584,14 @@ impl Rtc {
                     slot_id: slot_id.as_deref().map(str::to_owned),
                     change: of(what),
                 };
-                RtcNews::Changes(change.changes.iter().map(of).collect())
+                change.changes.iter().map(of).collect()
             });
-            stream::once(async move { reset }).chain(changes)
-        });
-        Listening::to(self.rtc.runtime(), news.flatten(), listener, |listener, news| match news {
-            RtcNews::Reset(sessions) => listener.on_reset(sessions),
-            RtcNews::Changes(changes) => listener.on_changes(changes),
+            News::all(async move { RtcSnapshot::of(&snapshot) }, changes)
+        };
+        let news = stream::once(subscribe).flatten();
+        Listening::to(self.rtc.runtime(), news, listener, |listener, news| match news {
+            News::Reset(sessions) => listener.on_reset(sessions),
+            News::Changes(changes) => listener.on_changes(changes),
         })
     }
 
@@ -612,16 +600,6 @@ impl Rtc {
         let session = self.rtc.session(slot_id);
         Arc::new(RtcSession { session: Held::new(self.rtc.runtime(), session) })
     }
-}
-
-enum RtcNews {
-    Reset(RtcSnapshot),
-    Changes(Vec<RtcChange>),
-}
-
-enum SessionNews {
-    Reset(SessionSnapshot),
-    Changes(Vec<SessionChange>),
 }
 
 /// One session of a room.
@@ -647,11 +625,21 @@ impl RtcSession {
     /// Tells a listener who is there, and what changes.
     pub fn listen(&self, listener: Arc<dyn SessionListener>) -> Arc<Listening> {
         let session = self.session.clone();
-        let news = stream::once(async move { session_news(session.subscribe().await) });
-        Listening::to(self.session.runtime(), news.flatten(), listener, |listener, news| match news
-        {
-            SessionNews::Reset(session) => listener.on_reset(session),
-            SessionNews::Changes(changes) => listener.on_changes(changes),
+        let subscribe = async move {
+            let SessionSubscription { snapshot, changes, .. } = session.subscribe().await;
+            let changes = changes.map(|update| {
+                let of = SessionChange::teller(
+                    update.snapshot.taken_at(),
+                    update.snapshot.is_encrypted(),
+                );
+                update.changes.iter().map(of).collect()
+            });
+            News::all(async move { SessionSnapshot::of(&snapshot) }, changes)
+        };
+        let news = stream::once(subscribe).flatten();
+        Listening::to(self.session.runtime(), news, listener, |listener, news| match news {
+            News::Reset(session) => listener.on_reset(session),
+            News::Changes(changes) => listener.on_changes(changes),
         })
     }
 
@@ -681,17 +669,6 @@ impl RtcSession {
         let session = self.session.clone();
         Ok(runtime::on(self.session.runtime(), async move { session.close().await }).await??)
     }
-}
-
-fn session_news(
-    subscription: SessionSubscription,
-) -> impl Stream<Item = SessionNews> + Send + use<> {
-    let SessionSubscription { snapshot, changes, .. } = subscription;
-    let reset = stream::once(async move { SessionNews::Reset(SessionSnapshot::of(&snapshot)) });
-    reset.chain(changes.map(|update| {
-        let of = SessionChange::teller(update.snapshot.taken_at(), update.snapshot.is_encrypted());
-        SessionNews::Changes(update.changes.iter().map(of).collect())
-    }))
 }
 
 impl JoinConfig {
@@ -774,11 +751,7 @@ impl Membership {
 
     /// How the member stands.
     pub fn state(&self) -> MemberState {
-        match self.joining.membership.stage() {
-            Stage::There(membership) => membership.state().into(),
-            Stage::Before => MemberState::NotStarted,
-            Stage::Left | Stage::Gone => MemberState::Left,
-        }
+        state_of(&self.joining.membership, SdkMembership::state)
     }
 
     /// Tells a listener how it stands.

@@ -24,6 +24,18 @@ use tokio_util::task::AbortOnDropHandle;
 #[error("the runtime that it ran on has been shut down")]
 pub(crate) struct Stopped;
 
+/// Has errors say something of ours in words, in this variant of theirs.
+macro_rules! in_words {
+    ($what:ident as $variant:ident: $($error:ident),+) => {
+        $(impl From<$crate::runtime::$what> for $error {
+            fn from(what: $crate::runtime::$what) -> Self {
+                Self::$variant { reason: what.to_string() }
+            }
+        })+
+    };
+}
+pub(crate) use in_words;
+
 /// The library's own runtime.
 ///
 /// # Errors

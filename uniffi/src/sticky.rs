@@ -8,7 +8,7 @@ use std::{
 use futures_util::{StreamExt as _, stream};
 use matrix_sdk::{
     Client,
-    ruma::{EventId, RoomId, UserId},
+    ruma::{EventId, RoomId},
 };
 use matrix_sdk_sticky::{
     RoomSticky, SendError as SdkSendError, Sticky as SdkSticky, StickyKey, SyncSource as SdkSource,
@@ -23,7 +23,7 @@ use crate::{
     heartbeat::{Heartbeat, HeartbeatConfig, HeartbeatError},
     listen::{ListenerError, Listening},
     rtc::{DiscoveredTransports, Rtc, TransportsError},
-    runtime::{self, Held, Stopped},
+    runtime::{self, Held, in_words},
 };
 
 /// Where sticky events come from.
@@ -178,11 +178,7 @@ pub enum SendError {
     },
 }
 
-impl From<Stopped> for SendError {
-    fn from(stopped: Stopped) -> Self {
-        Self::Stopped { reason: stopped.to_string() }
-    }
-}
+in_words!(Stopped as Stopped: SendError);
 
 impl From<SdkSendError> for SendError {
     fn from(error: SdkSendError) -> Self {
@@ -290,10 +286,7 @@ impl Sticky {
         listener: Arc<dyn EntryListener>,
     ) -> Result<Arc<Listening>, FilterError> {
         let view = filter.narrow(self.sticky.events())?;
-        let news = entries::news(&view);
-        Ok(Listening::to(self.sticky.runtime(), news, listener, |listener, news| {
-            news.tell(listener)
-        }))
+        Ok(entries::listen(self.sticky.runtime(), &view, listener))
     }
 
     /// One room.
@@ -351,8 +344,7 @@ impl StickyRoom {
         sender: String,
         sticky_key: String,
     ) -> Result<Option<Entry>, FilterError> {
-        let sender = UserId::parse(sender)
-            .map_err(|error| FilterError::UserId { reason: error.to_string() })?;
+        let sender = entries::user_id(sender)?;
         let entry = self.room.get(&StickyKey::new(sender, event_type, sticky_key));
         Ok(entry.map(|entry| Entry::of(&entry, self.room.client().now())))
     }
@@ -364,15 +356,13 @@ impl StickyRoom {
         listener: Arc<dyn EntryListener>,
         event_type: Option<String>,
     ) -> Arc<Listening> {
-        let news = entries::news(&self.view(event_type));
-        Listening::to(self.room.runtime(), news, listener, |listener, news| news.tell(listener))
+        entries::listen(self.room.runtime(), &self.view(event_type), listener)
     }
 
     /// Sends a sticky event, encrypted where the room is. `content` is a JSON object. With a key it
-    /// replaces what we sent under that key before, and with an empty object it removes that; without one it
-    /// stands for itself. Sticky for
-    /// `duration`, 1 h unless told and at most; or as the one under its key before. Returns the event's
-    /// id.
+    /// replaces what we sent under that key before, and with an empty object it removes that; without one
+    /// it stands for itself. Sticky for `duration`, 1 h at most: as the one under its key before, unless
+    /// told, and else 1 h. Returns the event's id.
     #[uniffi::method(default(sticky_key = None, duration = None))]
     pub async fn send(
         &self,

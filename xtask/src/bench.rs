@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
-use xtask::homeserver::workspace;
+use xtask::{homeserver::workspace, tools::runs};
 
 use crate::{
     BenchArgs,
@@ -202,7 +202,7 @@ fn output(interrupt: &Interrupt, command: Command) -> anyhow::Result<Option<Stri
 
 /// Sees to it that there is a valgrind; `None` if Ctrl-C came first.
 fn valgrind(interrupt: &Interrupt) -> anyhow::Result<Option<()>> {
-    if runs("valgrind") {
+    if runs("valgrind", "--version") {
         return Ok(Some(()));
     }
     eprintln!("installing valgrind with apt-get ..");
@@ -215,19 +215,13 @@ fn valgrind(interrupt: &Interrupt) -> anyhow::Result<Option<()>> {
             _ => break,
         }
     }
-    if !runs("valgrind") {
+    if !runs("valgrind", "--version") {
         bail!(
             "valgrind is needed to count instructions, and could not be installed: install it \
              (Debian, Ubuntu: `apt-get install valgrind`)"
         );
     }
     Ok(Some(()))
-}
-
-fn runs(program: &str) -> bool {
-    let mut ask = Command::new(program);
-    ask.arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    ask.status().is_ok_and(|status| status.success())
 }
 
 /// Where gungraun's runner is, of the version of its library; `None` if Ctrl-C came first.

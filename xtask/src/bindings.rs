@@ -3,27 +3,31 @@
 //! JAR, a wheel, a Swift package.
 
 use std::{
-    env::consts::{ARCH, DLL_PREFIX, DLL_SUFFIX, OS},
+    env::consts::{ARCH, DLL_PREFIX, DLL_SUFFIX, EXE_SUFFIX, OS},
     fmt, fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
 };
 
 use anyhow::{Context as _, bail};
+use clap::ValueEnum;
 
-use crate::homeserver::workspace;
+use crate::{
+    homeserver::workspace,
+    tools::{run, runs},
+};
 
 /// The library's name, without what the system puts around it.
 const LIBRARY: &str = "matrix_sdk_sticky_ffi";
 
 /// A language that there are bindings for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Language {
-    /// A JAR for the JVM, laid out for Android too.
+    /// A JAR with the library inside, in a folder that is laid out for Maven and for Android's Gradle
     Kotlin,
-    /// A Swift package.
+    /// A package around a module map
     Swift,
-    /// A wheel.
+    /// A wheel with the library inside
     Python,
 }
 
@@ -71,7 +75,7 @@ impl Built {
     /// If it is not there, with what builds it.
     pub fn in_dir(dir: &Path, bindgen_dir: &Path) -> anyhow::Result<Self> {
         let library = dir.join(library_name());
-        let bindgen = bindgen_dir.join(format!("uniffi-bindgen{}", std::env::consts::EXE_SUFFIX));
+        let bindgen = bindgen_dir.join(format!("uniffi-bindgen{EXE_SUFFIX}"));
         for path in [&library, &bindgen] {
             if !path.exists() {
                 bail!(
@@ -86,7 +90,7 @@ impl Built {
 }
 
 /// What the system calls the library.
-pub fn library_name() -> String {
+fn library_name() -> String {
     format!("{DLL_PREFIX}{LIBRARY}{DLL_SUFFIX}")
 }
 
@@ -211,29 +215,6 @@ fn jna_platform() -> String {
     };
     let machine = if ARCH == "x86_64" { "x86-64" } else { ARCH };
     format!("{system}-{machine}")
-}
-
-/// Runs a tool to its end.
-///
-/// # Errors
-/// If it fails, with what it said.
-pub fn run(mut command: Command) -> anyhow::Result<()> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("`{name}` does not run: is it installed?"))?;
-    if !output.status.success() {
-        let said = [output.stdout, output.stderr].concat();
-        bail!("`{name}` failed ({}). It said:\n{}", output.status, String::from_utf8_lossy(&said));
-    }
-    Ok(())
-}
-
-fn runs(program: &str, option: &str) -> bool {
-    let mut command = Command::new(program);
-    command.arg(option).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    command.status().is_ok_and(|status| status.success())
 }
 
 /// Copies a folder with all that is in it.

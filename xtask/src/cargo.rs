@@ -55,6 +55,24 @@ impl Cargo {
         command
     }
 
+    /// Builds something; `false` if Ctrl-C came first.
+    pub(crate) fn build(
+        &self,
+        options: &[&str],
+        name: &str,
+        interrupt: &Interrupt,
+    ) -> anyhow::Result<bool> {
+        let mut build = self.compile("build");
+        build.args(options);
+        match run_child(build, interrupt)? {
+            End::Interrupted => Ok(false),
+            End::Exited(status) if !status.success() => {
+                bail!("`{name}` does not build ({status}): see cargo's message above")
+            }
+            End::Exited(_) => Ok(true),
+        }
+    }
+
     /// Builds an example or a binary and says where it is; `None` if Ctrl-C came first.
     ///
     /// Why not simply `cargo run`? It would hold cargo's lock while it builds and runs, and the
@@ -65,18 +83,13 @@ impl Cargo {
         name: &str,
         interrupt: &Interrupt,
     ) -> anyhow::Result<Option<PathBuf>> {
-        let mut build = self.compile("build");
-        build.arg("--quiet").args(options);
-        match run_child(build, interrupt)? {
-            End::Interrupted => return Ok(None),
-            End::Exited(status) if !status.success() => {
-                bail!("`{name}` does not build ({status}): see cargo's message above")
-            }
-            End::Exited(_) => {}
+        let quietly = [&["--quiet"], options].concat();
+        if !self.build(&quietly, name, interrupt)? {
+            return Ok(None);
         }
         // It is built; asked once more, cargo tells at once where.
         let mut ask = self.compile("build");
-        ask.arg("--quiet").args(options).args(["--message-format", "json"]);
+        ask.args(quietly).args(["--message-format", "json"]);
         let path = said(ask)?
             .lines()
             .filter_map(|line| serde_json::from_str::<Value>(line).ok())

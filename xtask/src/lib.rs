@@ -18,3 +18,4 @@ pub mod api;
 pub mod bindings;
 pub mod homeserver;
 pub mod npm;
+pub mod tools;

@@ -20,6 +20,7 @@ mod side_by_side;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use xtask::bindings::Language;
 
 use crate::{cargo::Cargo, process::Interrupt};
 
@@ -99,16 +100,6 @@ struct BindingsArgs {
     /// With the debug build of the library, which is there sooner and ten times as large
     #[arg(long)]
     debug: bool,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Language {
-    /// A JAR with the library inside, in a folder that is laid out for Maven and for Android's Gradle
-    Kotlin,
-    /// A package around a module map
-    Swift,
-    /// A wheel with the library inside
-    Python,
 }
 
 #[derive(Args)]

@@ -10,7 +10,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::homeserver::workspace;
+use crate::{homeserver::workspace, tools::runs};
 
 /// What is installed, in exact versions. There is no lock file: it would name the registry of
 /// whoever wrote it.
@@ -41,7 +41,7 @@ impl Js {
         // Written last, and so the sign of an install that was not cut short.
         let installed = dir.join("installed.json");
         let is_installed = fs::read(&installed).is_ok_and(|found| found == PACKAGE.as_bytes());
-        if !is_installed || !runs(&node(&dir)) {
+        if !is_installed || !runs(node(&dir), "--version") {
             eprintln!("installing matrix-js-sdk and Node into {} (once, ~20 s) ..", dir.display());
             let _ = fs::remove_file(&installed);
             install(&dir)?;
@@ -90,7 +90,7 @@ fn node(dir: &Path) -> PathBuf {
 
 fn install(dir: &Path) -> Result<(), InstallError> {
     let npm = if cfg!(windows) { "npm.cmd" } else { "npm" };
-    if !runs(Path::new(npm)) {
+    if !runs(npm, "--version") {
         return Err(InstallError::NoNpm);
     }
     remove_leftovers(dir);
@@ -108,7 +108,7 @@ fn install(dir: &Path) -> Result<(), InstallError> {
         let said = String::from_utf8_lossy(&output.stderr);
         return Err(InstallError::Npm(format!("{} ({})", said.trim(), output.status)));
     }
-    if !runs(&node(&unfinished)) {
+    if !runs(node(&unfinished), "--version") {
         return Err(InstallError::NoNode);
     }
     let modules = dir.join(MODULES);
@@ -129,13 +129,6 @@ fn remove_leftovers(dir: &Path) {
             let _ = fs::remove_dir_all(entry.path());
         }
     }
-}
-
-/// Whether it says its version.
-fn runs(program: &Path) -> bool {
-    let mut command = Command::new(program);
-    command.arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    command.status().is_ok_and(|status| status.success())
 }
 
 /// Why there is no matrix-js-sdk. Each text says what to do about it.

@@ -7,23 +7,14 @@ use xtask::{
     homeserver::workspace,
 };
 
-use crate::{
-    BindingsArgs, Language,
-    cargo::Cargo,
-    ci::INTERRUPTED,
-    process::{End, Interrupt, run as run_child},
-};
+use crate::{BindingsArgs, cargo::Cargo, ci::INTERRUPTED, process::Interrupt};
 
 pub(crate) fn run(
     args: &BindingsArgs,
     cargo: &Cargo,
     interrupt: &Interrupt,
 ) -> anyhow::Result<ExitCode> {
-    let language = match args.language {
-        Language::Kotlin => bindings::Language::Kotlin,
-        Language::Swift => bindings::Language::Swift,
-        Language::Python => bindings::Language::Python,
-    };
+    let language = args.language;
     // Before minutes of building.
     if let Some(lacks) = language.lacks() {
         anyhow::bail!("{lacks}");
@@ -32,14 +23,9 @@ pub(crate) fn run(
     eprintln!("building the library ({profile} profile) ..");
     let builds = [("matrix-sdk-sticky-ffi", profile), ("uniffi-bindgen", "dev")];
     for (package, profile) in builds {
-        let mut build = cargo.compile("build");
-        build.args(["--package", package, "--profile", profile]);
-        match run_child(build, interrupt)? {
-            End::Interrupted => return Ok(ExitCode::from(INTERRUPTED)),
-            End::Exited(status) if !status.success() => {
-                anyhow::bail!("{package} does not build ({status}): see cargo's message above")
-            }
-            End::Exited(_) => {}
+        let options = ["--package", package, "--profile", profile];
+        if !cargo.build(&options, package, interrupt)? {
+            return Ok(ExitCode::from(INTERRUPTED));
         }
     }
     let target = workspace().join("target");

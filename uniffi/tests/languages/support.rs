@@ -18,6 +18,7 @@ use tokio::{
 use xtask::{
     bindings::{self, Built, Language},
     homeserver::{Options, Registered, Synapse, workspace},
+    tools,
 };
 
 /// Of everybody here.
@@ -122,7 +123,7 @@ fn kotlin() -> Vec<String> {
     maven.arg(format!("-Dsticky.jar={}", jar.display()));
     maven.arg(format!("-DbuildDirectory={}", target.display()));
     maven.current_dir(workspace().join("uniffi/tests/kotlin"));
-    bindings::run(maven).unwrap();
+    tools::run(maven).unwrap();
     let classes = std::fs::read_to_string(target.join("classpath.txt")).unwrap();
     let program = target.join("matrix-sticky-program-0.1.0.jar");
     let classes = format!("{}:{classes}", program.display());
@@ -139,7 +140,7 @@ fn python() -> Vec<String> {
     let mut pip = std::process::Command::new(&python);
     pip.args(["-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--force-reinstall"]);
     pip.arg(wheel);
-    bindings::run(pip).unwrap();
+    tools::run(pip).unwrap();
     let program = workspace().join("uniffi/tests/python/main.py");
     [python, PathBuf::from("-u"), program].map(|it| it.display().to_string()).to_vec()
 }
@@ -160,9 +161,11 @@ impl Program {
     pub(crate) async fn start(language: Language, world: &World, person: &Registered) -> Self {
         let command = tokio::task::spawn_blocking(move || prepared(language)).await.unwrap();
         let localpart = person.user_id.trim_start_matches('@').split(':').next().unwrap();
+        let store = world.synapse.dir().join(format!("store-of-{localpart}"));
         let mut child = Command::new(&command[0])
             .args(&command[1..])
             .args([world.url(), localpart, PASSWORD, world.room.as_str()])
+            .arg(store)
             // cargo's own, where the build of the library lies that nothing else should find.
             .env_remove("LD_LIBRARY_PATH")
             .stdin(Stdio::piped())

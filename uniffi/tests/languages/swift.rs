@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 use xtask::{
     bindings::{self, Language},
     homeserver::workspace,
+    tools,
 };
 
 use crate::support::{built, languages};
@@ -15,7 +16,7 @@ const GRAMMAR: [&str; 2] = ["tree-sitter==0.26.1", "tree-sitter-swift==0.7.4"];
 fn parses(venv: &Path, file: &Path) -> Result<(), String> {
     let mut check = std::process::Command::new(bindings::venv_python(venv));
     check.arg(workspace().join("uniffi/tests/swift/check.py")).arg(file);
-    bindings::run(check).map_err(|error| error.to_string())
+    tools::run(check).map_err(|error| error.to_string())
 }
 
 /// What follows this word, up to the end of the name.
@@ -88,7 +89,7 @@ fn swift_has_all_that_kotlin_has_and_parses() {
     bindings::make_venv(&venv).unwrap();
     let mut pip = std::process::Command::new(bindings::venv_python(&venv));
     pip.args(["-m", "pip", "install", "--quiet"]).args(GRAMMAR);
-    bindings::run(pip).unwrap();
+    tools::run(pip).unwrap();
     for file in [&source, &dir.join("Package.swift")] {
         parses(&venv, file).unwrap();
     }
