@@ -92,6 +92,14 @@ async fn lives(language: Language) {
     assert_eq!(told["is_stopped"], true);
     assert!(told["calls"].as_u64() >= Some(21), "{told}");
 
+    // Started again, it is the same device, and sends what the others can read.
+    program.tell("again").await;
+    assert_eq!(program.says("again").await["second_login"], "Store");
+    let ready = program.says("ready").await;
+    assert_eq!(ready, program.ready);
+    program.tell("send again here").await;
+    other.entry("added", "again", Some("here")).await;
+
     // What is given up, or let go of, is not there any more.
     world.open_call();
     other.tell("call").await;

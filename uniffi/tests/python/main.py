@@ -106,14 +106,16 @@ def rss_kb():
 
 
 class Program:
-    def __init__(self, client, room):
-        self.client, self.room = client, room
+    def __init__(self, homeserver, user, password, room_id, store):
+        self.config = m.ClientConfig(homeserver=homeserver, store=store)
+        self.login, self.room_id = (user, password), room_id
+        self.client, self.room = None, None
         self.listening, self.beat, self.member, self.keys = [], None, None, None
 
-    @classmethod
-    async def start(cls, homeserver, user, password, room_id, store):
-        config = m.ClientConfig(homeserver=homeserver, store=store)
-        client = await m.StickyClient.log_in(config, user, password, device_name="python")
+    async def log_in(self):
+        return await m.StickyClient.log_in(self.config, *self.login, device_name="python")
+
+    async def enter(self, client):
         client.start_sync()
         live = Live()
         listening = client.sticky().listen_to_state(live)
@@ -121,7 +123,7 @@ class Program:
         listening.stop()
         while True:
             try:
-                room = client.sticky().room(room_id)
+                self.client, self.room = client, client.sticky().room(self.room_id)
                 break
             except m.RoomError.Unknown:
                 await asyncio.sleep(0.05)
@@ -132,7 +134,21 @@ class Program:
             can_encrypt=client.sticky().can_encrypt(),
             rooms=[info.room_id for info in client.rooms()],
         )
-        return cls(client, room)
+
+    async def again(self):
+        """As an application that is started again: with what it kept, and as the same device."""
+        session = self.client.session()
+        self.client.stop_sync()
+        for listening in self.listening:
+            listening.stop()
+        self.client, self.room, self.listening, self.beat = None, None, [], None
+        gc.collect()
+        try:
+            await self.log_in()
+            say("again", second_login=None)
+        except m.ClientError as error:
+            say("again", second_login=state_name(error))
+        await self.enter(await m.StickyClient.restore(self.config, session))
 
     async def do(self, command, args):
         match command, args:
@@ -190,6 +206,8 @@ class Program:
                 await self.early_leave()
             case "cancel-logins", [homeserver, user, password]:
                 await self.cancel_logins(homeserver, user, password)
+            case "again", []:
+                await self.again()
             case "errors", []:
                 await self.errors()
             case "listeners", []:
@@ -357,7 +375,8 @@ class Program:
 
 
 async def main():
-    program = await Program.start(*(sys.argv[1:6] + [None] * (6 - len(sys.argv))))
+    program = Program(*sys.argv[1:6])
+    await program.enter(await program.log_in())
     while line := await asyncio.to_thread(sys.stdin.readline):
         command, *args = line.split()
         if command == "quit":

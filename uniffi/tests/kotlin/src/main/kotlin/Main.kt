@@ -135,42 +135,59 @@ fun rssKb(): Long {
     return status.filter { it.isDigit() }.toLong()
 }
 
-class Program(private val client: StickyClient, private val room: StickyRoom) {
+class Program(args: Array<String>) {
+    private val config = ClientConfig(homeserver = args[0], store = args[4])
+    private val login = args[1] to args[2]
+    private val roomId = args[3]
+    private lateinit var client: StickyClient
+    private lateinit var room: StickyRoom
     private val listening = mutableListOf<Listening>()
     private var beat: Heartbeat? = null
     private var member: Membership? = null
     private var keys: MediaKeys? = null
 
-    companion object {
-        suspend fun start(args: Array<String>): Program {
-            val (homeserver, user, password, roomId) = args
-            val config = ClientConfig(homeserver = homeserver, store = args.getOrNull(4))
-            val client = StickyClient.logIn(config, user, password, deviceName = "kotlin")
-            client.startSync()
-            val live = CompletableDeferred<Unit>()
-            val listener = object : SyncStateListener {
-                override fun onState(state: SyncState) {
-                    if (state is SyncState.Live) live.complete(Unit)
-                }
-            }
-            client.sticky().listenToState(listener).use { live.await() }
-            while (true) {
-                val room = try {
-                    client.sticky().room(roomId)
-                } catch (error: RoomException.Unknown) {
-                    delay(50)
-                    continue
-                }
-                say(
-                    "ready",
-                    "user_id" to client.userId(),
-                    "device_id" to client.deviceId(),
-                    "can_encrypt" to client.sticky().canEncrypt(),
-                    "rooms" to client.rooms().map { it.roomId },
-                )
-                return Program(client, room)
+    suspend fun logIn() =
+        StickyClient.logIn(config, login.first, login.second, deviceName = "kotlin")
+
+    suspend fun enter(client: StickyClient) {
+        this.client = client
+        client.startSync()
+        val live = CompletableDeferred<Unit>()
+        val listener = object : SyncStateListener {
+            override fun onState(state: SyncState) {
+                if (state is SyncState.Live) live.complete(Unit)
             }
         }
+        client.sticky().listenToState(listener).use { live.await() }
+        while (true) {
+            try {
+                room = client.sticky().room(roomId)
+                break
+            } catch (error: RoomException.Unknown) {
+                delay(50)
+            }
+        }
+        say(
+            "ready",
+            "user_id" to client.userId(),
+            "device_id" to client.deviceId(),
+            "can_encrypt" to client.sticky().canEncrypt(),
+            "rooms" to client.rooms().map { it.roomId },
+        )
+    }
+
+    /** As an application that is started again: with what it kept, and as the same device. */
+    private suspend fun again() {
+        val session = client.session()!!
+        client.stopSync()
+        listening.forEach { it.close() }
+        listening.clear()
+        beat?.close()
+        room.close()
+        client.close()
+        val error = runCatching { logIn() }.exceptionOrNull()
+        say("again", "second_login" to error?.let { name(it) })
+        enter(StickyClient.restore(config, session))
     }
 
     private fun session() = room.rtc().session("m.call#ROOM")
@@ -218,6 +235,7 @@ class Program(private val client: StickyClient, private val room: StickyRoom) {
             "drop" -> member!!.close().also { member = null }
             "early-leave" -> earlyLeave()
             "cancel-logins" -> cancelLogins(args)
+            "again" -> again()
             "errors" -> errors()
             "listeners" -> listeners()
             "leak" -> leak(args[0].toInt())
@@ -374,7 +392,8 @@ class Program(private val client: StickyClient, private val room: StickyRoom) {
 
 fun main(args: Array<String>) = runBlocking {
     keepListenerThreadsAttached()
-    val program = Program.start(args)
+    val program = Program(args)
+    program.enter(program.logIn())
     while (true) {
         val line = withContext(Dispatchers.IO) { readlnOrNull() } ?: return@runBlocking
         val words = line.split(" ")
