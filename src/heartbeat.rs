@@ -116,6 +116,16 @@ pub enum Outcome {
     },
     /// The server has not done it, and will not.
     Refused,
+    /// Something before the server has answered, such as a firewall's page: the server has not done
+    /// it, and may do it at the next try.
+    Blocked,
+}
+
+impl Outcome {
+    /// Whether it says nothing of what the server will make of the same request.
+    fn is_to_be_repeated(self) -> bool {
+        matches!(self, Self::Unknown | Self::Blocked | Self::RateLimited { .. })
+    }
 }
 
 /// How the member stands.
@@ -146,7 +156,7 @@ pub enum State {
     Leaving,
     /// The server has the leave, or there was nothing to leave. Nothing follows.
     Left,
-    /// It cannot go on, and the member has left.
+    /// It cannot go on. Whether everybody sees the member gone, the [`Failure`] tells.
     Failed(Failure),
 }
 
@@ -171,15 +181,14 @@ impl State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Failure {
-    /// The server refuses the leave, as one who has no right to send it.
+    /// The server refuses the leave, because we may not send there any more. Everybody sees the member
+    /// until its join ends.
     LeaveRefused,
+    /// The server did not take the leave in time. What was armed has fired by now, if the server is
+    /// there; otherwise everybody sees the member until its join ends.
+    LeaveUnanswered,
     /// The server refuses the join, as one who has no right to send it.
     JoinRefused,
-    /// The server refuses the delay as too long.
-    DelayTooLong {
-        /// The longest that it takes, if it said so.
-        max: Option<Duration>,
-    },
     /// The join was redacted, by us or by somebody who may: that is respected, and not joined over.
     Redacted,
     /// We are not in the room any more.
@@ -327,6 +336,10 @@ pub struct Heartbeat {
     /// To try again after a failure.
     again_at: Option<Deadline>,
     failures: u32,
+    /// How often in a row something before the server has answered an arming.
+    blocked: u32,
+    /// When to give up leaving.
+    out_by: Option<Deadline>,
     doing: Option<(Step, Moment)>,
     is_done: bool,
 }
@@ -367,6 +380,8 @@ impl Heartbeat {
             hand_over_at: None,
             again_at: None,
             failures: 0,
+            blocked: 0,
+            out_by: None,
             doing: None,
             is_done: false,
         }
@@ -483,7 +498,15 @@ impl Heartbeat {
 
     /// A leave of ours has come back from the server, with its delay id: the lease has fired.
     pub fn handle_fired(&mut self, now: Moment, lease: LeaseId) {
-        if self.held.is_some_and(|held| held.id == lease) {
+        let is_held = self.held.is_some_and(|held| held.id == lease);
+        let is_wanted_out = matches!(self.wanted, Wanted::Away | Wanted::Out | Wanted::Dead(_));
+        if is_held && is_wanted_out && !self.has_last_words && self.sending.is_none() {
+            // The leave is out, whatever becomes of the request that was to fire it.
+            self.held = None;
+            self.note_sent(now, self.sticky);
+            self.handle_left();
+            self.end(Failure::LeaveFired);
+        } else if is_held {
             self.held_is_gone(now);
         } else if self.retiring.iter().any(|retiring| retiring.id == lease) {
             self.retiring.retain(|retiring| retiring.id != lease);
@@ -538,7 +561,7 @@ impl Heartbeat {
             return;
         };
         match outcome {
-            Outcome::Unknown => self.back_off(now, step, None),
+            Outcome::Unknown | Outcome::Blocked => self.back_off(now, step, None),
             Outcome::RateLimited { retry_after } => self.back_off(now, step, retry_after),
             // What was refused may be refused again, at once.
             Outcome::Done | Outcome::Gone => self.failures = 0,
@@ -554,13 +577,13 @@ impl Heartbeat {
                 // Another one is to be the last.
                 Outcome::Done if self.leaving.is_some_and(|leaving| leaving != send) => {}
                 Outcome::Done => self.handle_left(),
-                Outcome::Unknown | Outcome::RateLimited { .. } => {}
+                Outcome::Unknown | Outcome::Blocked | Outcome::RateLimited { .. } => {}
                 // We may not send there any more. What is armed may.
                 _ => {
                     self.must_send_leave = false;
                     self.is_muted = true;
                     if self.held.is_none() {
-                        self.handle_left();
+                        self.give_up(Failure::LeaveRefused);
                     } else {
                         self.back_off(now, step, None);
                     }
@@ -571,6 +594,7 @@ impl Heartbeat {
 
     /// What to do next; nothing while something is being done.
     pub fn poll_action(&mut self, now: Moment) -> Option<Action> {
+        self.bound_leaving(now);
         if self.doing.is_some() || self.is_done {
             return None;
         }
@@ -623,7 +647,8 @@ impl Heartbeat {
             }
             Wanted::Away | Wanted::Out | Wanted::Dead(_) => self.again_at,
         };
-        state_changes.into_iter().chain(acts).min()
+        let out_by = self.out_by.filter(|_| !self.is_done);
+        state_changes.into_iter().chain(acts).chain(out_by).min()
     }
 
     /// How the member stands.
@@ -854,23 +879,14 @@ impl Heartbeat {
         if let Some(retiring) = self.retiring.iter_mut().find(|retiring| retiring.id == lease) {
             match outcome {
                 Outcome::Done => retiring.is_known = true,
-                Outcome::Unknown | Outcome::RateLimited { .. } => {}
+                Outcome::Unknown | Outcome::Blocked | Outcome::RateLimited { .. } => {}
                 // It was never armed.
                 _ => self.retiring.retain(|retiring| retiring.id != lease),
             }
             return;
         }
         let Some(Arming { id, since: Some(since), is_unsure }) = self.arming else { return };
-        let is_refused =
-            !matches!(outcome, Outcome::Done | Outcome::Unknown | Outcome::RateLimited { .. });
-        if is_refused {
-            self.arming = None;
-            if is_unsure {
-                // An earlier try may have been taken: that is to be found out, and not forgotten.
-                let holds_until = Some(since.deadline(self.delay));
-                self.retiring.push(Retiring::new(id, self.delay, false, holds_until));
-            }
-        }
+        self.blocked = if outcome == Outcome::Blocked { self.blocked + 1 } else { 0 };
         match outcome {
             Outcome::Done => {
                 self.arming = None;
@@ -883,35 +899,45 @@ impl Heartbeat {
                 self.hold(id, self.delay, since);
                 self.is_degraded = false;
                 self.arm_at = None;
+                return;
             }
             Outcome::Unknown => {
                 if let Some(arming) = &mut self.arming {
                     arming.is_unsure = true;
                 }
+                return;
             }
-            Outcome::RateLimited { .. } => {}
-            Outcome::NoDelayedEvents => {
-                self.is_degraded = self.held.is_none();
-                self.arm_at = Some(now.deadline(self.pace.degraded_sticky() / 2));
-                self.hand_over_at = self.arm_at.filter(|_| self.held.is_some());
-            }
-            Outcome::QuotaFull { retry_after } => {
-                self.is_degraded = self.held.is_none();
-                let wait = retry_after.unwrap_or(self.pace.longest_wait());
-                self.arm_at = Some(now.deadline(wait.max(self.pace.longest_wait())));
-                // One that was to take over still has to.
-                self.hand_over_at = self.arm_at.filter(|_| self.held.is_some());
-            }
-            Outcome::TooLong { max } => {
-                match max.filter(|max| *max < self.delay && self.pace.takes_delay(*max)) {
-                    Some(max) => self.delay = max,
-                    None => self.fail(Failure::DelayTooLong { max }),
-                }
-            }
-            Outcome::Gone | Outcome::Refused => {
-                self.fail(Failure::LeaveRefused);
-            }
+            Outcome::RateLimited { .. } => return,
+            Outcome::Blocked if self.blocked < Pace::BLOCKED_TRIES => return,
+            _ => {}
         }
+        self.arming = None;
+        if is_unsure && outcome != Outcome::Gone {
+            // An earlier try may have been taken: that is to be found out, and not forgotten.
+            let holds_until = Some(since.deadline(self.delay));
+            self.retiring.push(Retiring::new(id, self.delay, false, holds_until));
+        }
+        let wait = match outcome {
+            // Another one is armed in its place.
+            Outcome::Gone => {
+                return self.back_off(now, Step::Arm { lease: id, delay: self.delay }, None);
+            }
+            Outcome::TooLong { max: Some(max) }
+                if max < self.delay && self.pace.takes_delay(max) =>
+            {
+                self.delay = max;
+                return;
+            }
+            Outcome::QuotaFull { retry_after } => retry_after.unwrap_or_default(),
+            // It may be willing by then. Whether the join is refused too, the join tells.
+            _ => self.pace.degraded_sticky() / 2,
+        };
+        // No leave is armed, and the member is there all the same.
+        self.is_degraded = self.held.is_none();
+        let wait = wait.clamp(self.pace.longest_wait(), Pace::LONGEST_RETRY_AFTER);
+        self.arm_at = Some(now.deadline(wait));
+        // One that was to take over still has to.
+        self.hand_over_at = self.arm_at.filter(|_| self.held.is_some());
     }
 
     fn handle_restarted(&mut self, now: Moment, started: Moment, lease: LeaseId, outcome: Outcome) {
@@ -922,7 +948,7 @@ impl Heartbeat {
                 self.is_degraded = false;
             }
             Outcome::Gone => self.held_is_gone(now),
-            Outcome::Unknown | Outcome::RateLimited { .. } => {}
+            Outcome::Unknown | Outcome::Blocked | Outcome::RateLimited { .. } => {}
             // Delayed events were switched off, or such: it fires, or never will.
             _ if held.holds_until.is_over(now) => self.held_is_gone(now),
             _ => self.back_off(now, Step::Restart(lease), None),
@@ -931,7 +957,7 @@ impl Heartbeat {
 
     fn handle_fire(&mut self, now: Moment, lease: LeaseId, outcome: Outcome) {
         if self.held.is_none_or(|held| held.id != lease) {
-            if !matches!(outcome, Outcome::Unknown | Outcome::RateLimited { .. }) {
+            if !outcome.is_to_be_repeated() {
                 self.retiring.retain(|retiring| retiring.id != lease);
             }
             return;
@@ -944,7 +970,7 @@ impl Heartbeat {
             }
             // It has fired, most likely. Should the server have lost it, the leave is sent.
             Outcome::Gone => self.held_is_gone(now),
-            Outcome::Unknown => {}
+            Outcome::Unknown | Outcome::Blocked => {}
             // Where we may not send, what is armed may, when it is due.
             _ if self.is_muted => self.back_off(now, Step::Fire(lease), None),
             _ => self.must_send_leave = true,
@@ -958,7 +984,7 @@ impl Heartbeat {
                 retiring.is_unsure = true;
                 return;
             }
-            (Outcome::Unknown | Outcome::RateLimited { .. }, _) => return,
+            (outcome, _) if outcome.is_to_be_repeated() => return,
             (_, retiring) => retiring.is_some_and(|retiring| retiring.is_unsure),
         };
         if outcome == Outcome::Gone && (!is_unsure || self.overdue(now).is_some()) {
@@ -986,7 +1012,7 @@ impl Heartbeat {
                 self.seen = Some(Seen { version, sticky, refresh_at, ends_at });
             }
             Outcome::Unknown => sending.is_unsure = true,
-            Outcome::RateLimited { .. } => {}
+            Outcome::Blocked | Outcome::RateLimited { .. } => {}
             _ => {
                 let Sending { was_exposed, is_unsure, .. } = *sending;
                 self.is_exposed = was_exposed || is_unsure;
@@ -1007,6 +1033,29 @@ impl Heartbeat {
         self.must_send_leave = false;
         self.has_fired = false;
         self.retire_held();
+    }
+
+    /// The server does not take the leave. `failure` is the end, unless there is another reason already.
+    fn give_up(&mut self, failure: Failure) {
+        let is_seen = self.is_exposed;
+        self.handle_left();
+        if is_seen && self.wanted == Wanted::Out {
+            self.fail(failure);
+        }
+    }
+
+    /// Leaving ends in time, whatever the server answers.
+    fn bound_leaving(&mut self, now: Moment) {
+        if !matches!(self.wanted, Wanted::Out | Wanted::Dead(_)) {
+            self.out_by = None;
+            return;
+        }
+        let delay = self.held.map_or(self.delay, |held| held.delay.max(self.delay));
+        let by = *self.out_by.get_or_insert(now.deadline(delay + Pace::LEAVING));
+        if by.is_over(now) && !self.is_done {
+            self.give_up(Failure::LeaveUnanswered);
+            self.is_done = true;
+        }
     }
 
     /// Since when a leave besides the one that is held may have fired: one that was to be cancelled,
@@ -1141,10 +1190,14 @@ impl Heartbeat {
         let wait = self.pace.backoff(self.failures);
         self.failures = self.failures.saturating_add(1);
         let wait = self.jittered(wait).min(self.pace.longest_wait());
-        let again_at = Some(now.deadline(wait.max(retry_after.unwrap_or_default())));
+        let asked = retry_after.unwrap_or_default().min(Pace::LONGEST_RETRY_AFTER);
         match step {
-            Step::Restart(_) => self.restart_again_at = again_at,
-            _ => self.again_at = again_at,
+            // A longer wait would be the end of the lease.
+            Step::Restart(_) => {
+                let asked = asked.min(self.held.map_or(asked, |held| held.delay));
+                self.restart_again_at = Some(now.deadline(wait.max(asked)));
+            }
+            _ => self.again_at = Some(now.deadline(wait.max(asked))),
         }
     }
 

@@ -21,7 +21,7 @@ pub(crate) fn failed(failure: Failure, last_error: Option<String>) -> String {
     let why = match failure {
         Failure::NotInRoom => "we are not in the room any more",
         Failure::Redacted => "our membership was redacted",
-        Failure::DelayTooLong { .. } => "the server does not take a delay that long",
+        Failure::LeaveUnanswered => "the server did not answer when we left",
         Failure::JoinRefused | Failure::LeaveRefused => {
             let why = last_error.unwrap_or_else(|| "we have no right to be there".to_owned());
             return harmless(&format!("the server refuses us: {why}"));

@@ -69,6 +69,18 @@ impl Pace {
     /// The longest delay; servers may take less. For a lease that somebody else restarts.
     pub const LONGEST_DELAY: Duration = Duration::from_secs(24 * 3_600);
 
+    /// The longest wait of a server's that is believed. A server that wants more has a quota that is
+    /// full, or is behind a proxy that guesses.
+    pub(super) const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(300);
+
+    /// How long leaving may take beyond the delay. With the timeout of a request that is under way
+    /// then, 5 s at most, that makes 20 s.
+    pub(super) const LEAVING: Duration = Duration::from_secs(15);
+
+    /// How often an arming is tried that something before the server answers. A page that shows up
+    /// once is no reason to go without a leave.
+    pub(super) const BLOCKED_TRIES: u32 = 3;
+
     /// A delay and a stickiness at once, in whichever order they were chosen.
     ///
     /// # Errors

@@ -44,6 +44,10 @@ use crate::{
     wire::insert_sticky_key,
 };
 
+const NOT_IN_ROOM: &str =
+    "we are not in the room any more: we left, or somebody removed or banned us";
+const REDACTED: &str = "the join was redacted";
+
 /// How often the store is told that this process beats.
 const OWN_AGAIN: Duration = Duration::from_secs(20);
 
@@ -676,6 +680,8 @@ impl Run {
         let why = match state {
             State::Failed(Failure::LeaveFired) => Some("the armed leave has fired"),
             State::Failed(Failure::Removed) => Some("the member was removed, or its join ran out"),
+            State::Failed(Failure::NotInRoom) => Some(NOT_IN_ROOM),
+            State::Failed(Failure::Redacted) => Some(REDACTED),
             _ => None,
         };
         if let Some(why) = why {
@@ -740,14 +746,14 @@ impl Run {
                     self.machine.handle_expired(now);
                 }
                 EntryChange::Removed { reason: RemovalReason::Redacted, .. } => {
-                    self.fail(Failure::Redacted, "the join was redacted");
+                    self.machine.handle_ended(Failure::Redacted);
                 }
                 EntryChange::Removed { reason: RemovalReason::RoomLeft, .. } => {
-                    self.fail(Failure::NotInRoom, "we are not in the room any more");
+                    self.machine.handle_ended(Failure::NotInRoom);
                 }
                 EntryChange::Removed { .. } => {}
                 EntryChange::Updated { entry, previous } if is_lost_refresh(entry, previous) => {
-                    self.fail(Failure::Redacted, "the join was redacted");
+                    self.machine.handle_ended(Failure::Redacted);
                 }
                 _ => {
                     self.look_for_join(entry);
@@ -773,11 +779,6 @@ impl Run {
         if self.context.kept().joined.as_deref() == Some(entry.event_id()) {
             self.machine.handle_shown();
         }
-    }
-
-    fn fail(&mut self, failure: Failure, why: &str) {
-        self.context.kept().last_error = Some(why.to_owned());
-        self.machine.handle_ended(failure);
     }
 
     /// Who is there, compared with who could read the leave that is armed.

@@ -28,6 +28,8 @@ pub(super) enum Fate {
     RateLimited {
         seconds: u8,
     },
+    /// It never lands, and this is the answer.
+    Refused(Outcome),
 }
 
 /// A leave that was scheduled, as the server has it.
@@ -62,6 +64,8 @@ pub(super) struct Server {
     pub(super) refuses_joins: bool,
     /// What is armed it sends all the same.
     pub(super) refuses_leaves: bool,
+    /// What each arming is answered with, if it is not taken.
+    pub(super) arming_is: Option<Outcome>,
     /// The longest delay, if there is one.
     pub(super) longest_delay: Option<Duration>,
     pub(super) requests: u64,
@@ -132,6 +136,9 @@ impl Server {
             Step::Arm { lease, delay } => {
                 if self.has_no_delayed_events {
                     return Outcome::NoDelayedEvents;
+                }
+                if let Some(refusal) = self.arming_is {
+                    return refusal;
                 }
                 if self.delayed.contains_key(&(process, lease)) {
                     return Outcome::Done;
@@ -309,6 +316,16 @@ impl World {
         self.no_network_until = 0;
         self.server.quota_is_full = false;
         self.server.down_until = 0;
+    }
+
+    /// What becomes of the next requests.
+    pub(super) fn fates(&mut self, fates: impl IntoIterator<Item = Fate>) {
+        self.fates = Box::new(fates.into_iter().collect::<Vec<_>>().into_iter());
+    }
+
+    /// The server does not take the leave, so everybody may go on seeing the member.
+    pub(super) fn forgive_a_ghost(&mut self) {
+        self.forgiven_until = u64::MAX;
     }
 
     pub(super) fn cut_network(&mut self, ms: u64) {
@@ -489,9 +506,9 @@ impl World {
             }
             Fate::Lost => (vec![], None),
             Fate::AnswerLost(land) => (vec![part(land)], None),
-            Fate::ServerError { has_landed: false } | Fate::RateLimited { .. } => {
-                (vec![], Some(40))
-            }
+            Fate::ServerError { has_landed: false }
+            | Fate::RateLimited { .. }
+            | Fate::Refused(_) => (vec![], Some(40)),
         };
         let refusal = match fate {
             Fate::RateLimited { seconds } => {
@@ -499,6 +516,7 @@ impl World {
                 Some(Outcome::RateLimited { retry_after })
             }
             Fate::ServerError { .. } => Some(Outcome::Unknown),
+            Fate::Refused(outcome) => Some(outcome),
             _ => None,
         };
         let is_cut = now < self.no_network_until;
@@ -647,8 +665,11 @@ impl World {
         assert!(is_bounded, "a crash now would leave a ghost: {value:?}, armed until {armed:?}");
         // What a process before this one sent in the degraded state, this one cannot know of.
         let is_ours = value.process == self.process || value.sticky > short;
-        let is_left =
-            matches!(state, State::Left | State::Failed(_)) && self.asleep_until != u64::MAX;
+        // Nobody can leave whom the server does not answer.
+        let is_told = !matches!(state, State::Failed(Failure::LeaveUnanswered));
+        let is_left = matches!(state, State::Left | State::Failed(_))
+            && is_told
+            && self.asleep_until != u64::MAX;
         assert!(!is_left || !is_ours, "{state:?}, and everybody sees the member");
     }
 }

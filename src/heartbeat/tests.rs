@@ -113,12 +113,12 @@ fn whose_last_words_are_refused_leaves_with_what_is_armed() {
 fn last_words_get_there_also_where_what_is_armed_has_fired_first() {
     let mut world = world();
     world.pass(MINUTE);
-    world.cut_network(MINUTE);
+    world.cut_network(20_000);
     world.tell(|heartbeat, _| heartbeat.handle_leave_with());
-    world.pass(20_000);
+    world.pass(18_000);
     assert!(!world.server.shows_member() && !world.server.shows_last_words());
     assert_eq!(world.state(), State::Leaving);
-    world.pass(MINUTE);
+    world.pass(10_000);
     assert_eq!(world.state(), State::Left);
     assert!(world.server.shows_last_words());
 }
@@ -431,8 +431,107 @@ fn a_delay_that_is_too_long_is_shortened_to_what_the_server_takes() {
     let mut world = World::new(pace().with_delay(secs(60)).unwrap(), 1, []);
     world.server.longest_delay = Some(secs(1));
     world.pass(1_000);
-    let max = Some(secs(1));
-    assert_eq!(world.state(), State::Failed(Failure::DelayTooLong { max }));
+    assert_eq!(world.state(), State::Degraded, "there all the same");
+}
+
+/// Whatever the server answers to the arming, the join says whether the member may be there.
+#[test]
+fn a_refused_arming_is_degraded() {
+    let refusals = [
+        Outcome::Refused,
+        Outcome::NoDelayedEvents,
+        Outcome::Blocked,
+        Outcome::TooLong { max: None },
+        Outcome::QuotaFull { retry_after: Some(secs(3_600)) },
+    ];
+    for refusal in refusals {
+        let mut world = world();
+        world.server.arming_is = Some(refusal);
+        world.pass(2_000);
+        assert_eq!(world.states, [State::Joining, State::Degraded], "{refusal:?}");
+        assert!(world.server.shows_member());
+        // No wait of the server's is believed beyond five minutes.
+        world.server.arming_is = None;
+        world.pass(5 * MINUTE);
+        assert_eq!(world.state(), State::Joined, "{refusal:?}");
+    }
+}
+
+#[test]
+fn a_page_that_shows_once_changes_nothing() {
+    let mut world = world_with([Fate::Refused(Outcome::Blocked), Fate::Refused(Outcome::Blocked)]);
+    world.pass(MINUTE);
+    world.fates([Fate::Refused(Outcome::Blocked); 2]);
+    world.tell(|heartbeat, _| heartbeat.handle_update());
+    world.pass(MINUTE);
+    assert_eq!(world.states, [State::Joining, State::Joined]);
+}
+
+/// The room became encrypted while an arming was not answered.
+#[test]
+fn an_arming_that_is_void_is_made_anew() {
+    let mut world = world_with([Fate::Lost, Fate::Refused(Outcome::Gone)]);
+    world.pass(MINUTE);
+    assert_eq!(world.states, [State::Joining, State::Joined]);
+}
+
+#[test]
+fn a_leave_that_is_refused_is_no_leave() {
+    let mut world = world();
+    world.server.has_no_delayed_events = true;
+    world.pass(MINUTE);
+    world.server.refuses_leaves = true;
+    world.forgive_a_ghost();
+    world.tell(|heartbeat, _| heartbeat.handle_leave());
+    world.pass(1_000);
+    assert_eq!(world.state(), State::Failed(Failure::LeaveRefused));
+    assert!(world.server.shows_member());
+    assert!(world.heartbeat.is_over());
+}
+
+/// Whatever the server answers, and for however long it wants to be left alone.
+#[test]
+fn leaving_ends_within_the_delay_and_20_s() {
+    let hour = Outcome::RateLimited { retry_after: Some(secs(3_600)) };
+    for answer in [Outcome::Unknown, Outcome::Blocked, hour] {
+        for has_last_words in [true, false] {
+            let mut world = world();
+            world.pass(MINUTE);
+            world.fates(vec![Fate::Refused(answer); 1_000]);
+            world.tell(|heartbeat, _| leave(heartbeat, has_last_words));
+            world.pass(35_000);
+            assert!(world.heartbeat.is_over(), "{answer:?}");
+            assert!(!world.server.shows_member());
+            let requests = world.server.requests;
+            world.pass(60 * MINUTE);
+            assert_eq!(world.server.requests, requests);
+        }
+    }
+}
+
+/// The echo of the fired leave comes before the answer to the request.
+#[test]
+fn leaving_sends_one_leave() {
+    let mut world = world_with([Fate::Fine, Fate::Fine, Fate::Slow(0, 200)]);
+    world.tells_of_fired = true;
+    world.pass(1_000);
+    world.tell(|heartbeat, _| heartbeat.handle_leave());
+    world.pass(10_000);
+    assert_eq!(world.state(), State::Left);
+    assert_eq!(world.server.requests, 3, "to arm, to join, to fire");
+}
+
+#[test]
+fn no_wait_is_believed_beyond_five_minutes() {
+    let day = Outcome::RateLimited { retry_after: Some(secs(86_400)) };
+    let mut world = world_with([Fate::Fine, Fate::Refused(day)]);
+    world.pass(5 * MINUTE + 10_000);
+    assert_eq!(world.state(), State::Joined);
+    // A longer wait than the delay would be the end of the lease.
+    world.fates([Fate::Refused(day)]);
+    world.pass(MINUTE);
+    assert!(world.server.shows_member());
+    assert_eq!(world.state(), State::Joined);
 }
 
 #[test]
@@ -597,7 +696,8 @@ fn who_leaves_repeats_no_join_where_somebody_else_may_have_fired_the_lease() {
             heartbeat.handle_leave();
         });
         world.pass(MINUTE);
-        assert_eq!(world.state(), State::Left);
+        // Nobody has told that the lease fired, and the server refuses the leave.
+        assert_eq!(world.state(), State::Failed(Failure::LeaveRefused));
         assert!(!world.server.shows_member());
     }
 }

@@ -152,7 +152,7 @@ pub enum MemberState {
     Leaving,
     /// Left. Nothing follows.
     Left,
-    /// It cannot go on, and the member has left.
+    /// It cannot go on.
     Failed {
         /// Why.
         failure: MemberFailure,
@@ -162,15 +162,12 @@ pub enum MemberState {
 /// Why a member cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq, uniffi::Enum)]
 pub enum MemberFailure {
-    /// The server refuses the leave: we may not send it.
+    /// The server refuses the leave: we may not send it. Everybody sees the member until its join ends.
     LeaveRefused,
+    /// The server did not take the leave in time.
+    LeaveUnanswered,
     /// The server refuses the join: we may not send it.
     JoinRefused,
-    /// The server refuses the delay as too long.
-    DelayTooLong {
-        /// The longest that it takes, if it said so.
-        max: Option<Duration>,
-    },
     /// The join was redacted.
     Redacted,
     /// We are not in the room any more.
@@ -206,7 +203,7 @@ impl From<Failure> for MemberFailure {
         match failure {
             Failure::LeaveRefused => Self::LeaveRefused,
             Failure::JoinRefused => Self::JoinRefused,
-            Failure::DelayTooLong { max } => Self::DelayTooLong { max },
+            Failure::LeaveUnanswered => Self::LeaveUnanswered,
             Failure::Redacted => Self::Redacted,
             Failure::NotInRoom => Self::NotInRoom,
             Failure::LeaveFired => Self::LeaveFired,
