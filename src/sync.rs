@@ -4,6 +4,7 @@
 //! and the timer. Out: deliveries to the maps, and the [`SyncState`]. Which event counts is never
 //! decided here.
 
+pub(crate) mod cleartext;
 #[cfg(feature = "e2e-encryption")]
 mod decrypt;
 mod main_loop;
@@ -41,6 +42,7 @@ use serde_json::value::RawValue;
 use tokio::sync::broadcast::error::RecvError;
 use tracing::{debug, warn};
 
+pub(crate) use self::cleartext::Cleartext;
 pub(crate) use self::main_loop::redaction;
 pub(crate) use self::sliding::{is_refresh_refused, words};
 use self::{

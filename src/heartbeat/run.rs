@@ -39,6 +39,7 @@ use crate::{
     event::{RemovalReason, StickyEvent},
     ext::RoomSticky,
     send::{Outgoing, SendError, Verdict, as_object, millis},
+    sync::Cleartext,
     time::Deadline,
     view::{Change, Entry, EntryChange, StickyContent, Subscription},
     wire::insert_sticky_key,
@@ -1111,9 +1112,9 @@ async fn readers_change(room: &Room) -> impl Stream<Item = ()> + Unpin + use<> {
 fn concerns_readers(update: &RoomUpdate) -> bool {
     let RoomUpdate::Joined { updates, .. } = update else { return false };
     let (RoomState::Before(state) | RoomState::After(state)) = &updates.state;
-    let state = state.iter().map(|event| event.json().get());
-    let timeline = updates.timeline.events.iter().map(|event| event.raw().json().get());
-    let mut texts = state.chain(timeline);
+    let state = state.iter().map(Cleartext::of_state);
+    let timeline = updates.timeline.events.iter().filter_map(Cleartext::of_timeline);
+    let mut texts = state.chain(timeline).map(Cleartext::text);
     updates.timeline.limited
         || texts.any(|text| text.contains("m.room.member") || text.contains("m.room.encryption"))
 }

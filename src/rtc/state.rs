@@ -15,7 +15,6 @@ use std::time::Duration;
 use matrix_sdk::{
     HttpError, Room, RoomState as OurMembership,
     config::RequestConfig,
-    deserialized_responses::RawAnySyncOrStrippedState,
     sync::{JoinedRoomUpdate, RoomUpdate, State},
 };
 use ruma::{
@@ -25,7 +24,11 @@ use ruma::{
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tracing::debug;
 
-use crate::{driver::random_name, sync::redaction, wire::names};
+use crate::{
+    driver::random_name,
+    sync::{Cleartext, redaction},
+    wire::names,
+};
 
 /// When to give up on the server's answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
@@ -115,7 +118,10 @@ impl Source {
         let mut texts = Vec::new();
         for event_type in types() {
             match self.room.get_state_events(event_type).await {
-                Ok(events) => texts.extend(events.iter().filter_map(text)),
+                Ok(events) => {
+                    let events = events.iter().filter_map(Cleartext::of_store);
+                    texts.extend(events.map(|event| event.text().to_owned()));
+                }
                 Err(error) => debug!(%error, "the client's store does not tell the state"),
             }
         }
@@ -204,7 +210,8 @@ async fn fetch_sliding(room: &Room, users: &[OwnedUserId]) -> Result<Vec<String>
     let config = RequestConfig::new().timeout(ANSWER_WITHIN).disable_retry();
     let answer = room.client().send(request).with_request_config(config).await?;
     let state = answer.rooms.get(room.room_id()).map(|room| &*room.required_state);
-    Ok(state.unwrap_or_default().iter().map(|event| event.json().get().to_owned()).collect())
+    let state = state.unwrap_or_default().iter().map(Cleartext::of_state);
+    Ok(state.map(|event| event.text().to_owned()).collect())
 }
 
 /// Has the client learn who is in the room; the store tells then.
@@ -217,32 +224,26 @@ fn is_unsupported(error: &HttpError) -> bool {
     error.as_client_api_error().is_some_and(|error| matches!(error.status_code.as_u16(), 404 | 405))
 }
 
-fn text(event: &RawAnySyncOrStrippedState) -> Option<String> {
-    match event {
-        RawAnySyncOrStrippedState::Sync(event) => Some(event.json().get().to_owned()),
-        // Of a room that we are not in.
-        RawAnySyncOrStrippedState::Stripped(_) => None,
-    }
-}
-
 /// The state events that a roster may want, in the order in which they count.
 fn of_update(update: &JoinedRoomUpdate) -> Vec<String> {
     let (before, after) = match &update.state {
         State::Before(state) => (&**state, &[][..]),
         State::After(state) => (&[][..], &**state),
     };
-    let before = before.iter().map(|event| event.json().get());
-    let after = after.iter().map(|event| event.json().get());
-    let timeline = update.timeline.events.iter().map(|event| event.raw().json().get());
-    before.chain(timeline).chain(after).filter(|text| is_wanted(text)).map(str::to_owned).collect()
+    let before = before.iter().map(Cleartext::of_state);
+    let after = after.iter().map(Cleartext::of_state);
+    let timeline = update.timeline.events.iter().filter_map(Cleartext::of_timeline);
+    let events = before.chain(timeline).chain(after).filter(|event| is_wanted(*event));
+    events.map(|event| event.text().to_owned()).collect()
 }
 
 fn redacted(update: &JoinedRoomUpdate) -> impl Iterator<Item = OwnedEventId> {
-    update.timeline.events.iter().filter_map(|event| redaction(event.raw().json()))
+    update.timeline.events.iter().filter_map(Cleartext::of_timeline).filter_map(redaction)
 }
 
 /// Messages come by here by the hundreds, so nothing is parsed.
-fn is_wanted(text: &str) -> bool {
+fn is_wanted(event: Cleartext<'_>) -> bool {
+    let text = event.text();
     text.contains("\"state_key\"")
         && (is_of_a_session(text)
             || ["m.room.member", "m.room.encryption"].iter().any(|name| text.contains(name)))
@@ -251,4 +252,34 @@ fn is_wanted(text: &str) -> bool {
 /// Whether it may be a slot, or a membership of before sticky events.
 pub(super) fn is_of_a_session(text: &str) -> bool {
     names::RTC_SLOT.into_iter().chain([names::CALL_MEMBER]).any(|name| text.contains(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::sync::cleartext::testing::{clear, redaction, sealed, state, update};
+
+    /// What anybody can seal, and what the server would have to allow in the clear.
+    #[test]
+    fn nothing_sealed_is_state() {
+        let slot = json!({ "status": "closed" });
+        let forged = [
+            state("m.room.member", "@alice:hs", json!({ "membership": "leave" })),
+            state("m.room.encryption", "", json!({ "algorithm": "m.megolm.v1.aes-sha2" })),
+            state(names::RTC_SLOT[0], "m.call#ROOM", slot.clone()),
+            state(names::RTC_SLOT[1], "m.call#ROOM", slot),
+            state(names::CALL_MEMBER, "_@alice:hs_DEVICE", json!({ "application": "m.call" })),
+        ];
+        assert_eq!(of_update(&update(forged.iter().map(clear))).len(), forged.len());
+        assert_eq!(of_update(&update(forged.iter().map(sealed))), [""; 0]);
+    }
+
+    #[test]
+    fn nothing_sealed_redacts_state() {
+        let event = redaction(&json!({ "redacts": "$slot" }));
+        assert_eq!(redacted(&update([clear(&event)])).count(), 1);
+        assert_eq!(redacted(&update([sealed(&event)])).count(), 0);
+    }
 }

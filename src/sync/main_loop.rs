@@ -8,8 +8,8 @@ use std::{borrow::Cow, collections::HashSet, time::Duration};
 use matrix_sdk::sync::{JoinedRoomUpdate, RoomUpdates, State};
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, UserId};
 use serde::Deserialize;
-use serde_json::value::RawValue;
 
+use super::Cleartext;
 use crate::wire::{self, Wire};
 
 /// The age of our own join is counted by the server and the age of our connection by us, so they
@@ -58,8 +58,8 @@ impl MainLoop {
             news.left.push(room_id.clone());
         }
         for (room_id, update) in &updates.joined {
-            for event in &update.timeline.events {
-                let redacted = redaction(event.raw().json());
+            for event in update.timeline.events.iter().filter_map(Cleartext::of_timeline) {
+                let redacted = redaction(event);
                 news.redactions.extend(redacted.map(|event_id| (room_id.clone(), event_id)));
             }
             if self.joined.insert(room_id.clone()) {
@@ -77,12 +77,12 @@ impl MainLoop {
 }
 
 /// The event that an event of the main loop's timeline says is redacted: another one, or itself.
-pub(crate) fn redaction(event: &RawValue) -> Option<OwnedEventId> {
+pub(crate) fn redaction(event: Cleartext<'_>) -> Option<OwnedEventId> {
     // Nearly every event of every timeline comes by here, and nearly none is read.
-    if !event.get().contains("redact") {
+    if !event.text().contains("redact") {
         return None;
     }
-    match wire::read(event).ok()? {
+    match wire::read(event.json()).ok()? {
         Wire::Redacted { event_id } => Some(event_id.into_owned()),
         Wire::NotSticky { redacts } => redacts.map(Cow::into_owned),
         Wire::Sticky(event) => event.redacts.map(Cow::into_owned),
@@ -105,10 +105,12 @@ fn own_join_age(update: &JoinedRoomUpdate, own_id: &UserId) -> Option<Duration> 
     }
 
     let (State::Before(state) | State::After(state)) = &update.state;
-    let state = state.iter().map(|event| event.json().get());
-    let timeline = update.timeline.events.iter().map(|event| event.raw().json().get());
+    let timeline = update.timeline.events.iter().filter_map(Cleartext::of_timeline);
     state
+        .iter()
+        .map(Cleartext::of_state)
         .chain(timeline)
+        .map(Cleartext::text)
         .filter(|text| text.contains("m.room.member"))
         .filter_map(|text| serde_json::from_str::<Member<'_>>(text).ok())
         .filter(|event| {
@@ -122,15 +124,15 @@ fn own_join_age(update: &JoinedRoomUpdate, own_id: &UserId) -> Option<Duration> 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use matrix_sdk::{
-        deserialized_responses::TimelineEvent,
-        sync::{LeftRoomUpdate, Timeline},
-    };
+    use matrix_sdk::sync::{LeftRoomUpdate, Timeline};
     use ruma::serde::Raw;
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::testing::{ALICE, raw, secs};
+    use crate::{
+        sync::cleartext::testing::{clear, redaction, sealed, update},
+        testing::{ALICE, raw, secs},
+    };
 
     const ME: &str = "@me:hs";
     const ROOM: &str = "!room:hs";
@@ -145,14 +147,7 @@ mod tests {
     }
 
     fn timeline(events: &[Value]) -> JoinedRoomUpdate {
-        let events = events
-            .iter()
-            .map(|event| TimelineEvent::from_plaintext(Raw::from_json(raw(event.to_string()))))
-            .collect();
-        JoinedRoomUpdate {
-            timeline: Timeline { events, ..Timeline::default() },
-            ..JoinedRoomUpdate::default()
-        }
+        update(events.iter().map(clear))
     }
 
     fn joined(update: JoinedRoomUpdate) -> RoomUpdates {
@@ -180,20 +175,9 @@ mod tests {
 
     #[test]
     fn redactions_are_found_in_every_form_that_they_have() {
-        let redaction = |redacts: Value| {
-            let mut event = json!({
-                "event_id": "$r",
-                "sender": ALICE,
-                "type": "m.room.redaction",
-                "origin_server_ts": 1,
-                "content": {},
-            });
-            event.as_object_mut().unwrap().extend(redacts.as_object().unwrap().clone());
-            event
-        };
         let update = timeline(&[
-            redaction(json!({ "redacts": "$old" })),
-            redaction(json!({ "content": { "redacts": "$new" } })),
+            redaction(&json!({ "redacts": "$old" })),
+            redaction(&json!({ "content": { "redacts": "$new" } })),
             // Itself, redacted before we saw it.
             json!({
                 "event_id": "$gone",
@@ -211,12 +195,38 @@ mod tests {
                 "origin_server_ts": 1,
                 "content": { "body": "redacts", "redacts": "$not" },
             }),
-            redaction(json!({ "redacts": 5 })),
-            redaction(json!({ "redacts": "no event id" })),
+            redaction(&json!({ "redacts": 5 })),
+            redaction(&json!({ "redacts": "no event id" })),
         ]);
         let news = main_loop([room_id()]).handle_update(&joined(update), DAY);
         let ids: Vec<_> = news.redactions.iter().map(|(_, event_id)| event_id.as_str()).collect();
         assert_eq!(ids, ["$old", "$new", "$gone"]);
+    }
+
+    /// Whoever seals an event writes its type and all that is in it; nobody has checked their right.
+    #[test]
+    fn nothing_sealed_redacts() {
+        let gone = json!({
+            "event_id": "$gone",
+            "type": "com.example.t",
+            "origin_server_ts": 1,
+            "content": {},
+            "unsigned": { "redacted_because": { "type": "m.room.redaction" } },
+        });
+        let redactions =
+            [json!({ "redacts": "$old" }), json!({ "content": { "redacts": "$new" } })];
+        let events = redactions.iter().map(redaction).chain([gone]);
+        let update = update(events.map(|event| sealed(&event)));
+        let news = main_loop([room_id()]).handle_update(&joined(update), DAY);
+        assert_eq!(news.redactions, []);
+    }
+
+    #[test]
+    fn a_sealed_membership_is_not_ours() {
+        let update =
+            update([clear(&membership(ME, Some(91_000))), sealed(&membership(ME, Some(1)))]);
+        let news = main_loop([]).handle_update(&joined(update), secs(60));
+        assert_eq!((news.new.len(), news.just_joined.len()), (1, 0));
     }
 
     #[test]
