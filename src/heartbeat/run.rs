@@ -5,7 +5,7 @@
 //! could.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     fmt,
     future::pending,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -428,8 +428,8 @@ enum Wish {
 pub(crate) struct Beating {
     live: Arc<Mutex<HashMap<Place, mpsc::UnboundedSender<Wish>>>>,
     store_turn: Arc<tokio::sync::Mutex<()>>,
-    /// What they have armed, as far as is known.
-    delay_ids: Arc<Mutex<HashSet<DelayId>>>,
+    /// What the live ones have armed, as far as is known.
+    delay_ids: Arc<Mutex<HashMap<DelayId, Place>>>,
 }
 
 /// The one live owner of a key, for as long as this is.
@@ -527,6 +527,8 @@ impl fmt::Debug for Beating {
 impl Drop for Live {
     fn drop(&mut self) {
         lock(&self.beating.live).remove(&self.place);
+        // What it had armed is for the next heartbeat to find.
+        lock(&self.beating.delay_ids).retain(|_, place| *place != self.place);
     }
 }
 
@@ -904,7 +906,8 @@ impl Context {
     fn learn(&self, lease: LeaseId, scheduled: Result<DelayId, DelayedError>) -> Outcome {
         match scheduled {
             Ok(delay_id) => {
-                lock(&self.sticky.client().beating().delay_ids).insert(delay_id.clone());
+                let beating = self.sticky.client().beating();
+                lock(&beating.delay_ids).insert(delay_id.clone(), self.place.clone());
                 if let Some(lease) = self.kept().leases.get_mut(&lease) {
                     lease.delay_id = Some(delay_id);
                 }
@@ -1069,7 +1072,7 @@ async fn scheduled_as(
     beating: &Beating,
 ) -> Result<DelayId, DelayedError> {
     let all = events.list().await?;
-    let is_free = |delay_id: &DelayId| !lock(&beating.delay_ids).contains(delay_id);
+    let is_free = |delay_id: &DelayId| !lock(&beating.delay_ids).contains_key(delay_id);
     let found =
         all.into_iter().find(|scheduled| leave.matches(scheduled) && is_free(&scheduled.delay_id));
     match found {

@@ -16,7 +16,7 @@ const CLAIM: &str = "/keys/claim";
 const TO_DEVICE: &str = "/sendToDevice/";
 
 /// Who is live, in an encrypted room with alice, and can encrypt for her; their door to the room.
-async fn at_the_door() -> (World, RoomSticky, Ask) {
+pub(crate) async fn at_the_door() -> (World, RoomSticky, Ask) {
     let server = Homeserver::start().await;
     let base = BaseClientBuilder::in_memory();
     let client = base.build_client(client_builder(&server)).await.unwrap();

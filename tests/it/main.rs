@@ -17,6 +17,7 @@ mod connection;
 mod delayed;
 mod encrypted_send;
 mod features;
+mod heartbeat;
 mod nonsense;
 mod outage;
 mod rooms;

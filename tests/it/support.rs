@@ -6,6 +6,7 @@
 
 mod clock;
 mod homeserver;
+mod life;
 mod log;
 
 use std::{future::Future, sync::Arc, time::Duration};
@@ -24,6 +25,7 @@ use serde_json::{Value, json};
 pub(crate) use self::{
     clock::{ManualClock, START_MS},
     homeserver::{Ask, Homeserver, V3_SYNC},
+    life::{DELAY, KEY, Kind, Life, Reply},
     log::{all_logs, log},
 };
 

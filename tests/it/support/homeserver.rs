@@ -31,6 +31,9 @@ const SYNC: &str = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
 /// Where v3 sync lives: the main loop's, and ours.
 pub(crate) const V3_SYNC: &str = "/_matrix/client/v3/sync";
 
+/// What the tests' own requests ask for.
+const ROUND_TRIP: &str = "/round-trip";
+
 pub(crate) struct Homeserver {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -180,9 +183,20 @@ impl Homeserver {
             tokio::task::yield_now().await;
             return;
         }
-        let mut stream = TcpStream::connect(self.address).await.unwrap();
-        stream.write_all(b"GET /round-trip HTTP/1.1\r\n\r\n").await.unwrap();
-        stream.read_to_end(&mut Vec::new()).await.unwrap();
+        round_trip(self.address).await;
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Counts the requests that came, but for the test's own.
+    pub(crate) fn counter(&self) -> impl Fn() -> usize + use<> {
+        let shared = self.shared.clone();
+        move || {
+            let requests = shared.requests.lock().unwrap();
+            requests.iter().filter(|asked| *asked != ROUND_TRIP).count()
+        }
     }
 
     fn listen(&mut self, listener: TcpListener) {
@@ -193,6 +207,14 @@ impl Homeserver {
             }
         }));
     }
+}
+
+/// A request of the test's own to a server that is up.
+pub(crate) async fn round_trip(server: SocketAddr) {
+    let mut stream = TcpStream::connect(server).await.unwrap();
+    let request = format!("GET {ROUND_TRIP} HTTP/1.1\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    stream.read_to_end(&mut Vec::new()).await.unwrap();
 }
 
 /// What a server answers by itself.
@@ -327,7 +349,7 @@ impl Ask {
 
     /// Whether a source of ours asks. Of v3 sync the application's main loop asks as well; who wants
     /// no timeline at all is us.
-    fn is_of_a_source(&self) -> bool {
+    pub(crate) fn is_of_a_source(&self) -> bool {
         let wants_no_timeline =
             |filter: Value| filter["room"]["timeline"]["not_types"] == json!(["*"]);
         self.path == SYNC

@@ -1,0 +1,230 @@
+//! Heartbeats whose server refuses, loses answers, restarts, or becomes encrypted at the wrong moment.
+
+use matrix_sdk_sticky::{heartbeat::State, time::Clock as _};
+use serde_json::json;
+
+use crate::{
+    encrypted_send,
+    support::{ALICE, DELAY, KEY, Kind, Life, ROOM, Reply, World, secs},
+};
+
+/// The main loop says that the room is encrypted.
+async fn encryption_is_switched_on(world: &World) {
+    let encryption = json!({
+        "event_id": "$encryption", "sender": ALICE, "type": "m.room.encryption", "state_key": "",
+        "origin_server_ts": 1, "content": { "algorithm": "m.megolm.v1.aes-sha2" },
+    });
+    world.main_loop(json!({ "join": { ROOM: { "timeline": { "events": [encryption] } } } })).await;
+}
+
+/// In a room that is encrypted only once [`encryption_is_switched_on`] has said so, with a client
+/// that can encrypt.
+async fn before_encryption() -> Life {
+    let (world, room, poll) = encrypted_send::at_the_door().await;
+    let not_there = json!({ "errcode": "M_NOT_FOUND", "error": "no such state" });
+    world.server.answers_to("/state/m.room.encryption/", 404, not_there);
+    Life::of(world, room, poll)
+}
+
+/// The requests of one kind have one id and one body.
+#[track_caller]
+fn assert_all_the_same(life: &Life, kind: Kind, count: usize) {
+    let seen = life.seen_of(kind);
+    assert_eq!(seen.len(), count, "{seen:#?}");
+    let what: Vec<_> =
+        seen.iter().map(|seen| (&seen.id, &seen.event_type, &seen.content)).collect();
+    assert!(what.iter().all(|one| *one == what[0]), "{seen:#?}");
+}
+
+#[tokio::test]
+async fn a_life_is_arm_join_restarts_and_one_fire() {
+    let mut life = Life::new().await;
+    life.start(|start| start).await;
+    life.until(State::Joined).await;
+    assert_eq!(life.kinds(), [Kind::Arm, Kind::Join]);
+    let content = json!({ "status": "here", "sticky_key": KEY, "msc4354_sticky_key": KEY });
+    assert_eq!(life.seen_of(Kind::Join)[0].content, content);
+    let removal = json!({ "sticky_key": KEY, "msc4354_sticky_key": KEY });
+    let arm = life.seen_of(Kind::Arm)[0].clone();
+    assert_eq!((arm.content, arm.sticky_ms), (removal, Some(3_600_000)));
+
+    life.pass(DELAY * 2).await;
+    let at: Vec<_> = life.seen[1..].iter().map(|seen| seen.at).collect();
+    let apart: Vec<_> = at.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(apart.iter().all(|apart| (secs(4)..=secs(5)).contains(apart)), "{apart:?}");
+    let restarts = life.count(Kind::Restart);
+    assert_eq!(life.seen.len(), 2 + restarts);
+    assert!(life.fired.is_empty());
+
+    assert_eq!(life.leave().await, State::Left);
+    assert_eq!(life.seen.len(), 3 + restarts);
+    assert_eq!(life.kinds().last(), Some(&Kind::Fire));
+    assert!(life.scheduled.is_empty());
+    life.pass(secs(600)).await;
+    assert_eq!(life.seen.len(), 3 + restarts, "nothing follows: {:#?}", life.seen);
+    assert_eq!(life.states, ["joining", "joined", "leaving", "left"]);
+}
+
+#[tokio::test]
+async fn cut_off_it_has_left_and_joins_again_soon() {
+    let mut life = Life::new().await;
+    life.start(|start| start).await;
+    life.until(State::Joined).await;
+    life.cut(true);
+    life.until_state("it to have left", |state| matches!(state, State::ProbablyLeft { .. })).await;
+    life.pass(secs(600)).await;
+    assert_eq!(life.fired.len(), 1);
+    life.cut(false);
+    let mended = life.world.clock.now();
+    life.until(State::Joined).await;
+    let passed = life.world.clock.now().since(mended);
+    assert!(passed <= secs(30), "{passed:?}");
+    assert_eq!(life.count(Kind::Join), 2);
+    assert_eq!(life.states, ["joining", "joined", "probably_left", "rejoining", "joined"]);
+}
+
+#[tokio::test]
+async fn without_delayed_events_it_is_degraded_and_short() {
+    let refusals = [
+        Reply::Refuse(404, "M_UNRECOGNIZED"),
+        Reply::Page(405),
+        Reply::Json(200, json!({ "event_id": "$sent" })),
+    ];
+    for refusal in refusals {
+        let mut life = Life::new().await;
+        life.always_answers(Kind::Arm, refusal.clone());
+        life.start(|start| start).await;
+        life.until(State::Degraded).await;
+        let join = life.seen_of(Kind::Join)[0];
+        assert_eq!(join.sticky_ms, Some(600_000), "{refusal:?}");
+        assert_eq!(life.leave().await, State::Left);
+        assert_eq!(life.count(Kind::Leave), 1, "{refusal:?}");
+    }
+}
+
+/// Whatever becomes of a try, the next one is the same request.
+#[tokio::test]
+async fn every_try_of_a_step_is_the_same_request() {
+    let mut life = Life::new().await;
+    let unanswered = || [Reply::Cut, Reply::Lost, Reply::Refuse(502, "M_UNKNOWN")];
+    life.answers(Kind::Arm, unanswered());
+    life.answers(Kind::Join, unanswered());
+    life.answers(Kind::Join, [Reply::Limit(secs(2)), Reply::Done.late(secs(60))]);
+    life.start(|start| start.delay(secs(60))).await;
+    life.until(State::Joined).await;
+    assert_eq!(life.scheduled.len(), 1, "armed once");
+    assert_all_the_same(&life, Kind::Join, 6);
+    let arms = life.count(Kind::Arm);
+    assert_all_the_same(&life, Kind::Arm, arms);
+
+    life.answers(Kind::Fire, unanswered());
+    assert_eq!(life.leave().await, State::Left);
+    let fired = life.seen_of(Kind::Fire);
+    assert!(fired.iter().all(|fire| fire.id == fired[0].id), "{fired:#?}");
+}
+
+/// Before the request goes out what it arms is in the store, and what cannot fire any more is not.
+#[tokio::test]
+async fn a_crash_at_any_step_leaves_the_lease_findable() {
+    for step in [Kind::Arm, Kind::Join, Kind::Restart] {
+        let mut life = Life::new().await;
+        life.start(|start| start).await;
+        life.until_seen(step, 1).await;
+        life.crash();
+        let armed = life.scheduled[0].delay_id.clone();
+        // It remembers no transaction.
+        life.forget_transactions();
+        life.seen.clear();
+        life.start(|start| start).await;
+        life.until(State::Joined).await;
+        let cancelled = life.seen_of(Kind::Cancel);
+        assert!(cancelled.iter().any(|cancel| cancel.id == armed), "{step:?}: {:#?}", life.seen);
+        let last = life.kinds().iter().rposition(|kind| *kind == Kind::Cancel);
+        let join = life.kinds().iter().position(|kind| *kind == Kind::Join);
+        assert!(last < join, "an old leave never ends a new join: {:#?}", life.seen);
+        assert_eq!(life.scheduled.len(), 1, "{step:?}: none is armed twice");
+        life.pass(DELAY * 2).await;
+        assert!(life.fired.is_empty(), "{step:?}: {:?}", life.fired);
+
+        assert_eq!(life.leave().await, State::Left);
+        life.seen.clear();
+        life.start(|start| start).await;
+        life.until(State::Joined).await;
+        assert_eq!(life.kinds(), [Kind::Arm, Kind::Join], "{step:?}: all is forgotten");
+    }
+}
+
+/// Not at once: a join of the crashed process may still be on its way.
+#[tokio::test]
+async fn a_dead_members_leave_is_fired_after_its_last_request() {
+    let mut life = Life::new().await;
+    life.try_start("other", |start| start.delay(secs(60))).await.unwrap();
+    life.until(State::Joined).await;
+    life.crash();
+    life.seen.clear();
+    let crashed = life.world.clock.now();
+    life.start(|start| start).await;
+    life.until_seen(Kind::Fire, 1).await;
+    let passed = life.world.clock.now().since(crashed);
+    assert!(passed >= secs(5), "{passed:?}");
+    life.pass(secs(120)).await;
+    assert_eq!(life.count(Kind::Fire), 1);
+    assert!(life.fired.is_empty());
+    life.leave().await;
+    life.seen.clear();
+    life.start(|start| start).await;
+    life.until(State::Joined).await;
+    assert_eq!(life.count(Kind::List), 0, "it is forgotten: {:#?}", life.seen);
+}
+
+#[tokio::test]
+async fn a_dropped_handle_frees_its_key_at_once() {
+    let mut life = Life::new().await;
+    life.start(|start| start).await;
+    life.until(State::Joined).await;
+    // Drops the one before, and nothing runs in between.
+    life.start(|start| start).await;
+    life.until(State::Joined).await;
+}
+
+#[tokio::test]
+async fn a_token_that_runs_out_ends_no_heartbeat() {
+    for step in [Kind::Arm, Kind::Join, Kind::Restart] {
+        let mut life = Life::new().await;
+        life.answers(step, [Reply::Refuse(401, "M_UNKNOWN_TOKEN")]);
+        life.start(|start| start).await;
+        life.until_seen(step, 2).await;
+        life.until(State::Joined).await;
+        assert!(!life.states.contains(&"failed"), "{step:?}: {:?}", life.states);
+    }
+}
+
+#[tokio::test]
+async fn a_join_is_not_repeated_in_plaintext_once_the_room_is_encrypted() {
+    let mut life = before_encryption().await;
+    life.answers(Kind::Join, [Reply::Cut]);
+    life.start(|start| start).await;
+    life.until_seen(Kind::Join, 1).await;
+    encryption_is_switched_on(&life.world).await;
+    life.until(State::Joined).await;
+    let joins = life.seen_of(Kind::Join);
+    let types: Vec<_> = joins.iter().map(|join| &*join.event_type).collect();
+    assert_eq!(types[0], "com.example.t");
+    assert!(types[1..].iter().all(|it| *it == "m.room.encrypted") && types.len() > 1, "{types:?}");
+    assert_ne!(joins[0].id, joins[1].id);
+}
+
+#[tokio::test]
+async fn a_leave_is_not_armed_in_plaintext_once_the_room_is_encrypted() {
+    let mut life = before_encryption().await;
+    life.answers(Kind::Arm, [Reply::Limit(secs(3))]);
+    life.start(|start| start).await;
+    life.until_seen(Kind::Arm, 1).await;
+    encryption_is_switched_on(&life.world).await;
+    life.until(State::Joined).await;
+    life.pass(secs(20)).await;
+    let types: Vec<_> = life.scheduled.iter().map(|it| &*it.armed.event_type).collect();
+    assert_eq!(types, ["m.room.encrypted"]);
+    let joins = life.seen_of(Kind::Join);
+    assert!(joins.iter().all(|join| join.event_type == "m.room.encrypted"), "{joins:#?}");
+}
