@@ -54,6 +54,10 @@ pub struct Action {
 }
 
 /// What to do.
+///
+/// [`Arm`](Self::Arm), [`Join`](Self::Join) and [`Leave`](Self::Leave) carry an event. If it is not
+/// encrypted yet, the outcome is [`Outcome::Preparing`]: encryption may take longer than a lease holds,
+/// so it has a time budget of its own, and restarts go on meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Step {
@@ -119,6 +123,9 @@ pub enum Outcome {
     /// Something before the server has answered, such as a firewall's page: the server has not done
     /// it, and may do it at the next try.
     Blocked,
+    /// The request is not ready yet, and nothing went out: the event is being encrypted.
+    /// [`Heartbeat::handle_prepared`] tells when that is done.
+    Preparing,
 }
 
 impl Outcome {
@@ -261,8 +268,12 @@ struct Sending {
     since: Moment,
     /// Whether the member could be seen before it.
     was_exposed: bool,
+    /// Whether a join had gone out before it: [`Heartbeat::has_joined`].
+    had_joined: bool,
     /// Whether a try was not answered, so that it may have landed.
     is_unsure: bool,
+    /// Whether no try went out yet, as the event is being encrypted.
+    is_unsent: bool,
 }
 
 /// What the others see of the member, as far as we know.
@@ -340,6 +351,10 @@ pub struct Heartbeat {
     blocked: u32,
     /// When to give up leaving.
     out_by: Option<Deadline>,
+    /// The step whose event is being encrypted.
+    preparing: Option<Step>,
+    /// When to fire what is armed, as the last words are still being encrypted.
+    words_by: Option<Deadline>,
     doing: Option<(Step, Moment)>,
     is_done: bool,
 }
@@ -382,6 +397,8 @@ impl Heartbeat {
             failures: 0,
             blocked: 0,
             out_by: None,
+            preparing: None,
+            words_by: None,
             doing: None,
             is_done: false,
         }
@@ -500,7 +517,8 @@ impl Heartbeat {
     pub fn handle_fired(&mut self, now: Moment, lease: LeaseId) {
         let is_held = self.held.is_some_and(|held| held.id == lease);
         let is_wanted_out = matches!(self.wanted, Wanted::Away | Wanted::Out | Wanted::Dead(_));
-        if is_held && is_wanted_out && !self.has_last_words && self.sending.is_none() {
+        let is_joining = self.sending.is_some_and(|sending| !sending.is_unsent);
+        if is_held && is_wanted_out && !self.has_last_words && !is_joining {
             // The leave is out, whatever becomes of the request that was to fire it.
             self.held = None;
             self.note_sent(now, self.sticky);
@@ -560,6 +578,53 @@ impl Heartbeat {
         let Some((step, started)) = self.doing.take() else {
             return;
         };
+        if outcome == Outcome::Preparing {
+            return self.handle_preparing(now, step);
+        }
+        self.handle_answer(now, step, started, outcome);
+    }
+
+    /// The event of a step is encrypted, if the outcome is [`Outcome::Done`]; otherwise it could not
+    /// be.
+    pub fn handle_prepared(&mut self, now: Moment, step: Step, outcome: Outcome) {
+        if self.awaits(step) {
+            self.preparing = None;
+            self.words_by = None;
+            if outcome != Outcome::Done {
+                self.handle_answer(now, step, now, outcome);
+            }
+        }
+    }
+
+    /// Whether the event of this step is waited for.
+    pub fn awaits(&self, step: Step) -> bool {
+        self.preparing == Some(step)
+    }
+
+    /// Nothing has gone out: what was noted for the case that it lands is taken back.
+    fn handle_preparing(&mut self, now: Moment, step: Step) {
+        self.preparing = Some(step);
+        match step {
+            Step::Arm { .. } => {
+                if let Some(arming) = &mut self.arming {
+                    arming.since = None;
+                }
+            }
+            Step::Join { .. } => {
+                if let Some(sending) = self.sending.as_mut().filter(|sending| !sending.is_unsure) {
+                    sending.is_unsent = true;
+                    self.is_exposed = sending.was_exposed;
+                    self.has_joined = sending.had_joined;
+                }
+            }
+            _ => {
+                let by = now.deadline(self.timeout());
+                self.words_by.get_or_insert(by);
+            }
+        }
+    }
+
+    fn handle_answer(&mut self, now: Moment, step: Step, started: Moment, outcome: Outcome) {
         match outcome {
             Outcome::Unknown | Outcome::Blocked => self.back_off(now, step, None),
             Outcome::RateLimited { retry_after } => self.back_off(now, step, retry_after),
@@ -605,7 +670,8 @@ impl Heartbeat {
             Wanted::In => self.next_to_be_in(now),
             Wanted::Kept => None,
             Wanted::Away | Wanted::Out | Wanted::Dead(_) => {
-                if !self.may_try(now) {
+                self.preparing.take_if(|step| !matches!(step, Step::Leave { .. }));
+                if !self.may_try(now) || self.waits_for_words(now) {
                     return None;
                 }
                 let next = self.next_to_be_out(now);
@@ -637,6 +703,7 @@ impl Heartbeat {
                 let dues = [refresh_at, self.arm_at, self.hand_over_at, short_at];
                 // While it waits to try again nothing but restarts is done.
                 let others = self.again_at.or(dues.into_iter().flatten().min());
+                let others = others.filter(|_| self.preparing.is_none());
                 let restart = self.restart_due().map(|due| match self.restart_again_at {
                     Some(again_at) => due.max(again_at),
                     None => due,
@@ -645,7 +712,10 @@ impl Heartbeat {
                 let ask_again = self.restart_again_at.filter(|at| !at.is_over(now));
                 others.into_iter().chain(restart).chain(ask_again).min()
             }
-            Wanted::Away | Wanted::Out | Wanted::Dead(_) => self.again_at,
+            Wanted::Away | Wanted::Out | Wanted::Dead(_) => {
+                let words_by = self.words_by.filter(|by| !by.is_over(now));
+                self.again_at.into_iter().chain(words_by).min()
+            }
         };
         let out_by = self.out_by.filter(|_| !self.is_done);
         state_changes.into_iter().chain(acts).chain(out_by).min()
@@ -721,7 +791,7 @@ impl Heartbeat {
         {
             return Some(Step::Restart(held.id));
         }
-        if !self.may_try(now) {
+        if self.preparing.is_some() || !self.may_try(now) {
             return None;
         }
         let mut must_arm = self.held.is_none();
@@ -786,14 +856,20 @@ impl Heartbeat {
             return self.may_restart(now).then_some(Step::Restart(held.id));
         }
         let sending = match self.sending {
-            Some(sending) if sending.version == self.version && sending.sticky == sticky => sending,
+            Some(sending) if sending.version == self.version && sending.sticky == sticky => {
+                // What was encrypted meanwhile goes out now.
+                let since = if sending.is_unsent { now } else { sending.since };
+                Sending { since, is_unsent: false, ..sending }
+            }
             _ => Sending {
                 id: SendId(self.number()),
                 version: self.version,
                 sticky,
                 since: now,
                 was_exposed: self.is_exposed,
+                had_joined: self.has_joined,
                 is_unsure: false,
+                is_unsent: false,
             },
         };
         self.sending = Some(sending);
@@ -845,11 +921,22 @@ impl Heartbeat {
         {
             return Some(Step::Join { send: sending.id, sticky: sending.sticky });
         }
-        // What is armed stays so until the server has the leave, or refuses it.
+        // What is armed stays so until the server has the leave, or refuses it; or until the words take
+        // too long to encrypt.
+        if self.preparing.take().is_some() {
+            self.has_last_words = false;
+        }
         if self.has_last_words && !self.is_muted {
             return Some(self.leave(now));
         }
         Some(Step::Fire(held.id))
+    }
+
+    /// Whether the leave is still being encrypted, and there is time to wait for it.
+    fn waits_for_words(&self, now: Moment) -> bool {
+        let may_fire = self.held.is_some() && !self.must_send_leave;
+        let is_late = self.words_by.is_some_and(|by| by.is_over(now));
+        self.preparing.is_some() && !(may_fire && is_late)
     }
 
     fn leave(&mut self, now: Moment) -> Step {
@@ -885,7 +972,10 @@ impl Heartbeat {
             }
             return;
         }
-        let Some(Arming { id, since: Some(since), is_unsure }) = self.arming else { return };
+        let Some(Arming { id, since, is_unsure }) = self.arming.filter(|it| it.id == lease) else {
+            return;
+        };
+        let since = since.unwrap_or(now);
         self.blocked = if outcome == Outcome::Blocked { self.blocked + 1 } else { 0 };
         match outcome {
             Outcome::Done => {

@@ -83,6 +83,11 @@ impl Server {
         self.value().is_some_and(|event| !event.is_join && !event.was_armed)
     }
 
+    /// How many joins it has.
+    pub(super) fn joins(&self) -> usize {
+        self.events.iter().filter(|event| event.is_join).count()
+    }
+
     /// How many leaves are armed.
     pub(super) fn armed(&self) -> usize {
         let is_armed = |delayed: &&(Delayed, u64)| matches!(delayed.0, Delayed::Scheduled { .. });
@@ -238,6 +243,11 @@ pub(super) struct World {
     pub(super) pace: Pace,
     fates: Box<dyn Iterator<Item = Fate>>,
     under_way: Option<UnderWay>,
+    /// How long it takes to encrypt an event.
+    pub(super) encrypts_for: u64,
+    /// What is being encrypted, and until when.
+    encrypting: Vec<(Step, u64)>,
+    encrypted: Vec<Step>,
     /// The process that the heartbeat is in; a crash starts the next one.
     process: u32,
     /// What stands in the store: leases, with the process that armed them.
@@ -282,6 +292,9 @@ impl World {
             pace,
             fates: Box::new(fates.into_iter().collect::<Vec<_>>().into_iter()),
             under_way: None,
+            encrypts_for: 0,
+            encrypting: Vec::new(),
+            encrypted: Vec::new(),
             process: 0,
             stored: Vec::new(),
             found: BTreeMap::new(),
@@ -366,6 +379,8 @@ impl World {
         self.process += 1;
         self.seed += 1;
         self.under_way = None;
+        self.encrypting.clear();
+        self.encrypted.clear();
         self.heartbeat = Heartbeat::new(self.pace, self.seed).rejoin(self.rejoins);
         self.found.clear();
         for stored in self.stored.clone() {
@@ -439,6 +454,7 @@ impl World {
             self.server.advance(next.unwrap_or(end));
             self.land();
             if self.asleep_until <= self.server.now {
+                self.finish_encrypting();
                 self.answer();
                 self.tell_of_fired();
                 self.poll();
@@ -457,6 +473,8 @@ impl World {
             next.extend(under_way.lands_at.iter().copied());
             next.push(under_way.answered_at.max(self.asleep_until.max(now)));
         }
+        let asleep_until = self.asleep_until;
+        next.extend(self.encrypting.iter().map(|(_, until)| (*until).max(asleep_until)));
         let deadline = self.heartbeat.deadline(self.moment());
         if let Some(deadline) = deadline.filter(|_| self.asleep_until != u64::MAX) {
             let left = millis(deadline.left(self.moment()));
@@ -482,10 +500,41 @@ impl World {
         (process, step(lease))
     }
 
+    /// Whether the event of a step has to be encrypted first; then that begins.
+    fn is_encrypting(&mut self, step: Step) -> bool {
+        let carries = match step {
+            Step::Arm { lease, .. } => !self.found.contains_key(&lease),
+            Step::Join { .. } | Step::Leave { .. } => true,
+            _ => false,
+        };
+        if !carries || self.encrypts_for == 0 || self.encrypted.contains(&step) {
+            return false;
+        }
+        self.encrypting.push((step, self.server.now + self.encrypts_for));
+        true
+    }
+
+    fn finish_encrypting(&mut self) {
+        let now = self.server.now;
+        let moment = self.moment();
+        for (step, _) in self.encrypting.extract_if(.., |(_, until)| *until <= now) {
+            if self.heartbeat.awaits(step) {
+                self.encrypted.push(step);
+            }
+            self.heartbeat.handle_prepared(moment, step, Outcome::Done);
+        }
+    }
+
     fn poll(&mut self) {
         let now = self.server.now;
         let moment = self.moment();
-        let Some(Action { step, timeout }) = self.heartbeat.poll_action(moment) else { return };
+        let (step, timeout) = loop {
+            let Some(action) = self.heartbeat.poll_action(moment) else { return };
+            if !self.is_encrypting(action.step) {
+                break (action.step, action.timeout);
+            }
+            self.heartbeat.handle_outcome(moment, Outcome::Preparing);
+        };
         self.check_step(step, timeout);
         if let Step::Arm { lease, delay } = step {
             let origin = self.origin(lease);
