@@ -188,6 +188,36 @@ pub(crate) async fn until(timer: &dyn Timer, deadline: Option<Deadline>) {
     }
 }
 
+/// Waits so long on the machine's own clock.
+#[cfg(feature = "e2e-encryption")]
+pub(crate) async fn pause(duration: Duration) {
+    SystemClock.sleep_until(SystemClock.now().deadline(duration)).await;
+}
+
+/// Runs a future to its end, although the caller may give up waiting: then it goes on in the background.
+///
+/// This is for requests whose answer must not be lost, such as one-time keys that the server gives out
+/// once, or a token that is refreshed inside of the request. `None` means that the future took longer
+/// than `longest` and was dropped, or that the runtime shut down.
+#[cfg(feature = "e2e-encryption")]
+pub(crate) async fn to_its_end<T: Send + 'static>(
+    longest: Duration,
+    future: impl Future<Output = T> + Send + 'static,
+) -> Option<T> {
+    let bounded = async move {
+        let deadline = SystemClock.now().deadline(longest);
+        before(&SystemClock, deadline, future).await
+    };
+    let Ok(runtime) = tokio::runtime::Handle::try_current() else { return bounded.await };
+    match runtime.spawn(bounded).await {
+        Ok(value) => value,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => None,
+        },
+    }
+}
+
 /// A running task that ends when this is dropped.
 pub(crate) struct Task(JoinHandle<()>);
 
@@ -285,6 +315,38 @@ mod tests {
         }
         other.wait().unwrap();
         assert_eq!(process_started(other.id()), None);
+    }
+
+    #[cfg(feature = "e2e-encryption")]
+    #[tokio::test]
+    async fn what_runs_to_its_end_outlives_its_caller() {
+        let (done, mut is_done) = tokio::sync::oneshot::channel();
+        let (go, may_go) = tokio::sync::oneshot::channel();
+        let long = Duration::from_secs(600);
+        let mut waiting = Box::pin(to_its_end(long, async move {
+            may_go.await.unwrap();
+            done.send(()).unwrap();
+        }));
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        drop(waiting);
+        tokio::task::yield_now().await;
+        assert!(is_done.try_recv().is_err());
+        go.send(()).unwrap();
+        is_done.await.unwrap();
+        assert_eq!(to_its_end(long, async { 1 }).await, Some(1));
+    }
+
+    #[cfg(feature = "e2e-encryption")]
+    #[tokio::test]
+    async fn what_runs_too_long_is_dropped() {
+        assert_eq!(to_its_end(Duration::from_millis(1), pending::<()>()).await, None);
+    }
+
+    #[cfg(feature = "e2e-encryption")]
+    #[tokio::test]
+    #[should_panic(expected = "as the future does")]
+    async fn a_panic_reaches_the_caller() {
+        to_its_end(Duration::from_secs(600), async { panic!("as the future does") }).await;
     }
 
     #[test]

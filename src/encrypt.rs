@@ -10,15 +10,16 @@
 //! client does not give its base client away; one can only be built on a base client that one has.
 
 mod base_client;
+mod readers;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::{HashMap, hash_map::DefaultHasher},
+    collections::{BTreeMap, HashMap},
     fmt,
-    hash::{Hash as _, Hasher as _},
     panic::AssertUnwindSafe,
     sync::{Arc, LazyLock, Mutex, PoisonError},
+    time::Duration,
 };
 
 use futures_util::FutureExt as _;
@@ -26,13 +27,20 @@ use matrix_sdk::{Client, HttpError, Room, RoomMemberships, RoomState};
 use matrix_sdk_base::{
     BaseClient,
     crypto::{
-        EncryptionSettings, MegolmError, OlmError, OlmMachine, olm::OutboundGroupSession,
-        store::CryptoStoreError, types::requests::ToDeviceRequest,
+        CollectStrategy, Device, DeviceData, EncryptionSettings, LocalTrust, MegolmError, OlmError,
+        OlmMachine,
+        olm::{OutboundGroupSession, ShareInfo},
+        store::{CryptoStoreError, DynCryptoStore},
+        types::requests::ToDeviceRequest,
+        vodozemac::Curve25519PublicKey,
     },
 };
 use ruma::{
-    OwnedRoomId, OwnedUserId, RoomId,
-    api::client::{keys::get_keys, to_device::send_event_to_device},
+    OneTimeKeyAlgorithm, OwnedDeviceId, OwnedRoomId, OwnedUserId, RoomId, TransactionId, UserId,
+    api::client::{
+        keys::{claim_keys, get_keys},
+        to_device::send_event_to_device,
+    },
     events::AnyMessageLikeEventContent,
     serde::Raw,
 };
@@ -40,15 +48,33 @@ use serde_json::value::RawValue;
 use tracing::{debug, warn};
 
 pub use self::base_client::BaseClientBuilder;
-use crate::{ext::OfClients, send::one_try};
+pub(crate) use self::readers::{News, Readers};
+use crate::{
+    driver::{BoxFuture, jittered, pause, to_its_end},
+    ext::OfClients,
+    send::one_try,
+};
 
 /// How often the room key may change hands between sharing it and encrypting with it, before we
 /// give up. Once is rare: it takes a send of the SDK's own in just that moment.
-const ROUNDS: u32 = 16;
+const ROUNDS: u32 = 32;
+
+/// How long to wait before the next round, after others have used the room key up. The pauses double up
+/// to the longest, and are jittered, so that we fall out of step with whoever sends in a loop.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 
 /// How long to wait, in milliseconds, for another process that works on the same crypto store: as
 /// long as the SDK does.
 const LONGEST_STORE_WAIT: u32 = 60_000;
+
+/// When to give up a turn in a room. Each request in it ends after 15 s; a large room takes several.
+const LONGEST_TURN: Duration = Duration::from_secs(180);
+
+/// How many users' devices are asked for with one request, and how many one-time keys. More would take a
+/// server longer than a request may take, and its answer would be lost.
+const QUERIED_AT_ONCE: usize = 250;
+const CLAIMED_AT_ONCE: usize = 500;
 
 /// The last messages of a session are left to the SDK's own sends; see [`is_worn`].
 const LEFT_TO_THE_SDK: u64 = 5;
@@ -63,8 +89,8 @@ pub enum EncryptError {
     NotJoined,
     /// The room wants an algorithm that this client does not know.
     Algorithm,
-    /// Others sent so much into the room meanwhile that the room key was used up before we came to
-    /// use it, again and again. Try again.
+    /// It took too long: others sent so much into the room meanwhile that the room key was used up
+    /// before we came to use it, again and again; or the crypto store was locked for minutes. Try again.
     Busy,
     /// The server did not answer, or refused, what was asked of it first: the devices of the
     /// members, one-time keys, to take room keys. Try again.
@@ -133,6 +159,11 @@ pub(crate) struct Encrypted {
     pub(crate) content: Box<RawValue>,
     /// The megolm session that it is encrypted with.
     pub(crate) session_id: String,
+    /// The devices that were sent the room key, so that they can read it. A device that could not be
+    /// reached, as its server had no one-time key for it, is not among them; see
+    /// [`Encryptor::offer`].
+    #[cfg_attr(not(test), expect(dead_code, reason = "the heartbeat is to compare it"))]
+    pub(crate) reached: Readers,
 }
 
 /// What encrypts for one client.
@@ -147,6 +178,10 @@ pub(crate) struct Encryptor {
 }
 
 impl Encryptor {
+    fn new(base: BaseClient) -> Self {
+        Self { base, turns: Mutex::default(), claims: tokio::sync::Mutex::default() }
+    }
+
     /// Has a client encrypt with this base client, as long as the client lives.
     pub(crate) fn attach(client: &Client, base: BaseClient) -> Result<(), OtherBaseClient> {
         // All clones of a base client share this channel, and no others do. (The user and the device
@@ -158,8 +193,7 @@ impl Encryptor {
         }
         let mut attached = attached();
         if attached.find(client).is_none() {
-            let (turns, claims) = Default::default();
-            let encryptor = Arc::new(Self { base, turns, claims });
+            let encryptor = Arc::new(Self::new(base));
             attached.insert(client, &encryptor);
             // The one place of a client where others can leave something that it owns. It holds the
             // base client, which knows nothing of the client: no circle.
@@ -176,103 +210,281 @@ impl Encryptor {
     /// Encrypts an event, after everybody who may read it was sent the room key. One try: it is for
     /// the caller to try again where the server did not answer.
     ///
-    /// Dropped before it is done it leaves nothing behind that hurts: room keys that were not sent
-    /// yet are, by whoever sends next.
+    /// The caller may give up waiting. What was begun goes on without it, so that no answer is lost that
+    /// cost others a one-time key. The next call waits for that, and uses what came of it.
     pub(crate) async fn encrypt(
-        &self,
+        self: &Arc<Self>,
         room: &Room,
         event_type: &str,
         content: Box<RawValue>,
     ) -> Result<Encrypted, EncryptError> {
-        let client = room.client();
+        let content = Raw::from_json(content);
+        let event_type = event_type.to_owned();
+        self.in_turn(room, |encryptor, room| async move {
+            encryptor.encrypt_now(&room, &event_type, &content).await
+        })
+        .await
+    }
+
+    /// Tries again to reach the devices that have not got the room key. Returns all that have it now.
+    ///
+    /// The SDK asks for the one-time keys of a device or a server that had none only after a while, from
+    /// 15 s to 15 min. This asks at once: it is for the caller not to do it too often.
+    ///
+    /// As with [`encrypt`](Self::encrypt), what was begun goes on if the caller gives up.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the heartbeat is to call it"))]
+    pub(crate) async fn offer(self: &Arc<Self>, room: &Room) -> Result<Readers, EncryptError> {
+        self.in_turn(room, |encryptor, room| async move { encryptor.offer_now(&room).await }).await
+    }
+
+    /// The devices that an event in this room would be encrypted for now, as far as they are known
+    /// without asking the server. It reads a row of the crypto store for each member; see
+    /// [`readers_since`](Self::readers_since).
+    pub(crate) async fn readers(&self, room: &Room) -> Result<Readers, EncryptError> {
+        let news = News { members: true, ..News::default() };
+        self.readers_since(room, &Readers::default(), &news).await
+    }
+
+    /// As [`readers`](Self::readers), where the readers before are known, and the news since. It reads
+    /// one row for each user who is new or has changed. News of users who are not in the room cost
+    /// nothing.
+    pub(crate) async fn readers_since(
+        &self,
+        room: &Room,
+        known: &Readers,
+        news: &News,
+    ) -> Result<Readers, EncryptError> {
+        let mut readers = Vec::new();
+        let members = if news.members {
+            self.members(room, recipients_of(room)).await?
+        } else {
+            let members = news.users.iter().filter(|user| known.has_member(user));
+            let members: Vec<_> = members.cloned().collect();
+            readers.extend(known.of_others(&members));
+            members
+        };
+        if members.is_empty() {
+            return Ok(readers.into_iter().collect());
+        }
+        let machine = self.machine().await?;
+        for user in &members {
+            if known.has_member(user) && !news.users.contains(user) {
+                readers.extend(known.of(user));
+                continue;
+            }
+            readers.push(readers::member(user));
+            let devices = self.devices(&machine, user).await?;
+            readers.extend(devices.iter().map(|(id, key)| readers::device(user, id, *key)));
+        }
+        Ok(readers.into_iter().collect())
+    }
+
+    /// Runs something when it is the room's turn, and to its end although the caller may give up.
+    async fn in_turn<T, F>(
+        self: &Arc<Self>,
+        room: &Room,
+        work: impl FnOnce(Arc<Self>, Room) -> F,
+    ) -> Result<T, EncryptError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, EncryptError>> + Send + 'static,
+    {
         if room.state() != RoomState::Joined {
             return Err(EncryptError::NotJoined);
         }
-        if !room.are_members_synced() {
-            // Where members are loaded lazily, the others would get no key.
-            room.sync_members().await?;
-        }
-        let content = Raw::<AnyMessageLikeEventContent>::from_json(content);
+        // Not in the task: who gives up before its turn has come leaves nothing behind.
+        let turn = self.turn(room.room_id()).lock_owned().await;
+        let work: BoxFuture<'static, _> = Box::pin(work(self.clone(), room.clone()));
+        let done = to_its_end(LONGEST_TURN, async move {
+            let _turn = turn;
+            work.await
+        });
+        done.await.unwrap_or(Err(EncryptError::Busy))
+    }
 
-        let room_id = room.room_id();
-        let turn = self.turn(room_id);
-        let _turn = turn.lock().await;
-        self.query_keys(room, &self.machine().await?).await?;
-        let _store = client.encryption().spin_lock_store(Some(LONGEST_STORE_WAIT)).await?;
-        // After that, as taking the lock may have made another machine.
-        let machine = self.machine().await?;
+    async fn encrypt_now(
+        &self,
+        room: &Room,
+        event_type: &str,
+        content: &Raw<AnyMessageLikeEventContent>,
+    ) -> Result<Encrypted, EncryptError> {
+        let (machine, _store) = self.prepare(room).await?;
         self.claim_one_time_keys(room, &machine).await?;
-
+        let mut longest = FIRST_PAUSE;
         for _ in 0..ROUNDS {
-            // Also when it has just been shared: whoever joined since, or left, is seen now, and
-            // the shorter it is ago the less can have happened.
-            match self.share_room_key(room, &machine).await {
-                Ok(Shared::Already) => {}
-                Ok(Shared::Now) => continue,
-                Err(error) => {
-                    // Encrypting with a key that some may not have got is worse than a new one.
-                    if let Err(error) = machine.discard_room_key(room_id).await {
-                        warn!(%room_id, %error, "could not discard a room key");
-                    }
-                    return Err(error);
+            match self.round(room, &machine, event_type, content).await? {
+                Round::Encrypted(encrypted) => return Ok(encrypted),
+                // Once more at once: whoever joined since, or left, is seen now, and the shorter it is
+                // ago the less can have happened.
+                Round::Shared => {}
+                Round::Lost => {
+                    pause(jittered(longest)).await;
+                    longest = longest.saturating_mul(2).min(LONGEST_PAUSE);
                 }
-            }
-            let Some(session) = machine.store().get_outbound_group_session(room_id).await? else {
-                continue;
-            };
-            if !session.shared() {
-                // One of the SDK's own sends has rotated it since, and is sending it around.
-                continue;
-            }
-            if is_worn(&session).await {
-                machine.discard_room_key(room_id).await?;
-                continue;
-            }
-            let shared = session.session_id();
-
-            // The SDK's own sends hold none of our locks. Has one of them used the session up since
-            // we looked, the machine panics: its `encrypt` begins with an assertion that the
-            // session has not expired, and there is no way to ask that holds still. `is_worn` makes
-            // that all but impossible: it takes as many sends as it leaves to the SDK between two
-            // lines here. But in a room that rotates its key with each message, one is enough, and
-            // any admin can make it one; and a session also expires by the clock. The assertion
-            // comes before anything is changed or locked, so nothing is left half done.
-            let encrypted = machine.encrypt_room_event_raw(room_id, event_type, &content);
-            let Ok(encrypted) = AssertUnwindSafe(encrypted).catch_unwind().await else {
-                debug!(%room_id, "the room key was used up in just that moment");
-                continue;
-            };
-            let encrypted = encrypted?;
-            // Or one of them has rotated the session: then it is one that nobody may have got yet.
-            match encrypted.encryption_info.session_id() {
-                Some(session_id) if session_id == shared => {
-                    return Ok(Encrypted {
-                        content: encrypted.content.into_json(),
-                        session_id: session_id.to_owned(),
-                    });
-                }
-                _ => debug!(%room_id, "the room key was rotated in just that moment"),
             }
         }
         Err(EncryptError::Busy)
     }
 
-    /// A number that changes with the devices that an event in this room would be encrypted for, as
-    /// far as they are known without asking the server. Not cheap: reads one row of the crypto store
-    /// for each member. To be asked when something may have changed it
-    /// (`client.encryption().devices_stream()`, somebody's membership), not on a timer.
-    pub(crate) async fn recipients(&self, room: &Room) -> Result<u64, EncryptError> {
-        let machine = self.machine().await?;
-        let mut members = self.members(room, recipients_of(room)).await?;
-        members.sort_unstable();
-        let mut hasher = DefaultHasher::new();
-        for member in members {
-            let devices = machine.get_user_devices(&member, None).await?;
-            let mut devices: Vec<_> = devices.keys().collect();
-            devices.sort_unstable();
-            (member, devices).hash(&mut hasher);
+    async fn round(
+        &self,
+        room: &Room,
+        machine: &OlmMachine,
+        event_type: &str,
+        content: &Raw<AnyMessageLikeEventContent>,
+    ) -> Result<Round, EncryptError> {
+        let room_id = room.room_id();
+        match self.share_room_key(room, machine).await {
+            Ok(Shared::Already) => {}
+            Ok(Shared::Now) => return Ok(Round::Shared),
+            Err(error) => {
+                // Encrypting with a key that some may not have got is worse than a new one.
+                if let Err(error) = machine.discard_room_key(room_id).await {
+                    warn!(%room_id, %error, "could not discard a room key");
+                }
+                return Err(error);
+            }
         }
-        Ok(hasher.finish())
+        let Some(session) = machine.store().get_outbound_group_session(room_id).await? else {
+            return Ok(Round::Lost);
+        };
+        if !session.shared() {
+            // One of the SDK's own sends has rotated it since, and is sending it around.
+            return Ok(Round::Lost);
+        }
+        if is_worn(&session).await {
+            machine.discard_room_key(room_id).await?;
+            return Ok(Round::Shared);
+        }
+        let reached = holders(&session).await;
+
+        // The SDK's own sends hold none of our locks. Has one of them used the session up since
+        // we looked, the machine panics: its `encrypt` begins with an assertion that the
+        // session has not expired, and there is no way to ask that holds still. `is_worn` makes
+        // that all but impossible: it takes as many sends as it leaves to the SDK between two
+        // lines here. But in a room that rotates its key with each message, one is enough, and
+        // any admin can make it one; and a session also expires by the clock. The assertion
+        // comes before anything is changed or locked, so nothing is left half done.
+        let encrypted = machine.encrypt_room_event_raw(room_id, event_type, content);
+        let Ok(encrypted) = AssertUnwindSafe(encrypted).catch_unwind().await else {
+            debug!(%room_id, "the room key was used up in just that moment");
+            return Ok(Round::Lost);
+        };
+        let encrypted = encrypted?;
+        // Or one of them has rotated the session: then it is one that nobody may have got yet.
+        match encrypted.encryption_info.session_id() {
+            Some(session_id) if session_id == session.session_id() => {
+                Ok(Round::Encrypted(Encrypted {
+                    content: encrypted.content.into_json(),
+                    session_id: session_id.to_owned(),
+                    reached,
+                }))
+            }
+            _ => {
+                debug!(%room_id, "the room key was rotated in just that moment");
+                Ok(Round::Lost)
+            }
+        }
+    }
+
+    async fn offer_now(&self, room: &Room) -> Result<Readers, EncryptError> {
+        let room_id = room.room_id();
+        let (machine, _store) = self.prepare(room).await?;
+        let held = async || {
+            let session = machine.store().get_outbound_group_session(room_id).await?;
+            Ok::<_, EncryptError>(match session {
+                Some(session) => holders(&session).await,
+                None => Readers::default(),
+            })
+        };
+        let before = held().await?;
+        let mut missing = BTreeMap::<_, BTreeMap<_, _>>::new();
+        let mut is_reachable = false;
+        for user in self.members(room, recipients_of(room)).await? {
+            for (id, key) in self.devices(&machine, &user).await? {
+                if before.covers(&[readers::device(&user, &id, key)].into_iter().collect()) {
+                    continue;
+                }
+                let sessions = crypto_store(&machine).get_sessions(&key.to_base64()).await?;
+                if sessions.is_some_and(|sessions| !sessions.is_empty()) {
+                    is_reachable = true;
+                } else {
+                    let devices = missing.entry(user.clone()).or_default();
+                    devices.insert(id, OneTimeKeyAlgorithm::SignedCurve25519);
+                }
+            }
+        }
+        if !missing.is_empty() {
+            let _claims = self.claims.lock().await;
+            // Under an id that the SDK knows nothing of. It would else remember again who has failed.
+            let id = TransactionId::new();
+            is_reachable |= self.claim(room, &machine, &id, missing).await?;
+        }
+        // Nobody new: the SDK need not look through all devices, nor rotate the key for who has left.
+        if !is_reachable {
+            return Ok(before);
+        }
+        self.share_room_key(room, &machine).await?;
+        held().await
+    }
+
+    /// What comes before sharing the room key: who is in the room, and which devices they have. Returns
+    /// the machine and the lock on its store.
+    async fn prepare(&self, room: &Room) -> Result<(OlmMachine, impl Send + use<>), EncryptError> {
+        if !room.are_members_synced() {
+            // Where members are loaded lazily, the others would get no key.
+            room.sync_members().await?;
+        }
+        self.query_keys(room, &self.machine().await?).await?;
+        let encryption = room.client().encryption();
+        let store = encryption.spin_lock_store(Some(LONGEST_STORE_WAIT)).await?;
+        // After that, as taking the lock may have made another machine.
+        Ok((self.machine().await?, store))
+    }
+
+    /// The devices of a user that are given room keys, with their Curve25519 keys. Our own is not among
+    /// them.
+    async fn devices(
+        &self,
+        machine: &OlmMachine,
+        user_id: &UserId,
+    ) -> Result<Vec<(OwnedDeviceId, Curve25519PublicKey)>, EncryptError> {
+        let is_by_trust = match self.base.room_key_recipient_strategy {
+            CollectStrategy::AllDevices | CollectStrategy::ErrorOnVerifiedUserProblem => false,
+            CollectStrategy::IdentityBasedStrategy | CollectStrategy::OnlyTrustedDevices => true,
+        };
+        let mut devices = crypto_store(machine).get_user_devices(user_id).await?;
+        if is_by_trust || devices.values().any(DeviceData::is_dehydrated) {
+            // Who has signed what takes more reads.
+            let known = machine.get_user_devices(user_id, None).await?;
+            devices.retain(|id, _| known.get(id).is_some_and(|device| self.gets_keys(&device)));
+        } else {
+            devices.retain(|_, device| !device.is_blacklisted());
+        }
+        if user_id == machine.user_id() {
+            devices.remove(machine.device_id());
+        }
+        // A device without Olm can be sent nothing, by anybody.
+        devices.retain(|_, device| device.supports_olm());
+        let devices = devices.into_iter();
+        Ok(devices.filter_map(|(id, device)| Some((id, device.curve25519_key()?))).collect())
+    }
+
+    /// As the SDK decides it when it shares a room key.
+    fn gets_keys(&self, device: &Device) -> bool {
+        let trust = device.local_trust_state();
+        match self.base.room_key_recipient_strategy {
+            CollectStrategy::AllDevices | CollectStrategy::ErrorOnVerifiedUserProblem => {
+                trust != LocalTrust::BlackListed
+                    && (!device.is_dehydrated() || device.is_cross_signed_by_owner())
+            }
+            CollectStrategy::IdentityBasedStrategy => device.is_cross_signed_by_owner(),
+            CollectStrategy::OnlyTrustedDevices => match trust {
+                LocalTrust::BlackListed => false,
+                LocalTrust::Ignored | LocalTrust::Verified => true,
+                LocalTrust::Unset => device.is_cross_signing_trusted(),
+            },
+        }
     }
 
     fn turn(&self, room_id: &RoomId) -> Arc<tokio::sync::Mutex<()>> {
@@ -311,14 +523,13 @@ impl Encryptor {
             client.encryption().request_user_identity(own).await?;
             unknown.retain(|member| member != own);
         }
-        if unknown.is_empty() {
-            return Ok(());
+        for users in unknown.chunks(QUERIED_AT_ONCE) {
+            let (id, wanted) = machine.query_keys_for_users(users.iter().map(AsRef::as_ref));
+            let mut request = get_keys::v3::Request::new();
+            request.device_keys = wanted.device_keys;
+            let answer = client.send(request).with_request_config(one_try()).await?;
+            machine.mark_request_as_sent(&id, &answer).await?;
         }
-        let (id, wanted) = machine.query_keys_for_users(unknown.iter().map(AsRef::as_ref));
-        let mut request = get_keys::v3::Request::new();
-        request.device_keys = wanted.device_keys;
-        let answer = client.send(request).with_request_config(one_try()).await?;
-        machine.mark_request_as_sent(&id, &answer).await?;
         Ok(())
     }
 
@@ -332,10 +543,49 @@ impl Encryptor {
         let members = self.members(room, RoomMemberships::ACTIVE).await?;
         let missing = machine.get_missing_sessions(members.iter().map(AsRef::as_ref)).await?;
         if let Some((id, request)) = missing {
-            let answer = room.client().send(request).with_request_config(one_try()).await?;
-            machine.mark_request_as_sent(&id, &answer).await?;
+            self.claim(room, machine, &id, request.one_time_keys).await?;
         }
         Ok(())
+    }
+
+    /// Claims a one-time key of each of these devices. Returns whether there was any.
+    async fn claim(
+        &self,
+        room: &Room,
+        machine: &OlmMachine,
+        id: &TransactionId,
+        devices: BTreeMap<OwnedUserId, BTreeMap<OwnedDeviceId, OneTimeKeyAlgorithm>>,
+    ) -> Result<bool, EncryptError> {
+        let devices: Vec<_> = devices
+            .into_iter()
+            .flat_map(|(user, devices)| {
+                devices.into_iter().map(move |(id, algorithm)| (user.clone(), id, algorithm))
+            })
+            .collect();
+        let mut all = claim_keys::v3::Response::new(BTreeMap::new());
+        for devices in devices.chunks(CLAIMED_AT_ONCE) {
+            let mut wanted = BTreeMap::<_, BTreeMap<_, _>>::new();
+            for (user, id, algorithm) in devices.iter().cloned() {
+                wanted.entry(user).or_default().insert(id, algorithm);
+            }
+            let request = claim_keys::v3::Request::new(wanted);
+            match room.client().send(request).with_request_config(one_try()).await {
+                Ok(answer) => {
+                    all.failures.extend(answer.failures);
+                    for (user, devices) in answer.one_time_keys {
+                        all.one_time_keys.entry(user).or_default().extend(devices);
+                    }
+                }
+                Err(error) => {
+                    // What was given so far is used all the same. Under another id, so that the SDK does
+                    // not take those for failed who were not asked for.
+                    machine.mark_request_as_sent(&TransactionId::new(), &all).await?;
+                    return Err(error.into());
+                }
+            }
+        }
+        machine.mark_request_as_sent(id, &all).await?;
+        Ok(!all.one_time_keys.is_empty())
     }
 
     /// Sends the room key to whoever has not got it; makes a new one first where that is due: it
@@ -388,6 +638,15 @@ impl fmt::Debug for Encryptor {
     }
 }
 
+/// What came of one try to encrypt.
+enum Round {
+    Encrypted(Encrypted),
+    /// The room key is on its way, or has to be made anew first.
+    Shared,
+    /// Somebody else has used the room key up, or made another one.
+    Lost,
+}
+
 enum Shared {
     /// Everybody has it.
     Already,
@@ -402,6 +661,24 @@ fn recipients_of(room: &Room) -> RoomMemberships {
         ruma::events::room::history_visibility::HistoryVisibility::Joined => RoomMemberships::JOIN,
         _ => RoomMemberships::ACTIVE,
     }
+}
+
+/// The devices that were sent the key of a session.
+async fn holders(session: &OutboundGroupSession) -> Readers {
+    // There is no other way to ask. The SDK does the same each time that it encrypts, to store it.
+    let shared = session.pickle().await.shared_with_set;
+    let shared = shared.iter().flat_map(|(user, devices)| {
+        devices.iter().filter_map(move |(id, info)| match info {
+            ShareInfo::Shared(with) => Some(readers::device(user, id, with.sender_key)),
+            ShareInfo::Withheld(_) => None,
+        })
+    });
+    shared.collect()
+}
+
+/// The store that the machine works on, past the machine's own methods of the same names.
+fn crypto_store(machine: &OlmMachine) -> &DynCryptoStore {
+    &**machine.store()
 }
 
 /// Whether a session is not to be used any more.

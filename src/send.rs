@@ -473,7 +473,7 @@ impl Outgoing {
     ) -> Result<Self, SendError> {
         let encryptor = Encryptor::of(&room.client()).ok_or(SendError::NoBaseClient)?;
         let encrypted = encryptor.encrypt(room, event_type, content).await;
-        let Encrypted { content, session_id } = encrypted.map_err(SendError::Encrypt)?;
+        let Encrypted { content, session_id, .. } = encrypted.map_err(SendError::Encrypt)?;
         let event_type = "m.room.encrypted".to_owned();
         Ok(Self { event_type, content, session_id: Some(session_id) })
     }

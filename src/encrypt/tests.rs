@@ -154,34 +154,88 @@ async fn device(machine: &OlmMachine, user_id: &UserId, device_id: &DeviceId) {
     machine.mark_request_as_sent(&id, &answer).await.unwrap();
 }
 
-#[tokio::test]
-async fn the_recipients_change_with_members_and_their_devices_and_with_nothing_else() {
+/// A room of ours, with these members.
+async fn room_of(
+    memberships: &[(&UserId, &str)],
+) -> (Room, BaseClient, OlmMachine, Arc<Encryptor>) {
     let (client, base, machine) = machine_with_session(100).await;
     Encryptor::attach(&client, base.clone()).unwrap();
     let encryptor = Encryptor::of(&client).unwrap();
-    let (bob, carol) = (user_id!("@bob:hs"), user_id!("@carol:hs"));
-    members(&base, &[(bob, "join")]).await;
-    let room = client.get_room(room_id()).unwrap();
-    let recipients = async || encryptor.recipients(&room).await.unwrap();
+    members(&base, memberships).await;
+    (client.get_room(room_id()).unwrap(), base, machine, encryptor)
+}
 
-    let mut seen = vec![recipients().await];
-    let mut changed = async |what: &str| {
-        let now = recipients().await;
-        assert!(!seen.contains(&now), "{what}");
-        assert_eq!(recipients().await, now, "and nothing else");
-        seen.push(now);
+#[tokio::test]
+async fn only_newcomers_are_not_covered() {
+    let (bob, carol) = (user_id!("@bob:hs"), user_id!("@carol:hs"));
+    let (room, base, machine, encryptor) = room_of(&[(bob, "join")]).await;
+    let mut known = encryptor.readers(&room).await.unwrap();
+    let mut news = async |comes: bool, what: &str| {
+        let now = encryptor.readers(&room).await.unwrap();
+        assert_eq!(known.covers(&now), !comes, "{what}");
+        known = now;
     };
+    news(false, "nothing").await;
     device(&machine, bob, device_id!("FIRST")).await;
-    changed("bob has a device").await;
-    device(&machine, bob, device_id!("SECOND")).await;
-    changed("bob has another one instead").await;
+    news(true, "bob has a device").await;
     members(&base, &[(carol, "invite")]).await;
-    changed("carol is invited, and will be able to read it").await;
-    members(&base, &[(bob, "leave")]).await;
-    changed("bob is gone").await;
+    news(false, "carol has no device").await;
+    device(&machine, carol, device_id!("CAROLS")).await;
+    news(true, "carol is invited, and will be able to read it").await;
+    device(&machine, bob, device_id!("SECOND")).await;
+    news(true, "bob has another device instead").await;
+    members(&base, &[(carol, "leave")]).await;
+    news(false, "carol is gone").await;
     encrypt(&machine).await;
     share(&machine, 100).await;
-    assert_eq!(recipients().await, seen[seen.len() - 1]);
+    news(false, "the room key was used, and shared again").await;
+}
+
+#[tokio::test]
+async fn news_of_devices_cost_a_read_for_each_member_they_name() {
+    let (bob, carol, dave) = (user_id!("@bob:hs"), user_id!("@carol:hs"), user_id!("@dave:hs"));
+    let (room, base, machine, encryptor) = room_of(&[(bob, "join"), (carol, "join")]).await;
+    let known = encryptor.readers(&room).await.unwrap();
+    // All of them have news. What was not read is not seen.
+    for user in [bob, carol, dave] {
+        device(&machine, user, device_id!("FIRST")).await;
+    }
+    let of = |users: &[&UserId]| News {
+        users: users.iter().map(|user| (*user).to_owned()).collect(),
+        ..News::default()
+    };
+    let since = async |news: News| encryptor.readers_since(&room, &known, &news).await.unwrap();
+    assert_eq!(since(of(&[dave])).await.len(), 0);
+    let bobs = since(of(&[bob, dave])).await;
+    assert_eq!(bobs.len(), 1);
+    let both = encryptor.readers_since(&room, &bobs, &of(&[carol])).await.unwrap();
+    assert_eq!(both.len(), 2);
+
+    // With news of members, only the devices of the new one are read.
+    members(&base, &[(dave, "join")]).await;
+    let daves = since(News { members: true, ..News::default() }).await;
+    assert_eq!(daves.len(), 1);
+    assert!(!both.covers(&daves));
+    let all = encryptor.readers(&room).await.unwrap();
+    assert_eq!(all.len(), 3);
+    assert!(all.covers(&both) && all.covers(&daves));
+}
+
+#[tokio::test]
+async fn a_device_that_gets_no_keys_is_no_reader() {
+    let bob = user_id!("@bob:hs");
+    let (room, base, machine, encryptor) = room_of(&[(bob, "join")]).await;
+    device(&machine, bob, device_id!("FIRST")).await;
+    assert_eq!(encryptor.readers(&room).await.unwrap().len(), 1);
+    for strategy in [CollectStrategy::IdentityBasedStrategy, CollectStrategy::OnlyTrustedDevices] {
+        let mut base = base.clone();
+        base.room_key_recipient_strategy = strategy;
+        let encryptor = Encryptor::new(base);
+        assert_eq!(encryptor.readers(&room).await.unwrap().len(), 0);
+    }
+    let his = machine.get_device(bob, device_id!("FIRST"), None).await.unwrap().unwrap();
+    his.set_local_trust(LocalTrust::BlackListed).await.unwrap();
+    assert_eq!(encryptor.readers(&room).await.unwrap().len(), 0);
 }
 
 #[tokio::test]

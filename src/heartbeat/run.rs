@@ -33,6 +33,8 @@ use super::{
     Failure, Heartbeat, LeaseId, Outcome, Pace, PaceError, SendId, State, Step,
     store::{Armed, Place, Store},
 };
+#[cfg(feature = "e2e-encryption")]
+use crate::encrypt::{Encryptor, Readers};
 use crate::{
     delayed::{DelayId, DelayedError, DelayedEvents, PreparedEvent},
     driver::{BoxFuture, Task, Timer, before, optional, random_seed},
@@ -555,8 +557,8 @@ struct Kept {
     held: Option<LeaseId>,
     armed_until: Option<Deadline>,
     outranked_until: Option<Deadline>,
-    /// Who could read the leave that was armed last: a number of [`Context::readers`].
-    readers: Option<u64>,
+    /// Who could read the leave that was armed last; see [`Context::readers`].
+    readers: Option<Readers>,
     sending: Option<(SendId, send_message_event::v3::Request)>,
     /// The last join that was answered.
     joined: Option<OwnedEventId>,
@@ -580,7 +582,7 @@ enum Event {
     /// Somebody's devices, or who is in the room.
     News,
     /// Who can read the room now.
-    Readers(Option<u64>),
+    Readers(Option<Readers>),
     /// What other keys had armed is retired.
     Retired,
 }
@@ -606,7 +608,7 @@ impl Run {
         };
         let mut retired = Some(retired.boxed());
         let mut doing: Option<BoxFuture<'static, (Step, Outcome)>> = None;
-        let mut looking: Option<BoxFuture<'static, Option<u64>>> = None;
+        let mut looking: Option<BoxFuture<'static, Option<Readers>>> = None;
         let mut look_again = false;
         let mut owned_at = context.timer.now();
 
@@ -785,9 +787,11 @@ impl Run {
     }
 
     /// Who is there, compared with who could read the leave that is armed.
-    fn handle_readers(&mut self, readers: Option<u64>) {
-        let before = self.context.kept().readers;
-        if before.is_some() && readers.is_some() && before != readers {
+    fn handle_readers(&mut self, readers: Option<Readers>) {
+        let before = self.context.kept().readers.clone();
+        if let (Some(before), Some(now)) = (before, readers)
+            && !before.covers(&now)
+        {
             self.machine.handle_key_change(self.context.timer.now());
         }
     }
@@ -993,15 +997,15 @@ impl Context {
         }
     }
 
-    /// A number that changes when somebody comes who could not read the leave that is armed, or when
-    /// that was not encrypted and would be now.
-    async fn readers(&self) -> Option<u64> {
+    /// Who could read a leave that is armed now; nobody while the room is not encrypted, so that all
+    /// are new when encryption is switched on.
+    async fn readers(&self) -> Option<Readers> {
         if !self.room.encryption_state().is_encrypted() {
-            return Some(0);
+            return Some(Readers::default());
         }
         #[cfg(feature = "e2e-encryption")]
-        if let Some(encryptor) = crate::encrypt::Encryptor::of(&self.room.client()) {
-            return encryptor.recipients(&self.room).await.ok();
+        if let Some(encryptor) = Encryptor::of(&self.room.client()) {
+            return encryptor.readers(&self.room).await.ok();
         }
         None
     }
@@ -1120,6 +1124,18 @@ fn concerns_readers(update: &RoomUpdate) -> bool {
     let mut texts = state.chain(timeline).map(Cleartext::text);
     updates.timeline.limited
         || texts.any(|text| text.contains("m.room.member") || text.contains("m.room.encryption"))
+}
+
+/// Without encryption everybody can read everything.
+#[cfg(not(feature = "e2e-encryption"))]
+#[derive(Clone, Default)]
+struct Readers;
+
+#[cfg(not(feature = "e2e-encryption"))]
+impl Readers {
+    fn covers(&self, _: &Self) -> bool {
+        true
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
