@@ -38,7 +38,7 @@ const KEY: &str = "org.matrix.msc4143.rtc.encryption_key";
 const ELEMENT_CALL_KEY: &str = "io.element.call.encryption_keys";
 
 /// A media key's index, and the key.
-type Keys = BTreeMap<u8, Vec<u8>>;
+pub(crate) type Keys = BTreeMap<u8, Vec<u8>>;
 
 /// One who is about to call.
 struct Guest {
@@ -48,14 +48,16 @@ struct Guest {
 }
 
 /// A device in a call: its membership, and a frame cryptor that remembers what it is told.
-struct Caller {
-    person: Person,
-    watch: Watcher,
+pub(crate) struct Caller {
+    pub(crate) person: Person,
+    pub(crate) watch: Watcher,
     membership: Membership,
     keys: MediaKeys,
     changes: KeyChanges,
-    own: Option<(u8, Vec<u8>)>,
-    peers: BTreeMap<Participant, Keys>,
+    pub(crate) own: Option<(u8, Vec<u8>)>,
+    pub(crate) peers: BTreeMap<Participant, Keys>,
+    /// Whose keys it was told to forget.
+    pub(crate) gone: Vec<Participant>,
 }
 
 impl Guest {
@@ -69,21 +71,27 @@ impl Guest {
         let Self { person, watch, membership } = self;
         let keys = membership.media_keys(config).await.unwrap();
         let changes = keys.changes();
-        Caller { person, watch, membership, keys, changes, own: None, peers: BTreeMap::new() }
+        let peers = BTreeMap::new();
+        Caller { person, watch, membership, keys, changes, own: None, peers, gone: Vec::new() }
     }
 }
 
 impl Caller {
-    async fn new(person: Person, watch: Watcher, room: &RoomId, config: KeyConfig) -> Self {
+    pub(crate) async fn new(
+        person: Person,
+        watch: Watcher,
+        room: &RoomId,
+        config: KeyConfig,
+    ) -> Self {
         Guest::new(person, watch, room).await.exchanges(config).await
     }
 
-    fn participant(&self) -> Participant {
+    pub(crate) fn participant(&self) -> Participant {
         Participant::new(self.person.id(), self.membership.member_id(), self.person.device_id())
     }
 
     /// Takes what the cryptor is told, until it is as wanted.
-    async fn until(&mut self, what: &str, mut is_wanted: impl FnMut(&Self) -> bool) {
+    pub(crate) async fn until(&mut self, what: &str, mut is_wanted: impl FnMut(&Self) -> bool) {
         while !is_wanted(self) {
             match timeout(DEADLINE, self.changes.next()).await {
                 Ok(change) => self.apply(change.expect("the exchange goes on")),
@@ -114,6 +122,7 @@ impl Caller {
             }
             KeyChange::Gone { participant } => {
                 self.peers.remove(&participant).unwrap();
+                self.gone.push(participant);
             }
             other => panic!("{other:?}"),
         }
@@ -134,7 +143,7 @@ impl Caller {
     }
 
     /// Takes what it is told until it can decrypt what the other encrypts now.
-    async fn hears(&mut self, other: &Self) {
+    pub(crate) async fn hears(&mut self, other: &Self) {
         let (index, key) = other.own.as_ref().unwrap();
         let who = other.participant();
         let what = format!("the key {index} of {}", other.person.id());
@@ -155,7 +164,7 @@ impl Caller {
     }
 }
 
-fn any_device() -> KeyConfig {
+pub(crate) fn any_device() -> KeyConfig {
     KeyConfig::default().with_devices(DevicePolicy::Any).with_use_after(Duration::from_secs(1))
 }
 
@@ -217,7 +226,7 @@ async fn acquainted<const N: usize>(people: [&Person; N], room: &RoomId) -> [Wat
     watchers.try_into().ok().unwrap()
 }
 
-async fn know_each_other(people: &[&Person], watchers: &[&Watcher]) {
+pub(crate) async fn know_each_other(people: &[&Person], watchers: &[&Watcher]) {
     for watcher in watchers {
         for other in people {
             let encryption = watcher.client.encryption();

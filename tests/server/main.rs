@@ -8,6 +8,7 @@
 #![allow(clippy::disallowed_methods, reason = "a real server, on the real clock")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod attacker;
 mod delayed;
 mod element_call;
 mod encrypted;
@@ -23,6 +24,7 @@ mod presence;
 mod proxy;
 mod rooms;
 mod rtc;
+mod sealed;
 mod send;
 mod support;
 mod v3;

@@ -83,6 +83,11 @@ impl Call {
         }
     }
 
+    /// All that was told, and not taken by the test yet.
+    pub(crate) fn told(&self) -> &[What] {
+        &self.told
+    }
+
     /// Why somebody is not there.
     pub(crate) fn reason(&self, person: &Person) -> Option<NotJoined> {
         let of_theirs = self.now.candidates().find(|candidate| candidate.user_id == person.id());

@@ -79,7 +79,7 @@ pub(crate) fn start(options: &Options) -> Synapse {
 }
 
 /// A transaction id, or a part of a name, that was not there before.
-fn unique() -> u32 {
+pub(crate) fn unique() -> u32 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     NEXT.fetch_add(1, Relaxed)
 }
