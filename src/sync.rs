@@ -311,7 +311,15 @@ impl Worker {
                 update = rooms.recv() => Event::Rooms(update),
                 Some(users) = ignored.next() => Event::Ignored(users),
                 change = session.recv() => Event::Session(change),
-                sessions = next_keys(&mut keys) => Event::Keys(sessions),
+                news = next_keys(&mut keys) => match news {
+                    Some(sessions) => Event::Keys(sessions),
+                    // The stream ends when matrix-sdk makes its machine anew, as another process
+                    // wrote the store. The next turn listens again, and looks at all that waits.
+                    None => {
+                        keys = None;
+                        continue;
+                    }
+                },
             };
             self.handle(&mut turn, event).await;
         }
@@ -923,12 +931,10 @@ fn is_forbidden(error: &HttpError) -> bool {
     status == Some(StatusCode::FORBIDDEN)
 }
 
-async fn next_keys(keys: &mut Option<KeyStream>) -> Option<Vec<Waiting>> {
+/// What the stream of keys gives next; never, while there is none.
+async fn next_keys(keys: &mut Option<KeyStream>) -> Option<Option<Vec<Waiting>>> {
     match keys {
-        Some(keys) => match keys.next().await {
-            Some(keys) => keys,
-            None => pending().await,
-        },
+        Some(keys) => keys.next().await,
         None => pending().await,
     }
 }

@@ -1,7 +1,10 @@
 //! Encrypted rooms: keys that come late, or never.
 
-use matrix_sdk::ruma::RoomId;
-use matrix_sdk_sticky::{Encryption, RemovalReason, StickyKey};
+use matrix_sdk::{cross_process_lock::CrossProcessLockConfig, ruma::RoomId, store::StoreConfig};
+use matrix_sdk_sticky::{
+    Encryption, RemovalReason, StickyKey,
+    matrix_sdk_base::{BaseClient, DmRoomDefinition, ThreadingSupport},
+};
 use serde_json::json;
 
 use crate::support::{Encryptor, LONG, Person, TYPE, Watcher, eventually, in_room, keys, status};
@@ -122,6 +125,28 @@ async fn an_event_waits_unseen_for_its_key_and_is_shown_when_that_comes() {
     send("garbage again");
     sender.send(&room, "readable", "still").await;
     watcher.updated("readable").await;
+}
+
+/// As after each turn of a notification extension, which writes the same store.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_key_counts_after_the_machine_is_remade() {
+    let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+    let room = bob.encrypted_room_with(&[&alice]);
+    let store = StoreConfig::new(CrossProcessLockConfig::SingleProcess);
+    let base = BaseClient::new(store, ThreadingSupport::Disabled, DmRoomDefinition::default());
+    let client = alice.client_on(base.clone()).await;
+    let mut watcher = Watcher::with(client, &[&room]).await;
+    let sender = Encryptor::of(&bob, &room, &[&alice]).await;
+    for round in 0..3 {
+        base.regenerate_olm(None).await.unwrap();
+        sender.discard_key(&room).await;
+        sender.proxy.keep_to_device();
+        sender.send(&room, &format!("late {round}"), "").await;
+        assert_waiting(&watcher, &room, 1).await;
+        assert!(sender.proxy.release_to_device().await > 0);
+        watcher.added(&format!("late {round}")).await;
+    }
+    watcher.assert_silent();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -23,6 +23,7 @@ use matrix_sdk::{
 use matrix_sdk_sticky::{
     BaseClientBuilder, Changes, ClientExt as _, Entry, EntryChange, RemovalReason, RoomSticky,
     Snapshot, Sticky, StickyContent, Subscription, SyncSource, SyncState, View,
+    matrix_sdk_base::BaseClient,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -129,6 +130,14 @@ impl Person {
 
     pub(crate) async fn encrypting_client_of(&self, base: BaseClientBuilder, url: &str) -> Client {
         let client = base.build_client(Client::builder().homeserver_url(url)).await.unwrap();
+        client.restore_session(self.session()).await.unwrap();
+        client
+    }
+
+    /// A client on this base client.
+    pub(crate) async fn client_on(&self, base: BaseClient) -> Client {
+        let builder = Client::builder().homeserver_url(&self.url).base_client(base);
+        let client = builder.build().await.unwrap();
         client.restore_session(self.session()).await.unwrap();
         client
     }
