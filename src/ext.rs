@@ -4,15 +4,15 @@
 //! has. No logic: what the handles do is done in `view` and `sync`.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
-    sync::{Arc, LazyLock, Mutex, PoisonError, Weak},
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
 use eyeball::{SharedObservable, Subscriber};
 use matrix_sdk::{Client, Room};
-use ruma::{OwnedEventId, RoomId};
+use ruma::{EventId, OwnedEventId, RoomId};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -85,6 +85,8 @@ struct Inner {
     source: SharedObservable<SyncSource>,
     task: Mutex<Option<Task>>,
     turns: Turns,
+    /// Memberships of ours that are removed, or have been: see [`RoomSticky::claim_removal`].
+    removals: Mutex<HashSet<OwnedEventId>>,
     delayed: Arc<Mutex<delayed::Known>>,
     beating: Beating,
 }
@@ -402,6 +404,21 @@ impl RoomSticky {
         &self.sticky.inner.turns
     }
 
+    /// Whether the caller is to remove this event of ours: the first one who asks is. Each stream of a room
+    /// sees the same memberships.
+    pub(crate) fn claim_removal(&self, event_id: OwnedEventId) -> bool {
+        self.removals().insert(event_id)
+    }
+
+    /// The removal came to nothing: somebody may try again.
+    pub(crate) fn disclaim_removal(&self, event_id: &EventId) {
+        self.removals().remove(event_id);
+    }
+
+    fn removals(&self) -> MutexGuard<'_, HashSet<OwnedEventId>> {
+        self.sticky.inner.removals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn timer(&self) -> &Arc<dyn Timer> {
         &self.sticky.inner.timer
     }
@@ -509,6 +526,7 @@ impl StickyBuilder {
             source: SharedObservable::new(self.source),
             task: Mutex::default(),
             turns: Turns::default(),
+            removals: Mutex::default(),
             delayed: Arc::default(),
             beating: Beating::default(),
         });

@@ -28,6 +28,14 @@
 //!   the same key. Who comes later and never saw the redacted event cannot know of it. The member's own
 //!   client leaves when it sees that its join, or a refresh of it, was redacted.
 //!
+//! - A membership ends when its sender leaves the room, or is kicked or banned. It does not come back with
+//!   them: whoever returns to the room has to join the session again. The room's state tells that somebody
+//!   was out, as far as the server gives it: a `join` whose predecessor (`unsigned.prev_content`, or the
+//!   event that `unsigned.replaces_state` names) was no `join`, or a leave by somebody of the user's own
+//!   server, either of them later than the membership. A change of name is no such thing. Where the state
+//!   cannot tell, the membership counts. A device of this crate that returns removes what it had left there,
+//!   once somebody looks at the room's sessions there.
+//!
 //! # Media keys
 //!
 //! In encrypted rooms each member has a key of its own for its media, which it gives to the devices of
@@ -54,6 +62,7 @@ mod slot;
 mod snapshot;
 #[cfg(feature = "client")]
 mod state;
+mod stay;
 mod transport;
 
 #[cfg(feature = "client")]

@@ -21,7 +21,7 @@ use matrix_sdk::{
     sync::{RoomUpdate, State as RoomState},
 };
 use ruma::{
-    OwnedEventId, TransactionId, api::client::message::send_message_event,
+    OwnedEventId, RoomId, TransactionId, api::client::message::send_message_event,
     events::MessageLikeEventType, exports::http::StatusCode, serde::Raw,
 };
 use serde::Serialize;
@@ -452,6 +452,12 @@ impl Beating {
 
     fn is_live(&self, place: &Place) -> bool {
         lock(&self.live).contains_key(place)
+    }
+
+    /// Whether a heartbeat of this client has this key.
+    pub(crate) fn has(&self, room_id: &RoomId, event_type: &str, sticky_key: &str) -> bool {
+        let (event_type, sticky_key) = (event_type.to_owned(), sticky_key.to_owned());
+        self.is_live(&Place { room_id: room_id.to_owned(), event_type, sticky_key })
     }
 
     /// Fires what earlier processes have left armed: their members are not there any more, and nobody else

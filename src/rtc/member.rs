@@ -257,7 +257,7 @@ pub enum NotJoined {
     /// The membership is not encrypted, in an encrypted room: such a one can end a member, and make
     /// none.
     NotEncrypted,
-    /// The sender is not in the room.
+    /// The sender is not in the room, or was out of it after they had sent the membership.
     NotInRoom,
     /// The slot is not open.
     Slot(ClosedBy),

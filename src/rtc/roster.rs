@@ -17,6 +17,8 @@ use std::{
 };
 
 use imbl::OrdMap;
+#[cfg(feature = "client")]
+use ruma::DeviceId;
 use ruma::{EventId, OwnedEventId, OwnedUserId, UserId};
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -29,6 +31,7 @@ use super::{
     },
     slot::{Slot, session_of, slots_of},
     snapshot::{RtcSnapshot, View, closed_to},
+    stay::{Stay, Told},
 };
 use crate::{
     event::{Encryption, RemovalReason, StickyEvent, Verification},
@@ -98,9 +101,11 @@ pub struct Roster {
     /// As the stable and the unstable event have it.
     slots: HashMap<String, [Option<(OwnedEventId, Slot)>; 2]>,
     /// Of those with a membership.
-    in_room: HashMap<OwnedUserId, bool>,
+    stays: HashMap<OwnedUserId, Stay>,
     /// Of whom that is not known yet.
     unknown: BTreeSet<OwnedUserId>,
+    /// Of whom nothing is told for now.
+    held_back: BTreeSet<OwnedUserId>,
     memberships: BTreeMap<Arc<Key>, Membership>,
     by_slot: HashMap<String, BTreeSet<Arc<Key>>>,
     /// Who would be there if it were not for the same device's others.
@@ -186,6 +191,8 @@ struct StateEvent {
     origin_server_ts: Value,
     #[serde(default)]
     content: Map<String, Value>,
+    #[serde(default)]
+    unsigned: Value,
 }
 
 impl StateEvent {
@@ -198,12 +205,22 @@ impl StateEvent {
     }
 
     /// Who is in the room by it or not, if that is what it says.
-    fn in_room(&self) -> Option<(&UserId, bool)> {
+    fn stay(&self) -> Option<(&UserId, Told)> {
         if self.event_type != "m.room.member" {
             return None;
         }
         let user_id = <&UserId>::try_from(&*self.state_key).ok()?;
-        Some((user_id, self.content.get("membership").is_some_and(|it| it == "join")))
+        let before = self.unsigned.get("prev_content").and_then(|it| it.get("membership"));
+        let replaced = self.unsigned.get("replaces_state").and_then(Value::as_str);
+        let told = Told {
+            event_id: self.event_id.clone(),
+            is_in: self.content.get("membership").is_some_and(|it| it == "join"),
+            at_ms: self.origin_server_ts.as_u64(),
+            is_of_own_server: self.sender.server_name() == user_id.server_name(),
+            was_in: before.map(|before| before == "join"),
+            replaced: replaced.and_then(|replaced| EventId::parse(replaced).ok()),
+        };
+        Some((user_id, told))
     }
 }
 
@@ -221,8 +238,9 @@ impl Roster {
             is_encrypted: None,
             is_state_known: false,
             slots: HashMap::new(),
-            in_room: HashMap::new(),
+            stays: HashMap::new(),
             unknown: BTreeSet::new(),
+            held_back: BTreeSet::new(),
             memberships: BTreeMap::new(),
             by_slot: HashMap::new(),
             by_device: BTreeSet::new(),
@@ -269,14 +287,26 @@ impl Roster {
         self.touched_slots.extend(self.slots.keys().cloned());
     }
 
-    /// Takes whether a user is in the room. Only of those with a membership it is kept: see
+    /// Takes whether a user is in the room. The roster keeps that only of users with a membership: see
     /// [`poll_unknown`](Self::poll_unknown).
+    ///
+    /// A state event says more, as it has a time: see
+    /// [`handle_state_event`](Self::handle_state_event).
     pub fn handle_in_room(&mut self, user_id: &UserId, is_in_room: bool) {
+        self.handle_stay(user_id, |stay| stay.handle_in_room(is_in_room));
+    }
+
+    /// Changes what is known of a user's stay in the room.
+    fn handle_stay(&mut self, user_id: &UserId, change: impl FnOnce(&mut Stay)) {
         if self.of_user(user_id).next().is_none() {
             return;
         }
         self.unknown.remove(user_id);
-        if self.in_room.insert(user_id.to_owned(), is_in_room) != Some(is_in_room) {
+        let before = self.stays.get(user_id);
+        let mut stay = before.cloned().unwrap_or_default();
+        change(&mut stay);
+        if before != Some(&stay) {
+            self.stays.insert(user_id.to_owned(), stay);
             let touched: Vec<_> = self.of_user(user_id).cloned().collect();
             self.touched.extend(touched);
         }
@@ -291,9 +321,10 @@ impl Roster {
         }
     }
 
-    /// As [`handle_state_event`](Self::handle_state_event), of one that may have waited for its turn since
-    /// before the server was asked. Who would be back in the room by it, of whom it is known that they are
-    /// not, is given back: they are to be asked about, and until then they are not.
+    /// As [`handle_state_event`](Self::handle_state_event), for an event that may have waited for its turn
+    /// since before the server was asked. Returns the user whom the server has to be asked about: one who
+    /// would be back in the room by it, although they are known to be out (until the server has answered,
+    /// they stay out); or one whose stay is [`undecided`](Self::undecided).
     #[cfg(feature = "client")]
     pub(super) fn handle_late_state_event(
         &mut self,
@@ -301,15 +332,22 @@ impl Roster {
         text: &str,
     ) -> Option<OwnedUserId> {
         let event = StateEvent::read(text)?;
-        match event.in_room() {
-            Some((user_id, true)) if self.in_room.get(user_id) == Some(&false) => {
+        match event.stay() {
+            Some((user_id, Told { is_in: true, .. })) if self.is_out(user_id) => {
                 Some(user_id.to_owned())
             }
-            _ => {
+            stay => {
+                let user_id = stay.map(|(user_id, _)| user_id.to_owned());
                 self.handle_state(now, event);
-                None
+                user_id.filter(|user_id| self.undecided(user_id).is_some())
             }
         }
+    }
+
+    /// What an event of the room's state tells of a user, if it does.
+    #[cfg(feature = "client")]
+    pub(super) fn told_of(user_id: &UserId, text: &str) -> Option<Told> {
+        StateEvent::read(text)?.stay().filter(|(of, _)| *of == user_id).map(|(_, told)| told)
     }
 
     fn handle_state(&mut self, now: Moment, event: StateEvent) {
@@ -318,8 +356,8 @@ impl Roster {
             // Under any other key it is not the room's.
             "m.room.encryption" if state_key.is_empty() => self.handle_encryption(true),
             "m.room.member" => {
-                if let Some((user_id, is_in_room)) = event.in_room() {
-                    self.handle_in_room(user_id, is_in_room);
+                if let Some((user_id, told)) = event.stay() {
+                    self.handle_stay(user_id, |stay| stay.handle(told));
                 }
             }
             names::CALL_MEMBER => {
@@ -401,7 +439,70 @@ impl Roster {
     /// Whether it is known of a user if they are in the room.
     #[cfg(feature = "client")]
     pub(super) fn knows(&self, user_id: &UserId) -> bool {
-        self.in_room.contains_key(user_id)
+        self.stays.contains_key(user_id)
+    }
+
+    /// Whether a user is known to be out of the room.
+    #[cfg(feature = "client")]
+    fn is_out(&self, user_id: &UserId) -> bool {
+        self.stays.get(user_id).is_some_and(|stay| !stay.is_in())
+    }
+
+    /// Tells nothing of a user's memberships until [`release`](Self::release): who is new gets a media
+    /// key, and the server may have to be asked first whether they are still in the room.
+    #[cfg(feature = "client")]
+    pub(super) fn hold_back(&mut self, user_id: OwnedUserId) {
+        self.held_back.insert(user_id);
+    }
+
+    /// Tells again of a user's memberships.
+    #[cfg(feature = "client")]
+    pub(super) fn release(&mut self, user_id: &UserId) {
+        self.held_back.remove(user_id);
+    }
+
+    /// The event before a user's latest one in the room's state, if it decides whether the user was out of
+    /// the room since they sent one of their memberships.
+    #[cfg(feature = "client")]
+    pub(super) fn undecided(&self, user_id: &UserId) -> Option<super::stay::Undecided> {
+        let undecided = self.stays.get(user_id)?.undecided()?;
+        let sent_ms = self.of_user(user_id).filter_map(|key| self.memberships.get(key));
+        let oldest_ms = sent_ms.map(|it| it.origin_server_ts_ms).min()?;
+        undecided.is_about(oldest_ms).then(|| undecided.clone())
+    }
+
+    /// The memberships of one of our own devices that came to nothing as we were out of the room since.
+    #[cfg(feature = "client")]
+    pub(super) fn leftovers(
+        &self,
+        user_id: &UserId,
+        device_id: &DeviceId,
+    ) -> impl Iterator<Item = Leftover> {
+        let stay = self.stays.get(user_id).filter(|stay| stay.is_in());
+        let of_user = stay.into_iter().flat_map(|stay| {
+            let keys =
+                self.of_user(user_id).filter_map(|key| Some((key, self.memberships.get(key)?)));
+            keys.filter(|(_, it)| stay.was_out_after(it.origin_server_ts_ms))
+        });
+        of_user.filter_map(move |(key, it)| {
+            let Place::Keyed { stable, .. } = key.place else { return None };
+            let is_ours = it.device.as_ref().is_some_and(|device| device.device_id == device_id);
+            let is_join = matches!(it.reading.says, Says::Join(_));
+            let stands = is_join && it.ended.is_none() && it.outlived.is_none();
+            let [stable_type, unstable_type] = names::RTC_MEMBER;
+            (is_ours && stands).then_some(Leftover {
+                event_id: it.event_id.clone(),
+                event_type: if stable { stable_type } else { unstable_type },
+                slot_id: it.reading.slot_id.clone()?,
+                member_id: it.reading.member_id.clone()?,
+            })
+        })
+    }
+
+    /// Takes what became of [`undecided`](Self::undecided).
+    #[cfg(feature = "client")]
+    pub(super) fn handle_decided(&mut self, user_id: &UserId, out_until_ms: Option<u64>) {
+        self.handle_stay(user_id, |stay| stay.handle_decided(out_until_ms));
     }
 
     /// When to poll again, if nothing happens before.
@@ -429,6 +530,7 @@ impl Roster {
             self.show_slot(session_of(&slot_id), &mut changes);
         }
         let mut touched = std::mem::take(&mut self.touched);
+        self.touched = touched.extract_if(.., |key| self.held_back.contains(&key.sender)).collect();
         let mut dirty = BTreeSet::new();
         for key in &touched {
             self.regroup(key, &mut dirty);
@@ -582,7 +684,11 @@ impl Roster {
             new.shown = old.shown;
             new.on_device = old.on_device;
             new.superseded_by = old.superseded_by;
-        } else if !self.in_room.contains_key(&key.sender) {
+        } else if !self.stays.contains_key(&key.sender) {
+            self.unknown.insert(key.sender.clone());
+        }
+        let stay = self.stays.get(&key.sender);
+        if stay.is_some_and(|stay| stay.is_undecided_about(new.origin_server_ts_ms)) {
             self.unknown.insert(key.sender.clone());
         }
         if let Some(slot_id) = &new.reading.slot_id {
@@ -721,7 +827,8 @@ impl Roster {
         if is_encrypted && !membership.is_encrypted {
             return Err(NotJoined::NotEncrypted);
         }
-        if self.in_room.get(&key.sender) == Some(&false) {
+        let stay = self.stays.get(&key.sender);
+        if stay.is_some_and(|stay| !stay.counts(membership.origin_server_ts_ms)) {
             return Err(NotJoined::NotInRoom);
         }
         let slot = membership.reading.slot_id.as_deref().and_then(|slot_id| self.slot(slot_id));
@@ -888,7 +995,7 @@ impl Roster {
         if is_forgotten && let Some(membership) = self.memberships.remove(key) {
             self.unlist(key, &membership);
             if self.of_user(&key.sender).next().is_none() {
-                self.in_room.remove(&key.sender);
+                self.stays.remove(&key.sender);
                 self.unknown.remove(&key.sender);
             }
         }
@@ -1070,6 +1177,17 @@ impl Membership {
     }
 }
 
+/// A membership of ours that a device of ours sent before we were last out of the room, and that nobody has
+/// ended since. Other clients may show it.
+#[cfg(feature = "client")]
+#[derive(Debug)]
+pub(super) struct Leftover {
+    pub(super) event_id: OwnedEventId,
+    pub(super) event_type: &'static str,
+    pub(super) slot_id: String,
+    pub(super) member_id: String,
+}
+
 /// Whose membership an event is; `None` for events of other types.
 fn key_of(event: &StickyEvent) -> Option<Key> {
     let spelling = names::RTC_MEMBER.iter().position(|name| *name == event.event_type())?;
@@ -1127,6 +1245,7 @@ impl Roster {
                 in_state.insert(key.clone());
             }
             match &membership.shown {
+                Shown::Not if self.held_back.contains(&key.sender) => {}
                 Shown::Not => panic!("not shown: {key:?}"),
                 Shown::Member(session, member) => {
                     members.insert((session.clone(), key.clone(), member.event_id().clone()));
@@ -1158,8 +1277,9 @@ impl Roster {
         let mut of_each = HashMap::new();
         in_state.iter().for_each(|key| *of_each.entry(key.sender.clone()).or_default() += 1);
         assert_eq!(self.in_state_of, of_each);
-        assert!(self.in_room.keys().chain(&self.unknown).all(|it| users.contains(it)));
-        assert!(self.touched.is_empty() && self.touched_slots.is_empty());
+        assert!(self.stays.keys().chain(&self.unknown).all(|it| users.contains(it)));
+        assert!(self.touched.iter().all(|key| self.held_back.contains(&key.sender)));
+        assert!(self.touched_slots.is_empty());
         let mut shown_members = BTreeSet::new();
         let mut shown = BTreeSet::new();
         for (session, view) in &self.sessions {

@@ -4,25 +4,29 @@
 //! changes. Each stream has a roster of its own, which it feeds while it is polled: no task, and no
 //! lock.
 
-use std::{fmt, pin::Pin, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fmt, pin::Pin, sync::Arc, time::Duration};
 
 use futures_core::Stream;
 use futures_util::{FutureExt as _, StreamExt as _, stream};
 use matrix_sdk::Room;
-use ruma::{OwnedUserId, RoomId};
+use ruma::{OwnedUserId, RoomId, UserId};
+use tracing::debug;
 
 use super::{
     join::JoinSession,
+    member::Leave,
     open::{self, OpenSlot, SlotError},
-    roster::{Roster, SessionChange, What},
+    own::Own,
+    roster::{Leftover, Roster, SessionChange, What},
     slot::session_of,
     snapshot::{RtcSnapshot, SessionSnapshot},
-    state::{Fetched, News, Source, is_of_a_session},
+    state::{Fetched, News, NoAnswer, Source, is_of_a_session},
     transport::Transports,
 };
 use crate::{
-    driver::{BoxFuture, Timer, optional, until},
+    driver::{BoxFuture, Timer, before, optional, until},
     ext::RoomSticky,
+    send::SendError,
     time::{Deadline, Moment},
     view::{Changes, Subscription},
 };
@@ -30,9 +34,28 @@ use crate::{
 /// When to ask the server for the state again after it could not be reached.
 const FETCH_AGAIN_AFTER: Duration = Duration::from_secs(15);
 
-/// The shortest time from one request for the state to the next after a gap: some main loops leave one
-/// with each answer, in a room where much is said.
+/// When to ask the server for the whole state again, at the earliest. Some main loops leave a gap with each
+/// answer in a room where much is said, and in some rooms everybody may send memberships as state events.
+/// While that goes on, the pause doubles up to [`FETCH_EVERY_AT_MOST`].
 const FETCH_EVERY: Duration = Duration::from_secs(5);
+
+/// The longest pause between two requests for the whole state: a kick that a gap swallowed is found by then.
+const FETCH_EVERY_AT_MOST: Duration = Duration::from_secs(30);
+
+/// When the pauses start over: the state was not asked for in so long.
+const FETCH_IS_QUIET_AFTER: Duration = Duration::from_secs(120);
+
+/// When to ask about newcomers again, at the earliest: a crowd is asked about together.
+const LOOK_UP_EVERY: Duration = Duration::from_secs(1);
+
+/// When to give up on the server's answer, with all that it takes.
+const ANSWER_WITHIN: Duration = Duration::from_secs(12);
+
+/// How many earlier events of users are asked for at once.
+const DECIDE_AT_ONCE: usize = 8;
+
+/// When to try again to remove a membership of ours from before we were out of the room.
+const REMOVE_AGAIN_AFTER: Duration = Duration::from_secs(60);
 
 /// The MatrixRTC sessions of a room. Cheap to clone, costs nothing until it is asked.
 #[derive(Clone)]
@@ -269,6 +292,14 @@ impl fmt::Debug for SessionChanges {
     }
 }
 
+/// What became of what the server was asked.
+enum Answer {
+    Fetched(Fetched),
+    /// Until when these users were out of the room, if they were.
+    Decided(Vec<(OwnedUserId, Result<Option<u64>, NoAnswer>)>),
+    None,
+}
+
 /// A roster, and what feeds it.
 struct Watch {
     roster: Roster,
@@ -277,18 +308,25 @@ struct Watch {
     /// Whether we are not in the room, as was told last.
     has_left: bool,
     timer: Arc<dyn Timer>,
-    fetching: Option<BoxFuture<'static, Option<Fetched>>>,
-    /// Of whom the server is to be asked whether they are in the room.
-    strangers: Vec<OwnedUserId>,
-    /// Whether there are some among them of whom nothing has been told. Until the server has answered, or
-    /// has not, nothing is told: a membership of one who was kicked would get our media key.
-    has_new: bool,
-    /// Whether the server is being asked for such.
-    asks_for_new: bool,
-    /// Of whom the server is being asked.
-    asked: Vec<OwnedUserId>,
+    fetching: Option<BoxFuture<'static, Answer>>,
+    /// The users whom the server is to be asked about: whether they are in the room. Newcomers among them
+    /// are held back until the server has answered, or has not in time: a membership of one who was kicked
+    /// would get our media key. Nobody else waits for that.
+    strangers: BTreeSet<OwnedUserId>,
+    /// The users whom the server is being asked about.
+    asked: BTreeSet<OwnedUserId>,
+    /// When to ask about [`strangers`](Self::strangers).
+    look_up_at: Option<Deadline>,
+    looked_up_at: Option<Moment>,
+    /// When to ask for the whole state.
     fetch_at: Option<Deadline>,
     fetched_at: Option<Moment>,
+    fetch_every: Duration,
+    sticky: RoomSticky,
+    /// A membership of ours is removed that outlived our being out of the room.
+    removing: Option<BoxFuture<'static, Result<(), SendError>>>,
+    /// When to try again, after that failed.
+    remove_at: Option<Deadline>,
 }
 
 impl Watch {
@@ -306,52 +344,102 @@ impl Watch {
             has_left: false,
             timer,
             fetching: None,
-            strangers: Vec::new(),
-            has_new: false,
-            asks_for_new: false,
-            asked: Vec::new(),
+            strangers: BTreeSet::new(),
+            asked: BTreeSet::new(),
+            look_up_at: None,
+            looked_up_at: None,
             fetch_at: None,
             fetched_at: None,
+            fetch_every: FETCH_EVERY,
+            sticky: sticky.clone(),
+            removing: None,
+            remove_at: None,
         };
         watch.ask_encryption().await;
         let stored = watch.source.stored().await;
         watch.handle_state(stored);
         watch.look_up().await;
-        let fetched = watch.fetch().await;
-        watch.handle_fetched(fetched).await;
-        watch
+        let mut answer = watch.fetch(true).await;
+        loop {
+            watch.handle_answer(answer).await;
+            match watch.fetching.take() {
+                Some(more) => answer = more.await,
+                None => return watch,
+            }
+        }
     }
 
     async fn next(&mut self) -> RtcChange {
         loop {
             self.look_up().await;
             let now = self.now();
-            let is_held_back = self.has_new || self.asks_for_new;
-            if !is_held_back {
-                let changes = self.roster.poll_changes(now);
-                if !changes.is_empty() {
-                    return RtcChange { changes, snapshot: self.roster.snapshot(now) };
-                }
+            let changes = self.roster.poll_changes(now);
+            if !changes.is_empty() {
+                return RtcChange { changes, snapshot: self.roster.snapshot(now) };
             }
-            if self.fetching.is_none() && self.fetch_at.is_some_and(|at| at.is_over(now)) {
-                self.fetching = Some(self.fetch().boxed());
+            let is_due = |at: Option<Deadline>| at.is_some_and(|at| at.is_over(now));
+            let is_fetch_due = is_due(self.fetch_at);
+            if self.fetching.is_none() && (is_fetch_due || is_due(self.look_up_at)) {
+                self.fetching = Some(self.fetch(is_fetch_due).boxed());
             }
-            // One that is due waits for the one that is under way.
-            let fetch_at = self.fetch_at.filter(|_| self.fetching.is_none());
-            let told_at = self.roster.deadline().filter(|_| !is_held_back);
-            let deadline = told_at.into_iter().chain(fetch_at).min();
+            self.remove_leftover();
+            // What is due waits for the request that is under way.
+            let ask_at = [self.fetch_at, self.look_up_at].into_iter().flatten();
+            let ask_at = ask_at.filter(|_| self.fetching.is_none());
+            let deadline = self.roster.deadline().into_iter().chain(ask_at).min();
             let timer = self.timer.clone();
             tokio::select! {
                 Some(change) = self.changes.next() => self.roster.handle_change(&change),
                 // Not while the server is asked: its answer may be older than what comes meanwhile.
                 news = self.source.next(), if self.fetching.is_none() => self.handle_news(news),
-                fetched = optional(&mut self.fetching) => {
+                answer = optional(&mut self.fetching) => {
                     self.fetching = None;
-                    self.handle_fetched(fetched).await;
+                    self.handle_answer(answer).await;
+                }
+                removed = optional(&mut self.removing) => {
+                    self.removing = None;
+                    if let Err(error) = removed {
+                        debug!(%error, "a membership of ours from before we left the room stays");
+                        self.remove_at = Some(self.now().deadline(REMOVE_AGAIN_AFTER));
+                    }
                 }
                 () = until(&*timer, deadline) => {}
+                () = until(&*timer, self.remove_at) => self.remove_at = None,
             }
         }
+    }
+
+    /// Removes a membership of this device from before we were out of the room, unless a heartbeat has its
+    /// key: to others it may look as if we were still in the session.
+    fn remove_leftover(&mut self) {
+        if self.removing.is_some() || self.remove_at.is_some() {
+            return;
+        }
+        let room = self.source.room();
+        let client = room.client();
+        let Some((user_id, device_id)) = client.user_id().zip(client.device_id()) else { return };
+        let beating = self.sticky.client().beating();
+        let mut leftovers = self.roster.leftovers(user_id, device_id).filter(|it| {
+            !beating.has(room.room_id(), it.event_type, &it.member_id)
+                && self.sticky.claim_removal(it.event_id.clone())
+        });
+        let Some(Leftover { event_id, event_type, slot_id, member_id }) = leftovers.next() else {
+            return;
+        };
+        drop(leftovers);
+        let (user_id, device_id) = (user_id.to_string(), device_id.to_string());
+        let own = Own { slot_id, user_id, device_id, member_id };
+        let leave = own.leave(&Leave::with_code(Leave::DELAYED));
+        let sending = self.sticky.send_raw(event_type, leave);
+        let sticky = self.sticky.clone();
+        let removing = async move {
+            let sent = sending.await;
+            if sent.is_err() {
+                sticky.disclaim_removal(&event_id);
+            }
+            sent.map(drop)
+        };
+        self.removing = Some(removing.boxed());
     }
 
     fn handle_news(&mut self, news: News) {
@@ -361,8 +449,7 @@ impl Watch {
         let now = self.now();
         for text in news.events {
             if let Some(user_id) = self.roster.handle_late_state_event(now, &text) {
-                self.strangers.push(user_id);
-                self.fetch_at_once();
+                self.look_up_soon([user_id]);
             }
         }
         let is_back = self.has_left && !news.has_left;
@@ -370,23 +457,23 @@ impl Watch {
         if news.has_left {
             self.roster.handle_room_left(now);
         } else if news.is_gap || is_back {
-            self.strangers = self.roster.users();
+            self.strangers.extend(self.roster.users());
             self.fetch_soon();
         } else if is_lost || is_doubtful {
             self.fetch_soon();
         }
     }
 
-    /// Has the server be asked as soon as it is not being asked.
-    fn fetch_at_once(&mut self) {
-        self.fetch_at = Some(self.now().deadline(Duration::ZERO));
+    /// Has the server be asked about these users.
+    fn look_up_soon(&mut self, users: impl IntoIterator<Item = OwnedUserId>) {
+        self.strangers.extend(users);
+        self.look_up_at
+            .get_or_insert_with(|| at_earliest(self.timer.now(), self.looked_up_at, LOOK_UP_EVERY));
     }
 
-    /// The same, but not before enough time has gone by since it was asked last.
+    /// Has the server be asked for the whole state.
     fn fetch_soon(&mut self) {
-        let at_once = self.now().deadline(Duration::ZERO);
-        let not_before = self.fetched_at.map(|at| at.deadline(FETCH_EVERY));
-        let soon = not_before.map_or(at_once, |at| at.max(at_once));
+        let soon = at_earliest(self.now(), self.fetched_at, self.fetch_every);
         self.fetch_at = Some(self.fetch_at.map_or(soon, |at| at.min(soon)));
     }
 
@@ -397,44 +484,110 @@ impl Watch {
         }
     }
 
-    fn fetch(&mut self) -> impl Future<Output = Option<Fetched>> + Send + use<> {
-        self.fetch_at = None;
-        self.fetched_at = Some(self.now());
-        self.asks_for_new = std::mem::take(&mut self.has_new);
+    /// Asks the server, about [`strangers`](Self::strangers) and, if wanted, for the whole state.
+    fn fetch(&mut self, whole: bool) -> impl Future<Output = Answer> + Send + use<> {
+        let now = self.now();
+        if whole {
+            let was_quiet =
+                self.fetched_at.is_none_or(|at| at.deadline(FETCH_IS_QUIET_AFTER).is_over(now));
+            self.fetch_every = match was_quiet {
+                true => FETCH_EVERY,
+                false => (self.fetch_every * 2).min(FETCH_EVERY_AT_MOST),
+            };
+            self.fetched_at = Some(now);
+            self.fetch_at = None;
+        } else {
+            self.looked_up_at = Some(now);
+        }
+        self.look_up_at = None;
         self.asked = std::mem::take(&mut self.strangers);
-        self.source.fetch(self.asked.clone())
+        let asking = self.source.fetch(self.asked.iter().cloned().collect(), whole);
+        let timer = self.timer.clone();
+        async move {
+            let fetched = before(&*timer, now.deadline(ANSWER_WITHIN), asking).await.flatten();
+            fetched.map_or(Answer::None, Answer::Fetched)
+        }
     }
 
-    async fn handle_fetched(&mut self, fetched: Option<Fetched>) {
+    async fn handle_answer(&mut self, answer: Answer) {
         let asked = std::mem::take(&mut self.asked);
-        self.asks_for_new = false;
-        match fetched {
-            Some(fetched) => {
-                let is_in_store = matches!(fetched, Fetched::IsInStore);
-                let texts = match fetched {
-                    Fetched::Events(texts) => texts,
-                    Fetched::IsInStore => self.source.stored().await,
-                };
-                self.handle_state(texts);
-                self.roster.handle_state_known();
-                for user_id in asked {
-                    // Of whom the server has nothing, or has had the client learn it.
-                    if is_in_store || !self.roster.knows(&user_id) {
-                        let is_in_room = self.source.is_in_room(&user_id).await;
-                        self.roster.handle_in_room(&user_id, is_in_room == Some(true));
+        match answer {
+            Answer::Fetched(fetched) => {
+                self.handle_fetched(fetched, &asked).await;
+                self.decide(asked);
+            }
+            Answer::Decided(decided) => {
+                for (user_id, out_until_ms) in decided {
+                    self.roster.release(&user_id);
+                    match out_until_ms {
+                        Ok(out_until_ms) => self.roster.handle_decided(&user_id, out_until_ms),
+                        Err(NoAnswer) => self.ask_again([user_id]),
                     }
                 }
             }
-            None if self.source.are_we_in() => {
-                self.strangers.extend(asked);
-                self.fetch_at = Some(self.now().deadline(FETCH_AGAIN_AFTER));
+            Answer::None => {
+                asked.iter().for_each(|user_id| self.roster.release(user_id));
+                self.ask_again(asked);
             }
-            None => {}
         }
         self.ask_encryption().await;
         #[cfg(feature = "e2e-encryption")]
         if self.roster.is_encrypted() {
             self.source.tell_sdk_of_encryption().await;
+        }
+    }
+
+    async fn handle_fetched(&mut self, fetched: Fetched, asked: &BTreeSet<OwnedUserId>) {
+        let is_in_store = matches!(fetched, Fetched::IsInStore);
+        let (texts, is_whole) = match fetched {
+            Fetched::Events { texts, is_whole } => (texts, is_whole),
+            Fetched::IsInStore => (self.source.stored().await, true),
+        };
+        self.handle_state(texts);
+        if is_whole {
+            self.roster.handle_state_known();
+        }
+        for user_id in asked {
+            // Of whom the server has nothing, or has had the client learn it.
+            if (is_in_store || !self.roster.knows(user_id)) && !self.look_into_store(user_id).await
+            {
+                self.roster.handle_in_room(user_id, false);
+            }
+        }
+    }
+
+    /// Has the server be asked what decides about these users, if anything is still open.
+    fn decide(&mut self, asked: BTreeSet<OwnedUserId>) {
+        let mut undecided = Vec::new();
+        for user_id in asked {
+            match self.roster.undecided(&user_id) {
+                Some(it) => undecided.push((user_id, it)),
+                None => self.roster.release(&user_id),
+            }
+        }
+        if !undecided.is_empty() {
+            let deadline = self.now().deadline(ANSWER_WITHIN);
+            let deciding = undecided.into_iter().map(|(user_id, undecided)| {
+                let deciding = self.source.decide(user_id.clone(), undecided);
+                let timer = self.timer.clone();
+                async move {
+                    let decided = before(&*timer, deadline, deciding).await;
+                    (user_id, decided.unwrap_or(Err(NoAnswer)))
+                }
+            });
+            let deciding = stream::iter(deciding.collect::<Vec<_>>());
+            let decided = deciding.buffer_unordered(DECIDE_AT_ONCE).collect().map(Answer::Decided);
+            self.fetching = Some(decided.boxed());
+        }
+    }
+
+    /// Has the server be asked again in a while, with the users whom it has said nothing of.
+    fn ask_again(&mut self, users: impl IntoIterator<Item = OwnedUserId>) {
+        // While we are not in the room it says nothing.
+        if self.source.are_we_in() {
+            self.strangers.extend(users);
+            let again = self.now().deadline(FETCH_AGAIN_AFTER);
+            self.fetch_at = Some(self.fetch_at.map_or(again, |at| at.min(again)));
         }
     }
 
@@ -444,24 +597,35 @@ impl Watch {
         }
     }
 
-    /// Finds out whether those are in the room of whom that is not known yet: by the client's store first;
-    /// and as that may have missed that somebody left, which not every main loop tells, by the server.
+    /// Finds out whether those are in the room of whom that is not known yet. The client's store knows first.
+    /// As it may have missed that somebody left, which not every main loop tells, the server is asked too.
     async fn look_up(&mut self) {
         let unknown = self.roster.poll_unknown();
-        if unknown.is_empty() {
-            return;
+        for user_id in &unknown {
+            self.look_into_store(user_id).await;
+            self.roster.hold_back(user_id.clone());
         }
-        for user_id in unknown {
-            if let Some(is_in_room) = self.source.is_in_room(&user_id).await {
-                self.roster.handle_in_room(&user_id, is_in_room);
-            }
-            self.strangers.push(user_id);
+        if !unknown.is_empty() {
+            self.look_up_soon(unknown);
         }
-        self.has_new = true;
-        self.fetch_at_once();
+    }
+
+    /// Takes what the client's store has of a user. Whether it has anything.
+    async fn look_into_store(&mut self, user_id: &UserId) -> bool {
+        let text = self.source.stored_member(user_id).await;
+        if let Some(text) = &text {
+            self.roster.handle_state_event(self.timer.now(), text);
+        }
+        text.is_some()
     }
 
     fn now(&self) -> Moment {
         self.timer.now()
     }
+}
+
+/// From now on, and not before so much time has gone by since the last one.
+fn at_earliest(now: Moment, last: Option<Moment>, every: Duration) -> Deadline {
+    let at_once = now.deadline(Duration::ZERO);
+    last.map_or(at_once, |last| last.deadline(every).max(at_once))
 }

@@ -18,12 +18,15 @@ use matrix_sdk::{
     sync::{JoinedRoomUpdate, RoomUpdate, State},
 };
 use ruma::{
-    OwnedEventId, OwnedUserId, api::client::sync::sync_events::v5, events::StateEventType,
+    EventId, OwnedEventId, OwnedUserId, UserId,
+    api::client::{room::get_room_event, sync::sync_events::v5},
+    events::StateEventType,
     presence::PresenceState,
 };
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tracing::debug;
 
+use super::{roster::Roster, stay::Undecided};
 use crate::{
     driver::random_name,
     sync::{Cleartext, redaction},
@@ -32,6 +35,10 @@ use crate::{
 
 /// When to give up on the server's answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// How many earlier events of a user are asked for, to find out whether they were out of the room: each
+/// change of name is one.
+const DECIDED_BY: usize = 4;
 
 /// What the main loop brought.
 #[derive(Default)]
@@ -59,10 +66,17 @@ impl News {
 /// What the server has told.
 pub(super) enum Fetched {
     /// State events.
-    Events(Vec<String>),
+    Events {
+        texts: Vec<String>,
+        /// Whether these are all that sessions depend on.
+        is_whole: bool,
+    },
     /// What the client's store has by now.
     IsInStore,
 }
+
+/// The server did not answer.
+pub(super) struct NoAnswer;
 
 /// Where the state comes from.
 pub(super) struct Source {
@@ -75,6 +89,10 @@ impl Source {
         // From here on nothing is missed.
         let updates = room.subscribe_to_updates();
         Self { room, updates }
+    }
+
+    pub(super) fn room(&self) -> &Room {
+        &self.room
     }
 
     /// Whether the room is encrypted; `None` while nobody can tell.
@@ -128,24 +146,27 @@ impl Source {
         texts
     }
 
-    /// Whether a user is in the room, as the client's store has it; `None` where it has nothing.
-    pub(super) async fn is_in_room(&self, user_id: &OwnedUserId) -> Option<bool> {
-        let member = self.room.get_member_no_sync(user_id).await.ok()??;
-        Some(*member.membership() == ruma::events::room::member::MembershipState::Join)
+    /// A user's membership in the room, as the client's store has it.
+    pub(super) async fn stored_member(&self, user_id: &UserId) -> Option<String> {
+        let event = self.room.get_state_event(StateEventType::RoomMember, user_id.as_str()).await;
+        Some(Cleartext::of_store(&event.ok()??)?.text().to_owned())
     }
 
-    /// Asks the server for all of it, and for the memberships of these users in the room.
+    /// Asks the server for the memberships of these users in the room and, if wanted, for the whole state.
     pub(super) fn fetch(
         &self,
         users: Vec<OwnedUserId>,
+        whole: bool,
     ) -> impl Future<Output = Option<Fetched>> + Send + use<> {
         let room = self.room.clone();
         async move {
-            let fetched = match fetch_sliding(&room, &users).await {
+            let fetched = match fetch_sliding(&room, &users, whole).await {
                 // A server without sliding sync: the main loop is of v3 then, and its store has the
                 // state; who is in the room, it may not.
                 Err(error) if is_unsupported(&error) => fetch_members(&room).await,
-                fetched => fetched.map(Fetched::Events).map_err(Into::into),
+                fetched => fetched
+                    .map(|texts| Fetched::Events { texts, is_whole: whole })
+                    .map_err(Into::into),
             };
             match fetched {
                 Ok(fetched) => Some(fetched),
@@ -154,6 +175,28 @@ impl Source {
                     None
                 }
             }
+        }
+    }
+
+    /// Asks the server for what decides whether a user was out of the room, event by event.
+    pub(super) fn decide(
+        &self,
+        user_id: OwnedUserId,
+        mut undecided: Undecided,
+    ) -> impl Future<Output = Result<Option<u64>, NoAnswer>> + Send + use<> {
+        let room = self.room.clone();
+        async move {
+            for _ in 0..DECIDED_BY {
+                let before = fetch_event(&room, &undecided.before).await?;
+                // If the server does not show it to us, nobody knows.
+                let told = before.and_then(|text| Roster::told_of(&user_id, &text));
+                match told.map(|told| undecided.decide(&told)) {
+                    Some(Ok(out_until_ms)) => return Ok(out_until_ms),
+                    Some(Err(earlier)) => undecided = earlier,
+                    None => break,
+                }
+            }
+            Ok(None)
         }
     }
 
@@ -194,9 +237,14 @@ fn types() -> impl Iterator<Item = StateEventType> {
     names::RTC_SLOT.into_iter().chain([names::CALL_MEMBER]).map(StateEventType::from)
 }
 
-async fn fetch_sliding(room: &Room, users: &[OwnedUserId]) -> Result<Vec<String>, HttpError> {
+async fn fetch_sliding(
+    room: &Room,
+    users: &[OwnedUserId],
+    whole: bool,
+) -> Result<Vec<String>, HttpError> {
     let mut subscription = v5::request::RoomSubscription::default();
     subscription.required_state = types()
+        .filter(|_| whole)
         .map(|event_type| (event_type, "*".to_owned()))
         .chain([(StateEventType::RoomEncryption, String::new())])
         .chain(users.iter().map(|user_id| (StateEventType::RoomMember, user_id.to_string())))
@@ -212,6 +260,18 @@ async fn fetch_sliding(room: &Room, users: &[OwnedUserId]) -> Result<Vec<String>
     let state = answer.rooms.get(room.room_id()).map(|room| &*room.required_state);
     let state = state.unwrap_or_default().iter().map(Cleartext::of_state);
     Ok(state.map(|event| event.text().to_owned()).collect())
+}
+
+async fn fetch_event(room: &Room, event_id: &EventId) -> Result<Option<String>, NoAnswer> {
+    let request = get_room_event::v3::Request::new(room.room_id().to_owned(), event_id.to_owned());
+    let config = RequestConfig::new().timeout(ANSWER_WITHIN).disable_retry();
+    match room.client().send(request).with_request_config(config).await {
+        Ok(answer) => Ok(Some(answer.event.json().get().to_owned())),
+        Err(error) => match error.as_client_api_error().map(|error| error.status_code.as_u16()) {
+            Some(403 | 404) => Ok(None),
+            _ => Err(NoAnswer),
+        },
+    }
 }
 
 /// Has the client learn who is in the room; the store tells then.

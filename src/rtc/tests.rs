@@ -6,6 +6,8 @@ mod forms;
 mod hostile;
 mod order;
 mod reasons;
+#[cfg(feature = "client")]
+mod stays;
 
 use std::{
     collections::{BTreeMap, HashSet},

@@ -13,7 +13,7 @@ use matrix_sdk_sticky::{
 };
 use serde_json::{Value, json};
 
-use crate::support::{ALICE, Ask, ME, ROOM, START_MS, World, membership, secs, within};
+use crate::support::{ALICE, Ask, ME, ROOM, START_MS, World, membership, millis, secs, within};
 
 const SLOT: &str = "org.matrix.msc4143.rtc.slot";
 const MEMBER: &str = "org.matrix.msc4143.rtc.member";
@@ -44,11 +44,11 @@ fn member(user_id: &str, membership: &str) -> Value {
     state_event(&id, "m.room.member", user_id, json!({ "membership": membership }))
 }
 
-/// Alice's membership, by the device that it says.
-fn alice_joins() -> Value {
+/// A membership in plaintext.
+fn joins(event_id: &str, user_id: &str) -> Value {
     json!({
-        "event_id": "$alice",
-        "sender": ALICE,
+        "event_id": event_id,
+        "sender": user_id,
         "type": MEMBER,
         "origin_server_ts": START_MS,
         "msc4354_sticky": { "duration_ms": 3_600_000 },
@@ -62,6 +62,18 @@ fn alice_joins() -> Value {
         },
         "unsigned": { "msc4354_sticky_duration_ttl_ms": 3_600_000 },
     })
+}
+
+fn alice_joins() -> Value {
+    joins("$alice", ALICE)
+}
+
+/// The end of the membership that [`joins`] makes.
+fn leaves(event_id: &str, user_id: &str) -> Value {
+    let mut event = joins(event_id, user_id);
+    event["origin_server_ts"] = json!(START_MS + 1);
+    event["content"] = json!({ "slot_id": ROOM_CALL, "msc4354_sticky_key": "a" });
+    event
 }
 
 /// Whether it asks for the state of one room, once.
@@ -130,18 +142,152 @@ async fn until(
     let mut polls = Vec::new();
     let wait = async {
         while !is(&sessions.snapshot.session(ROOM_CALL)) {
-            tokio::select! {
-                change = sessions.changes.next() => sessions.snapshot = change.unwrap().snapshot,
-                ask = world.server.ask() => match is_of_a_session(&ask) {
-                    true => tell(ask, state).await,
-                    // A long poll, which is held.
-                    false => polls.push(ask),
-                },
-                wait = world.clock.next_sleep() => world.clock.advance(wait),
+            let (_, asks, poll) = now(world, sessions).await;
+            // A long poll is held.
+            polls.extend(poll);
+            if asks.is_empty()
+                && let Some(wait) = world.clock.next_sleep().now_or_never()
+            {
+                world.clock.advance(wait);
+            }
+            for ask in asks {
+                tell(ask, state).await;
             }
         }
     };
     within("the session to be as wanted", wait).await;
+}
+
+/// Bob, who is in the call and known to be in the room.
+const BOB: &str = "@bob:hs";
+
+/// The room's call with bob in it, and a long poll that is held.
+async fn with_bob_in_the_call() -> (World, Ask, RtcSubscription) {
+    let (mut world, poll) = in_plain_room().await;
+    poll.page("pos-2", "batch-2", ROOM, vec![joins("$bob", BOB)]).await;
+    world.until_event_ids(&["$bob"]).await;
+    let poll = world.server.ask().await;
+    let state = [slot("$open", "open"), member(BOB, "join")];
+    let sessions = subscribed(&mut world, &state).await;
+    assert_eq!(sessions.snapshot.session(ROOM_CALL).len(), 1);
+    // The server was asked just now.
+    world.clock.advance(secs(10));
+    (world, poll, sessions)
+}
+
+/// What is told until nothing more happens at this moment, and the requests that come meanwhile: those for
+/// a session, and the long poll.
+async fn now(
+    world: &mut World,
+    sessions: &mut RtcSubscription,
+) -> (Vec<What>, Vec<Ask>, Option<Ask>) {
+    let (mut told, mut asks, mut poll) = (Vec::new(), Vec::new(), None);
+    for _ in 0..8 {
+        world.settle().await;
+        while let Some(change) = sessions.changes.next().now_or_never() {
+            let change = change.unwrap();
+            told.extend(change.changes.into_iter().map(|it| it.what));
+            sessions.snapshot = change.snapshot;
+        }
+        while world.server.is_asked() {
+            let ask = world.server.ask().await;
+            match is_of_a_session(&ask) {
+                true => asks.push(ask),
+                false => poll = Some(ask),
+            }
+        }
+    }
+    (told, asks, poll)
+}
+
+fn has_left(told: &[What], user_id: &str) -> bool {
+    told.iter().any(|it| matches!(it, What::Left { member, .. } if member.user_id() == user_id))
+}
+
+/// A new user every 100 ms, and each answer takes 150 ms.
+#[tokio::test]
+async fn a_crowd_of_newcomers_holds_back_nobody_else() {
+    let (mut world, poll, mut sessions) = with_bob_in_the_call().await;
+    let mut poll = Some(poll);
+    let (mut asked, mut look_ups) = (Vec::new(), 0);
+    let (mut bob_left_at, mut told_at) = (None, None);
+    let step = millis(50);
+    for n in 0..80 {
+        let at = step * n;
+        let mut events = Vec::new();
+        if n % 2 == 0 {
+            events.push(joins(&format!("$new-{n}"), &format!("@new-{n}:hs")));
+        }
+        if at >= secs(2) && bob_left_at.is_none() {
+            events.push(leaves("$bob-left", BOB));
+            bob_left_at = Some(at);
+        }
+        if !events.is_empty() {
+            let (pos, batch) = (format!("pos-{n}-"), format!("batch-{n}-"));
+            poll.take().unwrap().page(&pos, &batch, ROOM, events).await;
+        }
+        let (told, asks, next) = now(&mut world, &mut sessions).await;
+        poll = poll.or(next);
+        if has_left(&told, BOB) {
+            told_at = Some(at);
+        }
+        look_ups += asks.len();
+        asked.extend(asks.into_iter().map(|ask| (at + millis(150), ask)));
+        let due = asked.iter().position(|(due, _)| *due <= at);
+        if let Some(due) = due {
+            let (_, ask) = asked.remove(due);
+            let joined: Vec<_> =
+                asked_users(&ask).iter().map(|user| member(user, "join")).collect();
+            tell(ask, &joined).await;
+        }
+        world.clock.advance(step);
+    }
+    let waited = told_at.expect("it is told that bob has left") - bob_left_at.unwrap();
+    assert!(waited < secs(1), "{waited:?}");
+    // In four seconds the crowd is asked about together, and so it is told.
+    assert!((3..=6).contains(&look_ups), "{look_ups}");
+    let there = sessions.snapshot.session(ROOM_CALL).len();
+    assert!((25..40).contains(&there), "{there}");
+}
+
+#[tokio::test]
+async fn an_answer_that_never_comes_holds_back_newcomers_alone() {
+    let (mut world, poll, mut sessions) = with_bob_in_the_call().await;
+    main_loop(&world, json!({ "events": [member(ALICE, "join")] })).await;
+    poll.page("pos-3", "batch-3", ROOM, vec![alice_joins()]).await;
+    let (told, asks, poll) = now(&mut world, &mut sessions).await;
+    assert!(told.is_empty(), "{told:?}");
+    let [never] = <[Ask; 1]>::try_from(asks).ok().expect("the server is asked about alice");
+    assert_eq!(asked_users(&never), [ALICE]);
+    poll.unwrap().page("pos-4", "batch-4", ROOM, vec![leaves("$bob-left", BOB)]).await;
+    let (told, ..) = now(&mut world, &mut sessions).await;
+    assert!(has_left(&told, BOB), "{told:?}");
+    assert!(sessions.snapshot.session(ROOM_CALL).is_empty());
+    // What the client's store says of alice counts once the server has had its time.
+    world.clock.advance(secs(12));
+    let (told, ..) = now(&mut world, &mut sessions).await;
+    assert!(matches!(&told[..], [What::Joined(member)] if member.user_id() == ALICE), "{told:?}");
+}
+
+#[tokio::test]
+async fn newcomers_are_asked_about_again_after_a_failure() {
+    let (mut world, poll, mut sessions) = with_bob_in_the_call().await;
+    main_loop(&world, json!({ "events": [member(ALICE, "join")] })).await;
+    poll.page("pos-3", "batch-3", ROOM, vec![alice_joins()]).await;
+    let (_, asks, _poll) = now(&mut world, &mut sessions).await;
+    for ask in asks {
+        ask.refuse(500, "M_UNKNOWN").await;
+    }
+    let (told, asks, _) = now(&mut world, &mut sessions).await;
+    assert!(matches!(&told[..], [What::Joined(member)] if member.user_id() == ALICE), "{told:?}");
+    assert!(asks.is_empty());
+    world.clock.advance(secs(15));
+    let (_, asks, _) = now(&mut world, &mut sessions).await;
+    let [ask] = <[Ask; 1]>::try_from(asks).ok().expect("the server is asked again");
+    assert_eq!(asked_users(&ask), [ALICE]);
+    tell(ask, &[slot("$open", "open"), member(ALICE, "leave")]).await;
+    let (told, ..) = now(&mut world, &mut sessions).await;
+    assert!(has_left(&told, ALICE), "{told:?}");
 }
 
 fn reason(session: &SessionSnapshot) -> Option<NotJoined> {
@@ -180,6 +326,7 @@ async fn who_is_in_the_room_by_the_clients_store_alone_is_asked_for_and_not_ther
     assert_eq!((call.len(), reason(&call)), (0, Some(NotJoined::NotInRoom)));
 
     // That she is there, the main loop has said before the server said otherwise: it is asked again.
+    world.clock.advance(secs(1));
     brings(&world, member(ALICE, "join")).await;
     let ask = loop {
         tokio::select! {
