@@ -17,7 +17,7 @@ use std::{
 
 use futures_util::StreamExt as _;
 use matrix_sdk::{
-    Client, HttpError, Room, RoomState,
+    Client, HttpError, RefreshTokenError, Room, RoomState,
     authentication::matrix::MatrixSession,
     config::{RequestConfig, SyncSettings},
     ruma::{RoomId, RoomOrAliasId, api::error::ErrorKind},
@@ -213,6 +213,8 @@ async fn log_in(device_name: &str, account: &Account, store: Option<&Path>) -> R
         .homeserver_url(url)
         // The one that was asked for, whatever the answer to the login recommends.
         .respect_login_well_known(false)
+        // Where access tokens run out, the client gets new ones by itself.
+        .handle_refresh_tokens()
         // Who starts a program wants to hear what is wrong, rather than wait while it tries again.
         .request_config(RequestConfig::new().disable_retry());
     // On a base client that is shared with this crate, so that it can encrypt what it sends.
@@ -236,15 +238,19 @@ async fn log_in(device_name: &str, account: &Account, store: Option<&Path>) -> R
         .map_err(|error| why_no_homeserver(url, &error))?;
 
     let session_file = store.map(|folder| folder.join("session.json"));
+    if let Some(file) = &session_file {
+        store_new_tokens(&client, file)?;
+    }
     if let Some(file) = session_file.as_ref().filter(|file| file.exists()) {
-        let session: MatrixSession = serde_json::from_slice(&std::fs::read(file)?)?;
-        client.restore_session(session).await?;
+        client.restore_session(read_session(file)?).await?;
         return Ok(client);
     }
     let login = client
         .matrix_auth()
         .login_username(username, &password)
         .initial_device_display_name(device_name)
+        // A server that has none gives us an access token that does not run out.
+        .request_refresh_token()
         .send();
     timeout(ANSWER_WITHIN, login)
         .await
@@ -253,19 +259,47 @@ async fn log_in(device_name: &str, account: &Account, store: Option<&Path>) -> R
             Some(refusal) => format!("{url} refused to log {username} in: {refusal}"),
             None => format!("logging in on {url} failed: {}", with_causes(&error)),
         })?;
-    if let (Some(file), Some(session)) = (session_file, client.matrix_auth().session()) {
-        write_secret(&file, &serde_json::to_vec(&session)?)?;
+    if let Some(file) = session_file {
+        write_session(&client, &file)?;
     }
     Ok(client)
 }
 
-/// Writes a file that nobody else may read: the session has the access token.
+/// Has each new pair of tokens written to the file before the client uses it.
+///
+/// Why not subscribe to the changes of the session? The first use of a new token makes the server
+/// forget the old pair. A process that is killed between that use and the subscriber's write could
+/// never log in again.
+fn store_new_tokens(client: &Client, file: &Path) -> Result {
+    let (reload, save) = (file.to_owned(), file.to_owned());
+    client.set_session_callbacks(
+        Box::new(move |_| Ok(read_session(&reload)?.tokens)),
+        Box::new(move |client| write_session(&client, &save)),
+    )?;
+    Ok(())
+}
+
+fn read_session(file: &Path) -> Result<MatrixSession> {
+    Ok(serde_json::from_slice(&std::fs::read(file)?)?)
+}
+
+fn write_session(client: &Client, file: &Path) -> Result {
+    match client.matrix_auth().session() {
+        Some(session) => Ok(write_secret(file, &serde_json::to_vec(&session)?)?),
+        None => Ok(()),
+    }
+}
+
+/// Writes a file that nobody else may read: the session has the tokens. The file is complete at
+/// every moment, also if the process is killed meanwhile.
 fn write_secret(file: &Path, content: &[u8]) -> io::Result<()> {
+    let unfinished = file.with_extension("unfinished");
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create(true).truncate(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    io::Write::write_all(&mut options.open(file)?, content)
+    io::Write::write_all(&mut options.open(&unfinished)?, content)?;
+    std::fs::rename(unfinished, file)
 }
 
 fn why_no_homeserver(url: &str, error: &HttpError) -> String {
@@ -303,11 +337,25 @@ pub(crate) async fn keep_syncing(client: &Client) -> Result {
     loop {
         // It ends with an error when the server restarts, or the network is gone.
         if let Err(error) = client.sync(SyncSettings::default()).await
-            && let Some(ErrorKind::UnknownToken(_)) = error.client_api_error_kind()
+            && is_token_lost(&error)
         {
             return fail(TOKEN_LOST);
         }
         sleep(SYNC_AGAIN_AFTER).await;
+    }
+}
+
+/// Whether the server refuses our access token, and gives us no other one for our refresh token.
+fn is_token_lost(error: &matrix_sdk::Error) -> bool {
+    let matrix_sdk::Error::Http(error) = error else { return false };
+    match &**error {
+        HttpError::RefreshToken(RefreshTokenError::RefreshTokenRequired) => true,
+        // Other reasons for not getting one pass, such as a network that is down.
+        HttpError::RefreshToken(RefreshTokenError::MatrixAuth(error)) => matches!(
+            error.client_api_error_kind(),
+            Some(ErrorKind::UnknownToken(_) | ErrorKind::Forbidden)
+        ),
+        error => matches!(error.client_api_error_kind(), Some(ErrorKind::UnknownToken(_))),
     }
 }
 

@@ -1,7 +1,10 @@
 //! The lines that scripts read.
 
-use matrix_sdk_sticky::{heartbeat::State, rtc::SessionSnapshot};
-use serde_json::json;
+use matrix_sdk_sticky::{
+    heartbeat::State,
+    rtc::{Candidate, Form, Member, SessionSnapshot},
+};
+use serde_json::{Value, json};
 
 /// The first line.
 pub(crate) fn ready(sync: &str) -> String {
@@ -16,19 +19,12 @@ pub(crate) struct Json {
 }
 
 impl Json {
-    /// Who is there, if that is not what was said last.
+    /// Who is there and who is not, if that is not what was said last.
     pub(crate) fn members(&mut self, now: &SessionSnapshot) -> Option<String> {
-        let members: Vec<_> = now
-            .members()
-            .map(|member| {
-                json!({
-                    "user_id": member.user_id(),
-                    "device_id": member.device().map(|device| &device.device_id),
-                    "member_id": member.member_id(),
-                })
-            })
-            .collect();
-        let line = json!({ "kind": "members", "members": members }).to_string();
+        let members: Vec<_> = now.members().map(member).collect();
+        let candidates: Vec<_> = now.candidates().map(candidate).collect();
+        let line = json!({ "kind": "members", "members": members, "candidates": candidates });
+        let line = line.to_string();
         (self.members.replace(line.clone()).as_ref() != Some(&line)).then_some(line)
     }
 
@@ -37,5 +33,37 @@ impl Json {
         let name = super::plain::own_name(state)?;
         (self.own.replace(name) != Some(name))
             .then(|| json!({ "kind": "own", "state": name }).to_string())
+    }
+}
+
+fn member(member: &Member) -> Value {
+    let device = member.device();
+    json!({
+        "user_id": member.user_id(),
+        "device_id": device.map(|device| &device.device_id),
+        "member_id": member.member_id(),
+        "form": form(member.form()),
+        "proven": device.is_some_and(|device| device.is_proven()),
+        "intent": member.intent(),
+    })
+}
+
+fn candidate(candidate: &Candidate) -> Value {
+    json!({
+        "user_id": candidate.user_id,
+        "device_id": candidate.device.as_ref().map(|device| &device.device_id),
+        "reason": candidate.reason.to_string(),
+    })
+}
+
+/// The names of `--dialect`, where a form is of one dialect alone.
+fn form(form: Form) -> &'static str {
+    match form {
+        Form::Msc4143 => "msc4143",
+        Form::ElementCall => "element-call",
+        Form::Both => "both",
+        Form::RtcTransports => "rtc-transports",
+        Form::CallMember => "call-member",
+        _ => "other",
     }
 }

@@ -22,6 +22,7 @@ mod main_loops;
 mod outages;
 mod presence;
 mod proxy;
+mod refresh;
 mod rooms;
 mod rtc;
 mod sealed;

@@ -98,6 +98,8 @@ async fn two_see_one_another_come_one_is_killed_and_the_other_leaves() {
     first.until_own("joined").await;
     let members = looking.until_users(&[&alice]).await;
     assert!(members[0]["device_id"].is_string() && members[0]["member_id"].is_string());
+    let told = ["form", "proven", "intent"].map(|name| &members[0][name]);
+    assert_eq!(told, [&json!("both"), &json!(false), &json!("video")]);
 
     let mut second = Example::live(&bob, &room, &["--join"]).await;
     second.until_own("joined").await;

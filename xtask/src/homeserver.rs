@@ -49,6 +49,9 @@ pub struct Options {
     pub rtc_endpoint: bool,
     /// Two such transports. Without, none are set up. On unless told.
     pub rtc_transports: bool,
+    /// For how long an access token is good, if its client asked for a refresh token. Without one,
+    /// the server gives out no refresh tokens, and access tokens never run out.
+    pub token_lifetime: Option<Duration>,
     /// The port on `127.0.0.1`; without one, a free one is chosen.
     pub port: Option<u16>,
 }
@@ -61,6 +64,7 @@ impl Default for Options {
             rate_limits: false,
             rtc_endpoint: true,
             rtc_transports: true,
+            token_lifetime: None,
             port: None,
         }
     }

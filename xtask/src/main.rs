@@ -10,6 +10,7 @@
 
 mod bench;
 mod cargo;
+mod chaos;
 mod ci;
 mod demo;
 mod package;
@@ -40,6 +41,8 @@ enum Chore {
     Homeserver(HomeserverArgs),
     /// Runs every test, those against a real Synapse included
     Test(TestArgs),
+    /// Runs a call through faults on a Synapse of its own, and checks that all see the same after each calm
+    Chaos(ChaosArgs),
     /// Runs all that must pass before a commit: formatting, lints, docs, feature sets, tests
     Ci(CiArgs),
     /// Makes a package of the bindings for a language, in target/bindings: a JAR, a Swift package, a wheel
@@ -91,6 +94,19 @@ struct CiArgs {
     /// All but the tests
     #[arg(long)]
     no_test: bool,
+}
+
+#[derive(Args)]
+struct ChaosArgs {
+    /// How many minutes; the last round is played to its end
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+    minutes: u64,
+    /// What the schedule of faults is drawn from; a random one, which is printed, unless told
+    #[arg(long, value_name = "S")]
+    seed: Option<u64>,
+    /// One JSON object a line, for scripts: {"kind","at","text"}
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Args)]
@@ -147,6 +163,7 @@ fn run(chore: Chore) -> anyhow::Result<ExitCode> {
         Chore::Homeserver(args) => serve::run(&args, &interrupt),
         Chore::Test(args) => ci::test(&args.args, &Cargo::find()?, &interrupt),
         Chore::Ci(args) => ci::run(args.no_test, &Cargo::find()?, &interrupt),
+        Chore::Chaos(args) => chaos::run(&args, &Cargo::find()?, &interrupt),
         Chore::Bindings(args) => package::run(&args, &Cargo::find()?, &interrupt),
         Chore::Bench(args) => bench::run(&args, &Cargo::find()?, &interrupt),
         Chore::SideBySide(args) => side_by_side::run(&args, &Cargo::find()?, &interrupt),

@@ -213,3 +213,33 @@ fn signal_group(child: &Child, kill: bool) {
 
 #[cfg(not(unix))]
 fn signal_group(_: &Child, _: bool) {}
+
+/// A signal for a child that is not to end by force.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Nudge {
+    /// As Ctrl-C does.
+    Interrupt,
+    /// It stops, until it is to go on.
+    Stop,
+    GoOn,
+}
+
+/// Sends a signal to a child that has not been waited for.
+#[cfg(unix)]
+pub(crate) fn nudge(child: &Child, how: Nudge) {
+    use nix::{
+        sys::signal::{Signal, kill},
+        unistd::Pid,
+    };
+    let signal = match how {
+        Nudge::Interrupt => Signal::SIGINT,
+        Nudge::Stop => Signal::SIGSTOP,
+        Nudge::GoOn => Signal::SIGCONT,
+    };
+    if let Ok(id) = i32::try_from(child.id()) {
+        let _ = kill(Pid::from_raw(id), signal);
+    }
+}
+
+#[cfg(not(unix))]
+pub(crate) fn nudge(_: &Child, _: Nudge) {}

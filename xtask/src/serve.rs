@@ -15,9 +15,8 @@ pub(crate) fn run(args: &HomeserverArgs, interrupt: &Interrupt) -> anyhow::Resul
         sticky: !args.no_sticky,
         delayed_events: !args.no_delayed_events,
         rate_limits: args.rate_limits,
-        rtc_endpoint: true,
-        rtc_transports: true,
         port: args.port,
+        ..Options::default()
     };
     let Some(mut server) = start(options, interrupt)? else {
         return Ok(ExitCode::SUCCESS);

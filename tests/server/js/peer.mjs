@@ -34,6 +34,15 @@ function say(line) {
     writeSync(1, `${JSON.stringify(line)}\n`);
 }
 
+// Gets new tokens, where a server gave a refresh token at all.
+function refresher(baseUrl) {
+    return async (token) => {
+        const answer = await createClient({ baseUrl }).refreshToken(token);
+        const { access_token: accessToken, refresh_token: refreshToken, expires_in_ms: left } = answer;
+        return { accessToken, refreshToken, expiry: left && new Date(Date.now() + left) };
+    };
+}
+
 let client;
 let session;
 
@@ -43,9 +52,11 @@ const commands = {
             type: "m.login.password",
             identifier: { type: "m.id.user", user },
             password,
+            refresh_token: true,
         });
         const { user_id: userId, device_id: deviceId, access_token: accessToken } = login;
-        client = createClient({ baseUrl, userId, deviceId, accessToken });
+        const tokens = { accessToken, refreshToken: login.refresh_token };
+        client = createClient({ baseUrl, userId, deviceId, ...tokens, tokenRefreshFunction: refresher(baseUrl) });
         if (crypto) await client.initRustCrypto({ useIndexedDB: false });
         const synced = new Promise((resolve, reject) => {
             client.once(ClientEvent.Sync, (state) => {
@@ -119,6 +130,15 @@ const commands = {
 
     slot: ({ open }) => (open ? session.ensureRtcSlotOpen() : session.ensureRtcSlotClosed()),
 };
+
+// Who is asked to end leaves first, as a page that is closed does.
+process.on("SIGINT", async () => {
+    try {
+        await session?.leaveRoomSession(10_000);
+    } finally {
+        process.exit(0);
+    }
+});
 
 // One after the other, as a person would.
 for await (const line of createInterface({ input: process.stdin })) {

@@ -1,7 +1,7 @@
 //! The files that a Synapse starts from. In go the [`Options`] and where things lie; out come
 //! `homeserver.yaml`, the log's configuration and a signing key. Nothing is started here.
 
-use std::{fs, hash::BuildHasher as _, io, path::Path};
+use std::{fs, hash::BuildHasher as _, io, path::Path, time::Duration};
 
 use serde_json::{Value, json};
 
@@ -16,6 +16,11 @@ pub(super) const LOG: &str = "homeserver.log";
 /// A rate that nobody reaches: 10,000 a second, in bursts of as many.
 fn lifted() -> Value {
     json!({ "per_second": 10_000, "burst_count": 10_000 })
+}
+
+/// A duration as Synapse reads a number.
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Writes all configuration into `dir`. YAML is a superset of JSON, so JSON is what is written.
@@ -52,6 +57,8 @@ fn homeserver(dir: &Path, port: u16, options: &Options) -> Value {
         "form_secret": "of a test server",
         // The least that bcrypt takes; at the default of 12 a log-in costs a quarter of a second.
         "bcrypt_rounds": 4,
+        // Without a lifetime there are no refresh tokens at all.
+        "refreshable_access_token_lifetime": options.token_lifetime.map(milliseconds),
         "presence": { "enabled": false },
         "stats": { "enabled": false },
         "url_preview_enabled": false,
