@@ -83,32 +83,35 @@ fn play(show: &mut Show<'_>, time: Duration) -> anyhow::Result<End> {
     let seed = show.ground.seed;
     show.teller.say("stage", &describe(&show.stage));
     let began = Instant::now();
-    let mut longest = Duration::ZERO;
-    let mut faults = 0;
-    let mut number = 0;
-    while began.elapsed() < time {
+    let (mut longest, mut faults, mut number) = (Duration::ZERO, 0, 0);
+    let mut outcome = show.begin()?;
+    loop {
+        match outcome {
+            Outcome::Interrupted => return Ok(End::Interrupted),
+            Outcome::Violated(what) => return violated(show, number, &what),
+            Outcome::Passed(took) => {
+                let took_seconds = took.as_secs_f64();
+                let text = format!("all was right {took_seconds:.1} s into the calm");
+                show.teller.say("passed", &text);
+                // Before the first round all have to start.
+                longest = longest.max(if number == 0 { Duration::ZERO } else { took });
+            }
+        }
+        if began.elapsed() >= time {
+            break;
+        }
         number += 1;
         let round = Round::of(seed, number, &show.stage);
-        show.teller.say("round", &format!("round {number}: {} faults", round.faults.len()));
-        match show.round(&round)? {
-            Outcome::Interrupted => return Ok(End::Interrupted),
-            Outcome::Passed(took) => {
-                longest = longest.max(took);
-                faults += round.faults.len();
-                let text = format!(
-                    "round {number} passed: all was right {:.1} s into the calm",
-                    took.as_secs_f64()
-                );
-                show.teller.say("passed", &text);
-            }
-            Outcome::Violated(what) => return violated(show, &round, &what),
-        }
+        faults += round.faults.len();
+        let text =
+            format!("round {number}: {} faults in {} s", round.faults.len(), round.lasts.as_secs());
+        show.teller.say("round", &text);
+        outcome = show.round(&round)?;
     }
-    let last = Round::of(seed, number, &show.stage);
     match show.close()? {
         Outcome::Interrupted => return Ok(End::Interrupted),
+        Outcome::Violated(what) => return violated(show, number, &what),
         Outcome::Passed(_) => {}
-        Outcome::Violated(what) => return violated(show, &last, &what),
     }
     let text = format!(
         "{number} rounds with {faults} faults, no law broken; the longest way back took {:.1} s",
@@ -128,14 +131,14 @@ fn tell_notes(show: &Show<'_>) {
 }
 
 /// Says what broke a law, and all that helps to find out why.
-fn violated(show: &Show<'_>, round: &Round, what: &[String]) -> anyhow::Result<End> {
+fn violated(show: &Show<'_>, round: u64, what: &[String]) -> anyhow::Result<End> {
     let seed = show.ground.seed;
-    let mut report = format!("seed {seed}, round {}, at {}\n\n", round.number, clock());
+    let mut report = format!("seed {seed}, round {round}, at {}\n\n", clock());
     for line in what {
         report.push_str(&format!("VIOLATION: {line}\n"));
     }
     report.push_str(&format!("\n{}\n\n", describe(&show.stage)));
-    for number in 1..=round.number {
+    for number in 1..=round {
         report.push_str(&Round::of(seed, number, &show.stage).describe(&show.stage));
     }
     report.push('\n');

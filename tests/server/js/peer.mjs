@@ -34,15 +34,6 @@ function say(line) {
     writeSync(1, `${JSON.stringify(line)}\n`);
 }
 
-// Gets new tokens, where a server gave a refresh token at all.
-function refresher(baseUrl) {
-    return async (token) => {
-        const answer = await createClient({ baseUrl }).refreshToken(token);
-        const { access_token: accessToken, refresh_token: refreshToken, expires_in_ms: left } = answer;
-        return { accessToken, refreshToken, expiry: left && new Date(Date.now() + left) };
-    };
-}
-
 let client;
 let session;
 
@@ -52,11 +43,10 @@ const commands = {
             type: "m.login.password",
             identifier: { type: "m.id.user", user },
             password,
-            refresh_token: true,
         });
+        // It asks for no refresh token: it knows those of OAuth 2.0 alone, which Synapse does not give out itself.
         const { user_id: userId, device_id: deviceId, access_token: accessToken } = login;
-        const tokens = { accessToken, refreshToken: login.refresh_token };
-        client = createClient({ baseUrl, userId, deviceId, ...tokens, tokenRefreshFunction: refresher(baseUrl) });
+        client = createClient({ baseUrl, userId, deviceId, accessToken });
         if (crypto) await client.initRustCrypto({ useIndexedDB: false });
         const synced = new Promise((resolve, reject) => {
             client.once(ClientEvent.Sync, (state) => {

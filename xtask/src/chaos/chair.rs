@@ -239,7 +239,9 @@ impl Chair {
 
     /// Whether it says that it is in the call.
     pub(crate) fn is_in(&self) -> bool {
-        self.sits.as_ref().is_some_and(|it| it.member.said().own.as_deref() == Some("joined"))
+        let Some(sits) = &self.sits else { return false };
+        let Said { own, error, .. } = sits.member.said();
+        own.as_deref() == Some("joined") && error.is_none()
     }
 
     /// Why it may show something else.

@@ -139,6 +139,9 @@ const DOWN: Seconds = (0, 5);
 /// .. that the server does not answer.
 const PAUSED: Seconds = (2, 12);
 
+/// When the first fault of a round may begin: who was away has started by then.
+const FIRST: Duration = Duration::from_secs(3);
+
 /// How far the end of a process stays away from a pause of the server. A request may wait in a
 /// paused server's socket for longer than its client does. The crate promises nothing of those: a
 /// join that is read after its leave was sent makes a ghost.
@@ -174,12 +177,12 @@ impl Round {
             faults.push(server(&mut dice, lasts));
         }
         let pause = faults.iter().find(|it| it.what == What::Server(Server::Pause)).copied();
-        let all = dice.one_in(3).then(|| line(&mut dice, Duration::ZERO, lasts, None));
+        let all = dice.one_in(3).then(|| line(&mut dice, FIRST, lasts, None));
         faults.extend(all);
         let mut stays_away = stage.rooms.map(|_| false);
         for (index, seat) in stage.seats.iter().enumerate() {
             let half = lasts / 2;
-            for (from, to) in [(Duration::ZERO, half), (half, lasts)] {
+            for (from, to) in [(FIRST, half), (half, lasts)] {
                 if dice.coin() {
                     let fault = line(&mut dice, from, to, Some(index));
                     // A line does one thing at a time.
@@ -239,7 +242,7 @@ fn process(dice: &mut Dice, lasts: Duration, seat: usize) -> Fault {
         1 => Process::Leave(back),
         _ => Process::Stop,
     };
-    dice.fault(Duration::ZERO, lasts, AWAY, What::Process(seat, process))
+    dice.fault(FIRST, lasts, AWAY, What::Process(seat, process))
 }
 
 fn server(dice: &mut Dice, lasts: Duration) -> Fault {
@@ -248,7 +251,7 @@ fn server(dice: &mut Dice, lasts: Duration) -> Fault {
         1 => (Server::Crash, DOWN),
         _ => (Server::Pause, PAUSED),
     };
-    dice.fault(Duration::ZERO, lasts, takes, What::Server(server))
+    dice.fault(FIRST, lasts, takes, What::Server(server))
 }
 
 /// SplitMix64: few lines, and the same numbers on every machine and with every compiler.
@@ -394,7 +397,11 @@ mod tests {
         let described = Round::of(7, 1, &stage).describe(&stage);
         let mut lines = described.lines();
         assert_eq!(lines.next(), Some("round 1, 38 s of faults:"), "{described}");
-        assert_eq!(lines.next(), Some("    0.6 s  the server hangs for 10 s"), "{described}");
+        assert_eq!(
+            lines.next(),
+            Some("    4.8 s  anna leaves politely and starts again after 17 s"),
+            "{described}"
+        );
     }
 
     #[test]

@@ -141,6 +141,12 @@ impl<'a> Show<'a> {
         Ok(broken)
     }
 
+    /// Has all come, before anything goes wrong.
+    pub(crate) fn begin(&mut self) -> anyhow::Result<Outcome> {
+        self.chairs.iter_mut().for_each(|chair| chair.wanted = true);
+        self.calm()
+    }
+
     /// Lives through a round: its faults, then the calm.
     pub(crate) fn round(&mut self, round: &Round) -> anyhow::Result<Outcome> {
         self.chairs.iter_mut().for_each(|chair| chair.wanted = true);
