@@ -97,11 +97,13 @@ fn play(show: &mut Show<'_>, time: Duration) -> anyhow::Result<End> {
                 longest = longest.max(if number == 0 { Duration::ZERO } else { took });
             }
         }
-        if began.elapsed() >= time {
+        let round = Round::of(seed, number + 1, &show.stage);
+        let is_late = began.elapsed().saturating_add(round.lasts) > time;
+        // One at least, however long the start took.
+        if is_late && number > 0 {
             break;
         }
         number += 1;
-        let round = Round::of(seed, number, &show.stage);
         faults += round.faults.len();
         let text =
             format!("round {number}: {} faults in {} s", round.faults.len(), round.lasts.as_secs());

@@ -98,7 +98,7 @@ struct CiArgs {
 
 #[derive(Args)]
 struct ChaosArgs {
-    /// How many minutes; the last round is played to its end
+    /// For how many minutes, from the moment at which all have started
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
     minutes: u64,
     /// What the schedule of faults is drawn from; a random one, which is printed, unless told
