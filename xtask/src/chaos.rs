@@ -10,6 +10,7 @@ mod member;
 mod proxy;
 mod schedule;
 mod show;
+mod watch;
 
 use std::{
     fs,
@@ -98,7 +99,7 @@ fn play(show: &mut Show<'_>, time: Duration) -> anyhow::Result<End> {
             }
         }
         let round = Round::of(seed, number + 1, &show.stage);
-        let is_late = began.elapsed().saturating_add(round.lasts) > time;
+        let is_late = began.elapsed() + round.lasts + round.watched > time;
         // One at least, however long the start took.
         if is_late && number > 0 {
             break;

@@ -44,6 +44,8 @@ pub(crate) struct Round {
     pub(crate) lasts: Duration,
     /// In the order of their beginnings.
     pub(crate) faults: Vec<Fault>,
+    /// How long the calm goes on after all has become right.
+    pub(crate) watched: Duration,
 }
 
 /// One thing that goes wrong for a while.
@@ -142,6 +144,9 @@ const PAUSED: Seconds = (2, 12);
 /// When the first fault of a round may begin: who was away has started by then.
 const FIRST: Duration = Duration::from_secs(3);
 
+/// How long some calms go on: longer than the longest delay, so that a late leave is seen.
+const WATCHED: Duration = Duration::from_secs(18);
+
 /// How far the end of a process stays away from a pause of the server. A request may wait in a
 /// paused server's socket for longer than its client does. The crate promises nothing of those: a
 /// join that is read after its leave was sent makes a ghost.
@@ -212,7 +217,8 @@ impl Round {
             }
         }
         faults.sort_by_key(|fault| fault.at);
-        Self { number, lasts, faults }
+        let watched = if dice.one_in(3) { WATCHED } else { Duration::ZERO };
+        Self { number, lasts, faults, watched }
     }
 }
 

@@ -22,6 +22,7 @@ use super::{
     chair::{Chair, Program},
     judge::{Finding, Observer, Scene},
     schedule::{Back, Fault, Line, Process, Round, Server, Stage, What, Who},
+    watch::{Ruling, Watch},
 };
 use crate::{process::Interrupt, serve::password};
 
@@ -30,9 +31,6 @@ const TOKEN_LIFETIME: Duration = Duration::from_secs(30);
 
 /// When to look again.
 const TICK: Duration = Duration::from_millis(50);
-
-/// What has to hold for so long to count: a right picture of a calm, or a wrong one.
-const HOLDS: Duration = Duration::from_secs(3);
 
 /// How long matrix-js-sdk may take longer than we do.
 const JS_LATER: Duration = Duration::from_secs(10);
@@ -144,7 +142,7 @@ impl<'a> Show<'a> {
     /// Has all come, before anything goes wrong.
     pub(crate) fn begin(&mut self) -> anyhow::Result<Outcome> {
         self.chairs.iter_mut().for_each(|chair| chair.wanted = true);
-        self.calm()
+        self.calm(Duration::ZERO)
     }
 
     /// Lives through a round: its faults, then the calm.
@@ -171,7 +169,7 @@ impl<'a> Show<'a> {
                 return Ok(Outcome::Interrupted);
             }
         }
-        self.calm()
+        self.calm(round.watched)
     }
 
     fn take(&mut self, step: &Step) {
@@ -218,8 +216,9 @@ impl<'a> Show<'a> {
         }
     }
 
-    /// Mends everything, and waits until all show the same, or until somebody breaks a law.
-    fn calm(&mut self) -> anyhow::Result<Outcome> {
+    /// Mends everything, and waits until all show the same, or until somebody breaks a law. Looks on
+    /// for a while afterwards.
+    fn calm(&mut self, goes_on: Duration) -> anyhow::Result<Outcome> {
         for chair in &mut self.chairs {
             chair.proxy.set(Line::Up);
             chair.go_on();
@@ -236,7 +235,7 @@ impl<'a> Show<'a> {
         let calm = self.now();
         self.chairs.iter_mut().for_each(Chair::begin_calm);
         self.teller.say("calm", "the calm begins");
-        let (mut right, mut wrong) = (None, None);
+        let mut watch = Watch::new(goes_on);
         loop {
             let broken = self.tick()?;
             if !broken.is_empty() {
@@ -245,35 +244,34 @@ impl<'a> Show<'a> {
             if self.interrupt.came() {
                 return Ok(Outcome::Interrupted);
             }
-            let now = self.now();
-            let findings = self.findings(calm);
             let is_whole = self.chairs.iter().all(|chair| !chair.wanted || chair.is_running());
-            let is_right = findings.is_empty() && is_whole;
-            let overdue: Vec<_> = findings.iter().filter(|finding| finding.by < now).collect();
-            if is_right {
-                let since = *right.get_or_insert(now);
-                if now.saturating_sub(since) >= HOLDS {
-                    self.look_at_js(calm)?;
-                    return Ok(Outcome::Passed(since.saturating_sub(calm)));
+            match watch.look(self.now(), self.findings(calm), is_whole) {
+                Ruling::GoOn => {}
+                Ruling::Violated(broken) => {
+                    return Ok(Outcome::Violated(self.in_words(&broken, calm)));
                 }
-            } else {
-                right = None;
-            }
-            if overdue.is_empty() {
-                wrong = None;
-            } else if now.saturating_sub(*wrong.get_or_insert(now)) >= HOLDS {
-                return Ok(Outcome::Violated(self.in_words(&overdue, calm)));
+                Ruling::Passed(since) => {
+                    let broken = self.look_at_js(calm)?;
+                    return Ok(match broken.is_empty() {
+                        true => Outcome::Passed(since.saturating_sub(calm)),
+                        false => Outcome::Violated(broken),
+                    });
+                }
             }
         }
     }
 
-    fn in_words(&self, overdue: &[&Finding], calm: Duration) -> Vec<String> {
+    fn in_words(&self, broken: &[Finding], calm: Duration) -> Vec<String> {
         let late = self.now().saturating_sub(calm).as_secs();
-        let words = |finding: &&Finding| {
+        let words = |finding: &Finding| {
             let allowed = finding.by.saturating_sub(calm).as_secs();
-            format!("{}, {late} s into the calm; allowed until {allowed} s", finding.wrong)
+            let until = match allowed < late {
+                true => format!("allowed until {allowed} s"),
+                false => "after all had been right".to_owned(),
+            };
+            format!("{}, {late} s into the calm; {until}", finding.wrong)
         };
-        overdue.iter().map(words).collect()
+        broken.iter().map(words).collect()
     }
 
     /// What is not as it has to be in the end.
@@ -305,8 +303,9 @@ impl<'a> Show<'a> {
         Scene { runs, observers, by: super::back_by(calm) }
     }
 
-    /// Notes what matrix-js-sdk shows otherwise. It may take longer than we do.
-    fn look_at_js(&mut self, calm: Duration) -> anyhow::Result<()> {
+    /// Notes what matrix-js-sdk shows otherwise. It may take longer than we do. What of ours breaks a
+    /// law meanwhile.
+    fn look_at_js(&mut self, calm: Duration) -> anyhow::Result<Vec<String>> {
         let began = self.now();
         loop {
             let mut notes = Vec::new();
@@ -319,7 +318,7 @@ impl<'a> Show<'a> {
                 notes.extend(scene.judge().iter().map(|it| format!("{} ({why})", it.wrong)));
             }
             if notes.is_empty() || self.interrupt.came() {
-                return Ok(());
+                return Ok(Vec::new());
             }
             if self.now().saturating_sub(began) >= JS_LATER {
                 for note in &notes {
@@ -329,10 +328,12 @@ impl<'a> Show<'a> {
                 // As a person would who finds themselves outside.
                 let lost = |chair: &&mut Chair| chair.seat.who == Who::Js && !chair.is_in();
                 self.chairs.iter_mut().filter(lost).for_each(|chair| chair.crash(began));
-                return Ok(());
+                return Ok(Vec::new());
             }
-            // Of ours nobody breaks a law now that would not show in the next round.
-            self.tick()?;
+            let broken = self.tick()?;
+            if !broken.is_empty() {
+                return Ok(broken);
+            }
         }
     }
 
