@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn what_stays_wrong_breaks_the_law() {
-        let looks = std::iter::repeat(wrong_by(30)).take(99);
+        let looks = std::iter::repeat_n(wrong_by(30), 99);
         assert_eq!(last(Watch::new(at(0)), looks), (34, Ruling::Violated(wrong_by(30))));
     }
 
