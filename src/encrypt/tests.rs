@@ -1,3 +1,5 @@
+mod reach;
+
 use matrix_sdk::{
     SessionMeta, SessionTokens, authentication::matrix::MatrixSession,
     cross_process_lock::CrossProcessLockConfig, ruma::api::MatrixVersion, store::StoreConfig,
@@ -27,8 +29,12 @@ fn base_client() -> BaseClient {
 
 /// A client on this base client, of a server that nobody asks.
 async fn client_on(base: BaseClient) -> Client {
+    client_at("http://127.0.0.1:1", base).await
+}
+
+async fn client_at(url: &str, base: BaseClient) -> Client {
     Client::builder()
-        .homeserver_url("http://127.0.0.1:1")
+        .homeserver_url(url)
         .disable_built_in_root_certificates()
         .server_versions([MatrixVersion::V1_14])
         .base_client(base)
@@ -116,19 +122,31 @@ async fn the_machine_panics_with_a_session_that_is_used_up_and_goes_on_with_a_ne
     assert_ne!(session(&machine).await.session_id(), before);
 }
 
-/// The room has these members, as a sync says.
+fn membership(user_id: &UserId, membership: &str, room_id: Option<&RoomId>) -> serde_json::Value {
+    json!({
+        "type": "m.room.member",
+        "state_key": user_id,
+        "sender": user_id,
+        "event_id": format!("${membership}-{}", user_id.localpart()),
+        "origin_server_ts": 1,
+        "room_id": room_id,
+        "content": { "membership": membership },
+    })
+}
+
+/// The room is encrypted and has these members, as a sync says.
 async fn members(base: &BaseClient, memberships: &[(&UserId, &str)]) {
-    let events = memberships.iter().map(|(user_id, membership)| {
-        let event = json!({
-            "type": "m.room.member",
-            "state_key": user_id,
-            "sender": user_id,
-            "event_id": format!("${membership}-{}", user_id.localpart()),
-            "origin_server_ts": 1,
-            "content": { "membership": membership },
-        });
-        Raw::from_json(to_raw_value(&event).unwrap())
+    let encryption = json!({
+        "type": "m.room.encryption",
+        "state_key": "",
+        "sender": "@me:hs",
+        "event_id": "$encryption",
+        "origin_server_ts": 1,
+        "content": { "algorithm": "m.megolm.v1.aes-sha2" },
     });
+    let events = memberships.iter().map(|(user_id, is)| membership(user_id, is, None));
+    let events = events.chain([encryption]);
+    let events = events.map(|event| Raw::from_json(to_raw_value(&event).unwrap()));
     let mut joined = JoinedRoom::new();
     let mut state = StateEvents::new();
     state.events = events.collect();
