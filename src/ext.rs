@@ -581,6 +581,7 @@ impl Inner {
                 state: self.state.clone(),
                 wanted_source: self.wanted_source,
                 source: self.source.clone(),
+                listed: Mutex::default(),
             };
             *task = Task::spawn(worker.run());
         }

@@ -313,6 +313,11 @@ impl EphemeralMap {
         changes
     }
 
+    /// Drops what has ended by now, and leaves what changed to be asked for later.
+    pub(crate) fn advance(&mut self, now: Moment) {
+        self.expire(now);
+    }
+
     /// When [`poll_changes`](Self::poll_changes) has something to do next.
     pub(crate) fn next_deadline(&self) -> Option<Deadline> {
         let mut next = self.ends.first().map(|end| end.deadline(self.epoch));

@@ -16,7 +16,7 @@ use std::{
     fmt,
     future::{pending, poll_fn},
     pin::{Pin, pin},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -32,7 +32,9 @@ use matrix_sdk::{
 };
 use ruma::{
     OwnedRoomId, OwnedUserId, RoomId, UserId,
-    api::client::{discovery::get_supported_versions, message::get_message_events},
+    api::client::{
+        discovery::get_supported_versions, membership::joined_rooms, message::get_message_events,
+    },
     events::ignored_user_list::IgnoredUserListEventContent,
     exports::http::StatusCode,
     serde::Raw,
@@ -145,6 +147,12 @@ const HISTORY_PAGES: usize = 30;
 /// How long a main loop may have answers without a new token before we say that it has none.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// When to ask again for the list of our rooms, while something came of a room of which nobody has
+/// said that we are in it; it doubles up to the longest.
+const LIST_AGAIN: Duration = Duration::from_secs(60);
+
+const LONGEST_LIST: Duration = Duration::from_secs(600);
+
 /// How often a client that is not logged in yet is looked at.
 const LOGIN_CHECK: Duration = Duration::from_millis(200);
 
@@ -166,6 +174,8 @@ pub(crate) struct Worker {
     pub(crate) wanted_source: SyncSource,
     /// What it is, once the server has been asked.
     pub(crate) source: SharedObservable<SyncSource>,
+    /// The rooms that we are in by the server's own list, as it was when it was last asked for.
+    pub(crate) listed: Mutex<HashSet<OwnedRoomId>>,
 }
 
 /// What the task waits for, besides the timer.
@@ -193,6 +203,8 @@ enum Event {
     Session(Result<SessionChange, RecvError>),
     /// Room keys came; `None`: some were missed.
     Keys(Option<Vec<Waiting>>),
+    /// The server's list of the rooms that we are in, if it gave one.
+    Listed(Option<Vec<OwnedRoomId>>),
 }
 
 /// What came of fetching the sticky events of single rooms.
@@ -235,6 +247,15 @@ struct Turn<'a> {
     gather: Option<BoxFuture<'a, Event>>,
     /// When the first of the incomplete rooms is complete.
     completes: Option<BoxFuture<'a, Event>>,
+    /// The question for the rooms that we are in, and which unknown ones made us ask.
+    list: Option<BoxFuture<'a, Event>>,
+    asked_about: HashSet<OwnedRoomId>,
+    /// Whether that question waits for longer than something new of an unknown room would.
+    asks_late: bool,
+    /// How often in a row some were still unknown after it.
+    asked_in_vain: u32,
+    /// What to show when that is answered.
+    held_state: Option<SyncState>,
 }
 
 impl Fetched {
@@ -293,6 +314,11 @@ impl Worker {
             fetch: None,
             gather: None,
             completes: None,
+            list: None,
+            asked_about: HashSet::new(),
+            asks_late: false,
+            asked_in_vain: 0,
+            held_state: None,
         };
         self.maps.handle_ignored(turn.ignored.clone());
 
@@ -308,6 +334,7 @@ impl Worker {
                 event = optional(&mut turn.fetch) => event,
                 event = optional(&mut turn.gather) => event,
                 event = optional(&mut turn.completes) => event,
+                event = optional(&mut turn.list) => event,
                 update = rooms.recv() => Event::Rooms(update),
                 Some(users) = ignored.next() => Event::Ignored(users),
                 change = session.recv() => Event::Session(change),
@@ -322,6 +349,7 @@ impl Worker {
                 },
             };
             self.handle(&mut turn, event).await;
+            self.look_at_hidden(&mut turn);
         }
     }
 
@@ -357,7 +385,7 @@ impl Worker {
                 turn.next =
                     if wait.is_zero() { self.ask(turn) } else { Some(self.wait(jittered(wait))) };
                 self.deliver(received, response.rooms).await;
-                self.show(state);
+                self.show_known(turn, state);
             }
             Event::Followed(question, response) => {
                 turn.connection.handle_success();
@@ -376,7 +404,7 @@ impl Worker {
                 self.deliver(received, response.rooms).await;
                 if is_part {
                     // A page of all rooms together: the rest has to be asked for room by room.
-                    self.show(SyncState::CatchingUp);
+                    self.show_known(turn, SyncState::CatchingUp);
                     turn.wanted.extend(self.joined_rooms());
                     turn.gather = Some(Box::pin(async { Event::Gathered }));
                 } else {
@@ -467,6 +495,7 @@ impl Worker {
                 }
             }
             Event::Keys(waiting) => self.retry(waiting).await,
+            Event::Listed(rooms) => self.handle_listed(turn, rooms),
             // An unknown token is noticed by our own next request. The senders live as long as the
             // client, which we hold.
             Event::Session(_) | Event::Rooms(Err(RecvError::Closed)) => {}
@@ -548,6 +577,7 @@ impl Worker {
         });
         if let Some(state) = state {
             turn.supported &= state == SyncState::CatchingUp;
+            turn.held_state = None;
             self.show(state);
         }
     }
@@ -566,7 +596,9 @@ impl Worker {
             Box::pin(sleep.map(|()| Event::Completed)) as BoxFuture<'_, Event>
         });
         let rooms: Vec<_> = turn.incomplete.keys().cloned().collect();
-        self.show(if rooms.is_empty() { SyncState::Live } else { SyncState::Incomplete { rooms } });
+        let state =
+            if rooms.is_empty() { SyncState::Live } else { SyncState::Incomplete { rooms } };
+        self.show_known(turn, state);
     }
 
     /// Of these rooms nothing is missing any more, nor of those whose hour is over.
@@ -626,9 +658,106 @@ impl Worker {
         self.client.joined_rooms().iter().map(|room| room.room_id().to_owned()).collect()
     }
 
-    /// Whether the main loop knows the room, and that we are not in it.
+    /// Whether we are in a room, by the word of the main loop, and where it does not know the room,
+    /// of the server's list; `None` if nobody has said so yet.
+    fn is_ours(&self, room_id: &RoomId) -> Option<bool> {
+        match self.client.get_room(room_id) {
+            Some(room) => Some(room.state() == RoomState::Joined),
+            None => self.listed().contains(room_id).then_some(true),
+        }
+    }
+
     fn is_not_ours(&self, room_id: &RoomId) -> bool {
-        self.client.get_room(room_id).is_some_and(|room| room.state() != RoomState::Joined)
+        self.is_ours(room_id) == Some(false)
+    }
+
+    fn listed(&self) -> MutexGuard<'_, HashSet<OwnedRoomId>> {
+        self.listed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Shows what has been hidden of rooms that turn out to be ours. Of those of which nobody has
+    /// said it yet, the server is asked. They may be rooms that we joined elsewhere a moment ago, or
+    /// that we are only invited to: Synapse tells of both.
+    fn look_at_hidden<'a>(&'a self, turn: &mut Turn<'a>) {
+        let mut hidden = self.maps.hidden();
+        hidden.retain(|room_id| match self.is_ours(room_id) {
+            Some(true) => {
+                self.maps.reveal(room_id);
+                false
+            }
+            Some(false) => {
+                self.maps.handle_left(room_id);
+                false
+            }
+            None => true,
+        });
+        turn.asked_about.retain(|room_id| hidden.contains(room_id));
+        if hidden.is_empty() {
+            turn.asked_in_vain = 0;
+            turn.list = None;
+            self.show_held(turn);
+            return;
+        }
+        let is_asked = hidden.iter().all(|room_id| turn.asked_about.contains(room_id));
+        if !turn.supported || turn.list.is_some() && (is_asked || !turn.asks_late) {
+            return;
+        }
+        let wait = match turn.asked_in_vain {
+            0 => Duration::ZERO,
+            times if is_asked => LIST_AGAIN.saturating_mul(1 << times.min(4)).min(LONGEST_LIST),
+            _ => GATHER,
+        };
+        turn.asks_late = is_asked;
+        turn.asked_about.extend(hidden);
+        turn.list = Some(self.ask_list(wait));
+    }
+
+    /// Asks the server for the rooms that we are in, after a while.
+    fn ask_list(&self, wait: Duration) -> BoxFuture<'_, Event> {
+        let until = self.maps.now().deadline(wait);
+        Box::pin(async move {
+            self.timer.sleep_until(until).await;
+            let request = joined_rooms::v3::Request::new();
+            match self.client.send(request).with_request_config(within(QUESTION)).await {
+                Ok(response) => Event::Listed(Some(response.joined_rooms)),
+                Err(error) => {
+                    debug!(error = words(&error), "the server does not list our rooms");
+                    Event::Listed(None)
+                }
+            }
+        })
+    }
+
+    fn handle_listed(&self, turn: &mut Turn<'_>, rooms: Option<Vec<OwnedRoomId>>) {
+        turn.list = None;
+        if let Some(rooms) = rooms {
+            *self.listed() = rooms.into_iter().collect();
+        }
+        turn.asked_in_vain = turn.asked_in_vain.saturating_add(1);
+        for room_id in self.maps.hidden() {
+            if self.is_ours(&room_id) == Some(true) {
+                self.maps.reveal(&room_id);
+            }
+        }
+        self.show_held(turn);
+    }
+
+    /// Shows a state, once it is known of all rooms whether we are in them: what it says is there is
+    /// to be seen.
+    fn show_known<'a>(&'a self, turn: &mut Turn<'a>, state: SyncState) {
+        self.look_at_hidden(turn);
+        if turn.list.is_some() && turn.asked_in_vain == 0 {
+            turn.held_state = Some(state);
+        } else {
+            turn.held_state = None;
+            self.show(state);
+        }
+    }
+
+    fn show_held(&self, turn: &mut Turn<'_>) {
+        if let Some(state) = turn.held_state.take() {
+            self.show(state);
+        }
     }
 
     async fn ignored_users(&self) -> HashSet<OwnedUserId> {
@@ -820,17 +949,23 @@ impl Worker {
         rooms: Vec<(OwnedRoomId, Vec<Box<RawValue>>)>,
     ) {
         let mut deliveries = Vec::with_capacity(rooms.len());
+        let mut unknown = Vec::new();
         for (room_id, events) in rooms {
             // An answer that was on its way while we left, or a room that we are only invited to:
             // Synapse tells of those as well. What is sticky there is fetched when we join.
-            if self.is_not_ours(&room_id) {
-                continue;
+            match self.is_ours(&room_id) {
+                Some(true) => {}
+                Some(false) => continue,
+                None => unknown.push(room_id.clone()),
             }
             let mut arrivals = Vec::with_capacity(events.len());
             for event in events {
                 arrivals.push(self.arrive(&room_id, event).await);
             }
             deliveries.push(Delivery { room_id, received, path, arrivals });
+        }
+        if !unknown.is_empty() {
+            self.maps.hide(unknown);
         }
         self.maps.handle(deliveries);
     }

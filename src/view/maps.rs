@@ -46,6 +46,8 @@ struct Shared {
 struct State {
     /// Rooms of which something is known. A room without sticky events costs nothing.
     rooms: HashMap<SharedRoom, Room>,
+    /// Those of which nothing is visible yet: nobody has said that we are in them.
+    hidden: HashSet<OwnedRoomId>,
     /// What is visible of them.
     visible: Rooms,
     /// When each map has something to do next.
@@ -181,6 +183,7 @@ impl EphemeralMaps {
         let now = self.now();
         // What was over before has expired, and did not leave with the room.
         state.advance(now);
+        state.hidden.remove(room_id);
         let Some((room_id, mut room)) = state.rooms.remove_entry(room_id) else {
             return;
         };
@@ -261,6 +264,38 @@ impl EphemeralMaps {
     /// Whether this event is known, and need not be decrypted to come in again.
     pub fn is_readable(&self, room_id: &RoomId, event_id: &str) -> bool {
         self.lock().rooms.get(room_id).is_some_and(|room| room.map.is_readable(event_id))
+    }
+
+    /// Has nothing be visible of these rooms, unless something is already, until
+    /// [`reveal`](Self::reveal) is called. What arrives is kept, and ends as it would.
+    #[cfg(feature = "client")]
+    pub(crate) fn hide(&self, rooms: Vec<OwnedRoomId>) {
+        let mut state = self.lock();
+        let State { hidden, rooms: known, .. } = &mut *state;
+        hidden.extend(rooms.into_iter().filter(|room_id| !known.contains_key::<RoomId>(room_id)));
+    }
+
+    /// Has what is known of this room be visible.
+    #[cfg(feature = "client")]
+    pub(crate) fn reveal(&self, room_id: &RoomId) {
+        let mut state = self.lock();
+        if !state.hidden.remove(room_id) {
+            return;
+        }
+        let now = self.now();
+        state.advance(now);
+        let room_id =
+            state.rooms.get_key_value::<RoomId>(room_id).map(|(room_id, _)| room_id.clone());
+        if let Some(room_id) = room_id {
+            state.settle(&room_id, now);
+        }
+        state.set_timer();
+    }
+
+    /// The rooms that are hidden.
+    #[cfg(feature = "client")]
+    pub(crate) fn hidden(&self) -> Vec<OwnedRoomId> {
+        self.lock().hidden.iter().cloned().collect()
     }
 
     pub(super) fn snapshot(&self, filter: &Filter) -> Snapshot {
@@ -376,11 +411,20 @@ impl State {
         let Some(room) = self.rooms.get_mut(room_id) else {
             return;
         };
-        let deltas = room.map.poll_changes(now);
+        let is_hidden = !self.hidden.is_empty() && self.hidden.contains::<RoomId>(room_id);
+        let deltas = if is_hidden {
+            room.map.advance(now);
+            SmallVec::new()
+        } else {
+            room.map.poll_changes(now)
+        };
         let next = room.map.next_deadline();
         let noted = std::mem::replace(&mut room.noted, next);
         if room.map.is_empty() {
             self.rooms.remove(room_id);
+            if is_hidden {
+                self.hidden.remove::<RoomId>(room_id);
+            }
         }
         if noted != next {
             if let Some(noted) = noted {

@@ -898,3 +898,42 @@ fn entries_know_their_room() {
     assert_eq!(room_id, other_room());
     assert_eq!(entry.expires_in(world.clock.now()), secs(60));
 }
+
+#[cfg(feature = "client")]
+#[test]
+fn a_hidden_room_is_seen_once_it_is_revealed() {
+    let world = World::new();
+    world.maps.hide(vec![room().to_owned()]);
+    let mut changes = world.maps.view().subscribe().changes;
+    world.receive(&[event("$short").key("short").lasting(1_000), event("$a")]);
+    world.receive(&[event("$b").key("b")]);
+    world.redact("$b");
+    world.clock.jump(secs(2));
+    world.maps.advance();
+    assert!(world.maps.view().snapshot().is_empty());
+    assert_eq!(told(changes.next_now()), [""; 0]);
+
+    world.maps.reveal(room());
+    assert_eq!(told(changes.next_now()), ["+$a"]);
+    assert_eq!(world.maps.hidden(), Vec::<OwnedRoomId>::new());
+    // What is to be seen already is not hidden again.
+    world.maps.hide(vec![room().to_owned()]);
+    assert_eq!(world.maps.view().snapshot().len(), 1);
+    assert!(world.maps.hidden().is_empty());
+}
+
+#[cfg(feature = "client")]
+#[test]
+fn a_hidden_room_is_forgotten_with_all_in_it() {
+    let world = World::new();
+    world.maps.hide(vec![room().to_owned(), other_room().to_owned()]);
+    world.receive_in(&[(room(), &[event("$a")]), (other_room(), &[event("$b")])]);
+    world.maps.handle_left(room());
+    assert_eq!(world.maps.hidden(), [other_room()]);
+    // Both its entry and the memory of it are over.
+    world.clock.jump(secs(60));
+    world.maps.advance();
+    world.clock.jump(secs(3_600));
+    world.maps.advance();
+    assert!(world.maps.hidden().is_empty() && world.maps.rooms().is_empty());
+}

@@ -141,6 +141,57 @@ async fn an_ignored_senders_entries_hide_at_once_and_all_is_asked_for_when_they_
     world.until_event_ids(&["$a", "$meanwhile"]).await;
 }
 
+/// The server tells of rooms that we are only invited to as well.
+#[tokio::test]
+async fn a_room_is_hidden_until_it_is_listed() {
+    let mut world = World::start().await;
+    world.server.lists(&[ROOM]);
+    let rooms = json!({ ROOM: { "events": [event("a")] }, OTHER_ROOM: { "events": [event("b")] } });
+    let page = crate::support::body("pos-1", Some("batch-1"), rooms);
+    world.server.ask().await.answer(200, page.to_string()).await;
+    world.until(&SyncState::Live).await;
+    assert_eq!(world.event_ids(), ["$a"], "what is ours is there when it is live");
+    let mut changes = world.sticky.events().subscribe().changes;
+    let _poll = world.server.ask().await;
+
+    world.server.lists(&[ROOM, OTHER_ROOM]);
+    world.clock.advance(secs(50));
+    world.settle().await;
+    assert_eq!(world.server.count("/joined_rooms"), 1, "it is asked for again later");
+    world.clock.advance(secs(600));
+    let change = next_change(&mut changes).await;
+    assert!(matches!(&*change.entries, [EntryChange::Added(_)]), "{change:?}");
+    assert_eq!(world.event_ids(), ["$b", "$a"]);
+    world.clock.advance(secs(1_200));
+    world.settle().await;
+    assert_eq!(world.server.count("/joined_rooms"), 2);
+}
+
+#[tokio::test]
+async fn a_hidden_room_is_shown_by_the_main_loop() {
+    let mut world = World::start().await;
+    world.server.lists(&[]);
+    world.server.ask().await.page("pos-1", "batch-1", ROOM, vec![event("a")]).await;
+    world.until(&SyncState::Live).await;
+    let _poll = world.server.ask().await;
+    assert!(world.event_ids().is_empty());
+    world.is_in(ROOM).await;
+    world.until_event_ids(&["$a"]).await;
+    assert_eq!(world.server.count("/joined_rooms"), 1);
+}
+
+#[tokio::test]
+async fn a_list_that_fails_holds_nothing_up() {
+    let mut world = World::start().await;
+    world.server.answers_to("/joined_rooms", 500, json!({ "errcode": "M_UNKNOWN" }));
+    world.server.ask().await.page("pos-1", "batch-1", ROOM, vec![event("a")]).await;
+    world.until(&SyncState::Live).await;
+    assert!(world.event_ids().is_empty());
+    world.server.lists(&[ROOM]);
+    world.clock.advance(secs(120));
+    world.until_event_ids(&["$a"]).await;
+}
+
 #[tokio::test]
 async fn gaps_are_gathered_before_their_rooms_are_asked_for() {
     let (mut world, _poll) = World::live(vec![event("a")]).await;

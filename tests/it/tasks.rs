@@ -19,6 +19,11 @@ async fn one_task_and_one_timer_serve_10_000_rooms() {
     let mut world = World::of(server, client);
     let started = tasks() - before;
 
+    let names: Vec<_> = (1..=10)
+        .flat_map(|page| (0..ROOMS / 10).map(move |room| format!("!room-{page}-{room}:hs")))
+        .chain([ROOM.to_owned()])
+        .collect();
+    world.server.lists(&names.iter().map(String::as_str).collect::<Vec<_>>());
     world.server.ask().await.page("pos-0", "batch-0", ROOM, vec![event_lasting("a", 1)]).await;
     let mut poll = world.server.ask().await;
     world.until(&SyncState::Live).await;

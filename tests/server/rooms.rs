@@ -70,6 +70,34 @@ async fn an_invite_shows_nothing_until_it_is_accepted_and_then_what_was_sticky_t
     watcher.assert_silent();
 }
 
+/// The server tells of the room at once, and the main loop has not heard of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unheard_invite_shows_nothing() {
+    let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+    let home = bob.room_with(&[&alice]);
+    let client = alice.client().await;
+    client.sync_once(SyncSettings::new()).await.unwrap();
+    let sticky = live(&client, &[&home]).await;
+    let mut watch = Watch::new(sticky.events());
+
+    let room = bob.room_of(&json!({ "preset": "private_chat" }));
+    bob.send(&room, "before", "", LONG);
+    bob.api.invite(room.as_str(), alice.id().as_str()).unwrap();
+    for n in 0..3 {
+        bob.send(&room, "invited", "", LONG);
+        let key = format!("home {n}");
+        bob.send(&home, &key, "", LONG);
+        // What came before it from the other room is not shown.
+        watch.added(&key).await;
+    }
+    watch.assert_silent();
+
+    alice.join(&room);
+    bob.send(&room, "joined", "", LONG);
+    client.sync_once(SyncSettings::new()).await.unwrap();
+    watch.until_keys(&["before", "home 0", "home 1", "home 2", "invited", "joined"]).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_entries_of_a_room_leave_with_it_and_come_back_with_it() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));

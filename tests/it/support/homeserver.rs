@@ -23,7 +23,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{body, within};
+use super::{OTHER_ROOM, ROOM, body, within};
 
 /// Where sliding sync lives.
 const SYNC: &str = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync";
@@ -72,6 +72,7 @@ impl Homeserver {
             listening: None,
         };
         server.has(&["org.matrix.msc4354", "org.matrix.simplified_msc3575"]);
+        server.lists(&[ROOM, OTHER_ROOM]);
         server.listen(listener);
         server
     }
@@ -86,6 +87,11 @@ impl Homeserver {
             features.iter().map(|name| ((*name).to_owned(), json!(true))).collect();
         let versions = json!({ "versions": ["v1.14"], "unstable_features": features });
         self.answers_to("/versions", 200, versions);
+    }
+
+    /// From now on these are the rooms that we are in, by the server's list.
+    pub(crate) fn lists(&self, rooms: &[&str]) {
+        self.answers_to("/joined_rooms", 200, json!({ "joined_rooms": rooms }));
     }
 
     /// From now on requests whose path ends so, or has it as one of its parts, are answered so.
