@@ -333,8 +333,10 @@ impl Roster {
     ) -> Option<OwnedUserId> {
         let event = StateEvent::read(text)?;
         match event.stay() {
-            Some((user_id, Told { is_in: true, .. })) if self.is_out(user_id) => {
-                Some(user_id.to_owned())
+            Some((user_id, told)) if told.is_in && self.is_out(user_id) => {
+                let user_id = user_id.to_owned();
+                self.handle_stay(&user_id, |stay| stay.note(&told));
+                Some(user_id)
             }
             stay => {
                 let user_id = stay.map(|(user_id, _)| user_id.to_owned());

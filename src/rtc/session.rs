@@ -561,7 +561,11 @@ impl Watch {
         let mut undecided = Vec::new();
         for user_id in asked {
             match self.roster.undecided(&user_id) {
-                Some(it) => undecided.push((user_id, it)),
+                Some(it) => {
+                    // They stay as they were told, in or out.
+                    self.roster.hold_back(user_id.clone());
+                    undecided.push((user_id, it));
+                }
                 None => self.roster.release(&user_id),
             }
         }

@@ -7,7 +7,7 @@
 //!
 //! - a *joining*: a `join` whose predecessor was something else, by `unsigned.prev_content`. A `join` after a
 //!   `join` is a change of name. If the server names the predecessor alone (`unsigned.replaces_state`), that
-//!   event decides, and has to be asked for;
+//!   event decides, and has to be asked for. So does the one before a change of name, unless it is known;
 //! - a leave, a kick or a ban by somebody of the user's own homeserver.
 //!
 //! Only timestamps of one homeserver are compared: the membership, the joining and such a leave all come from
@@ -47,7 +47,7 @@ pub(super) struct Told {
     pub(super) replaced: Option<OwnedEventId>,
 }
 
-/// A `join` that is a joining or a change of name. The event before it decides.
+/// A `join` that is a joining, or a change of name that may follow one. The event before it decides.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Undecided {
     /// The event before it.
@@ -85,14 +85,23 @@ impl Stay {
     }
 
     pub(super) fn handle(&mut self, told: Told) {
-        self.is_in = told.is_in;
+        let was_in = std::mem::replace(&mut self.is_in, told.is_in);
         // The same event once more, and it says no more than before.
         if self.event_id.as_ref() == Some(&told.event_id) && told.was_in.is_none() {
             return;
         }
-        self.out_until_ms = self.out_until_ms.max(told.out_until_ms());
+        self.note(&told);
+        let goes_on =
+            was_in && told.is_in && self.event_id.is_some() && self.event_id == told.replaced;
         self.event_id = Some(told.event_id.clone());
-        self.undecided = told.undecided();
+        if !goes_on {
+            self.undecided = told.undecided();
+        }
+    }
+
+    /// Takes from an event what holds whatever followed it.
+    pub(super) fn note(&mut self, told: &Told) {
+        self.out_until_ms = self.out_until_ms.max(told.out_until_ms());
     }
 
     #[cfg(feature = "client")]
@@ -111,7 +120,7 @@ impl Told {
 
     fn undecided(&self) -> Option<Undecided> {
         let (before, joined_ms) = self.replaced.clone().zip(self.at_ms)?;
-        (self.is_in && self.was_in.is_none()).then_some(Undecided { before, joined_ms })
+        (self.is_in && self.was_in != Some(false)).then_some(Undecided { before, joined_ms })
     }
 }
 

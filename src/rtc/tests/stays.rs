@@ -159,6 +159,33 @@ fn the_event_before_is_asked_for_only_where_it_matters() {
 }
 
 #[test]
+fn a_change_of_name_whose_predecessor_is_known_decides_nothing() {
+    let mut world = joined();
+    world.stays(&stay("$renamed", "join", 30).after("join").replaces("$in"));
+    assert_eq!(world.undecided(), None);
+    // Something between the two was missed: it may have been a leave.
+    world.stays(&stay("$again", "join", 50).after("join").replaces("$missed"));
+    assert_eq!(world.undecided().unwrap().before, "$missed");
+    // What is open stays open with the next change of name.
+    world.stays(&stay("$once-more", "join", 60).after("join").replaces("$again"));
+    assert_eq!(world.undecided().unwrap().before, "$missed");
+    assert_eq!(world.decided(Some(40)), ["-alice/a: not in room"]);
+}
+
+#[test]
+fn a_joining_that_is_doubted_says_when_it_was() {
+    let mut world = joined();
+    world.stays(&stay("$out", "leave", 20).by("@mod:elsewhere"));
+    let back = stay("$back", "join", 30).after("leave").text();
+    let now = world.clock.now();
+    assert_eq!(world.roster.handle_late_state_event(now, &back).unwrap(), ALICE);
+    assert_eq!(world.poll(), [""; 0]);
+    // The server has a change of name by then, and says no more of it.
+    assert_eq!(world.stays(&stay("$renamed", "join", 40).after("join")), [""; 0]);
+    assert_eq!(world.candidates(), ["alice/a: not in room"]);
+}
+
+#[test]
 fn the_event_before_decides_or_names_an_earlier_one() {
     let mut world = joined();
     world.stays(&stay("$back", "join", 30).replaces("$before"));
@@ -172,6 +199,8 @@ fn the_event_before_decides_or_names_an_earlier_one() {
     assert_eq!(decide(stay("$before", "invite", 20).by(BOB)), at(30));
     assert_eq!(decide(stay("$before", "join", 20).after("ban")), at(20));
     assert_eq!(decide(stay("$before", "join", 20).after("join")), Ok(None));
+    let renamed = stay("$before", "join", 20).after("join").replaces("$earlier");
+    assert_eq!(decide(renamed).unwrap_err().before, "$earlier");
     assert_eq!(decide(stay("$before", "join", 20)), Ok(None));
     let earlier = decide(stay("$before", "join", 20).replaces("$earlier")).unwrap_err();
     assert_eq!(earlier.before, "$earlier");
@@ -202,4 +231,29 @@ fn only_those_who_are_held_back_wait() {
     world.in_room(ALICE, "join");
     world.roster.release(&alice);
     assert_eq!(world.poll(), ["+alice/a"]);
+}
+
+#[test]
+fn what_this_device_left_in_the_room_is_known() {
+    let mut world = World::encrypted();
+    let [alice, bob] = [ALICE, BOB].map(|it| UserId::parse(it).unwrap());
+    let of = |member_id: &str, device_id: &str| {
+        join(&format!("${member_id}"), member_id).at(10).encrypted_by(device_id)
+    };
+    world.receive(&[of("ours", "PHONE"), of("laptops", "LAPTOP"), of("bobs", "PHONE").by(BOB)]);
+    world.receive(&[of("left", "PHONE"), leave("$left-by", "left").at(11).encrypted_by("PHONE")]);
+    let leftovers = |world: &World, user_id: &UserId| {
+        let leftovers = world.roster.leftovers(user_id, "PHONE".into());
+        leftovers.map(|it| it.member_id).collect::<Vec<_>>()
+    };
+    world.stays(&stay("$in", "join", 0).after("invite"));
+    assert_eq!(leftovers(&world, &alice), [""; 0]);
+    world.stays(&stay("$out", "leave", 20));
+    assert_eq!(leftovers(&world, &alice), [""; 0], "nobody may send while out of the room");
+    world.stays(&stay("$back", "join", 30).after("leave"));
+    assert_eq!(leftovers(&world, &alice), ["ours"]);
+    assert_eq!(leftovers(&world, &bob), [""; 0]);
+    // What it has sent since is no leftover.
+    world.receive(&[join("$again", "ours").at(40).encrypted_by("PHONE")]);
+    assert_eq!(leftovers(&world, &alice), [""; 0]);
 }
