@@ -173,7 +173,7 @@ fn serve(number: u64, mut client: TcpStream, shared: &Shared) -> Option<()> {
         told("never arrived");
         return None;
     };
-    if let Some(answer) = own_answer(line) {
+    if let Some(answer) = own_answer(line, &head) {
         told(answer.split("\r\n").next().unwrap_or_default());
         return client.write_all(answer.as_bytes()).ok();
     }
@@ -218,7 +218,12 @@ fn line_of(shared: &Shared) -> Line {
 }
 
 /// What the line answers by itself.
-fn own_answer(line: Line) -> Option<String> {
+fn own_answer(line: Line, head: &str) -> Option<String> {
+    let target = head.lines().next().unwrap_or_default();
+    let line = match line {
+        Line::Lacks(part) if target.contains(part) => Line::Fails(502),
+        line => line,
+    };
     let (status, kind, body) = match line {
         Line::Fails(500) => {
             let body = r#"{"errcode":"M_UNKNOWN","error":"Internal server error"}"#;
@@ -412,7 +417,11 @@ mod tests {
         let limited = ask(&proxy, "hello");
         assert!(limited.starts_with("HTTP/1.1 429 "), "{limited}");
         assert!(limited.contains(r#""retry_after_ms":2000"#), "{limited}");
+        proxy.set(Line::Lacks("/x"));
+        assert!(ask(&proxy, "hello").starts_with("HTTP/1.1 502 "));
         assert_eq!(server.count(), 0);
+        proxy.set(Line::Lacks("/y"));
+        assert!(ask(&proxy, "hello").ends_with("hello"));
     }
 
     #[test]

@@ -83,7 +83,14 @@ pub(crate) enum Line {
     Limits(u64),
     /// Each answer comes so many milliseconds late.
     Slow(u64),
+    /// Requests with this in their path are answered with 502, as where one of a server's workers
+    /// is away.
+    Lacks(&'static str),
 }
+
+/// What a line may lack.
+const PARTS: [&str; 7] =
+    ["/sync", "/send/", "/delayed_events/", "/keys/", "/sendToDevice/", "/state", "/refresh"];
 
 /// What happens to a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -230,13 +237,14 @@ impl Fault {
 }
 
 fn line(dice: &mut Dice, from: Duration, to: Duration, whose: Option<usize>) -> Fault {
-    let line = match dice.between((0, 5)) {
+    let line = match dice.between((0, 6)) {
         0 => Line::Cut,
         1 => Line::Frozen,
         2 => Line::LosesAnswers,
         3 => Line::Fails(dice.one_of([500, 502, 503, 504])),
         4 => Line::Limits(dice.one_of([500, 2_000, 8_000])),
-        _ => Line::Slow(dice.one_of([300, 1_000, 1_800])),
+        5 => Line::Slow(dice.one_of([300, 1_000, 1_800])),
+        _ => Line::Lacks(dice.one_of(PARTS)),
     };
     dice.fault(from, to, LINE, What::Line(whose, line))
 }
@@ -369,6 +377,7 @@ impl fmt::Display for Line {
             Self::Fails(status) => write!(f, "answers {status}"),
             Self::Limits(wait) => write!(f, "answers 429 (wait {wait} ms)"),
             Self::Slow(late) => write!(f, "is slow by {late} ms"),
+            Self::Lacks(part) => write!(f, "answers 502 to {part}"),
         }
     }
 }
@@ -405,7 +414,7 @@ mod tests {
         assert_eq!(lines.next(), Some("round 1, 38 s of faults:"), "{described}");
         assert_eq!(
             lines.next(),
-            Some("    4.8 s  anna leaves politely and starts again after 17 s"),
+            Some("   11.8 s  the server hangs for 10 s"),
             "{described}"
         );
     }
@@ -428,15 +437,16 @@ mod tests {
             for fault in &round.faults {
                 assert!(fault.at <= fault.until && fault.until <= round.lasts, "{fault:?}");
                 kinds.insert(match fault.what {
-                    What::Line(_, line) => line.to_string().split(' ').take(2).collect(),
+                    What::Line(_, line) => line.to_string(),
                     What::Process(_, process) => format!("{process:?}"),
                     What::Server(server) => format!("{server:?}"),
                 });
             }
             assert!(stage.seats.iter().all(|seat| (6..=15).contains(&seat.delay.as_secs())));
         }
-        // Lines: cut, frozen, lossy, 5xx in four kinds, 429, slow. Processes: twice two, and one.
-        assert_eq!(kinds.len(), 9 + 5 + 3, "{kinds:?}");
+        // Lines: cut, frozen, lossy, 5xx in four kinds, 429 in three, slow in three, without a part in
+        // seven. Processes: twice two, and one.
+        assert_eq!(kinds.len(), 20 + 5 + 3, "{kinds:?}");
     }
 
     #[test]
