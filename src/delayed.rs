@@ -31,15 +31,21 @@ use matrix_sdk::{
     config::RequestConfig,
     reqwest::{self, Method},
 };
-use ruma::{OwnedRoomId, OwnedTransactionId, RoomId, TransactionId, api::client::account::whoami};
+#[cfg(test)]
+use ruma::exports::http::{HeaderMap, StatusCode};
+use ruma::{
+    OwnedEventId, OwnedRoomId, OwnedTransactionId, RoomId, TransactionId,
+    api::client::account::whoami,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json, value::RawValue};
 
 use self::answer::Answer;
 pub use self::{answer::DelayedLimits, error::DelayedError};
 use crate::{
-    driver::{BoxFuture, Timer, before, jittered},
+    driver::{BoxFuture, Timer, before, jittered, to_its_end},
     ext::RoomSticky,
+    readers::Readers,
     send::{FIRST_WAIT, Outgoing, SHORTEST, SendError, TRIES, TRY, as_object},
     sync::Unsupported,
     time::{Deadline, MAX_STICKY, millis},
@@ -214,6 +220,44 @@ impl PreparedEvent {
     }
 }
 
+/// An event that is ready to be sent at once, by the same request at each try.
+#[derive(Clone)]
+pub(crate) struct ReadyEvent {
+    room_id: OwnedRoomId,
+    transaction_id: OwnedTransactionId,
+    event_type: String,
+    content: Box<RawValue>,
+    sticky_ms: u64,
+}
+
+impl ReadyEvent {
+    pub(crate) fn new(room_id: OwnedRoomId, event: Outgoing, sticky: Duration) -> Self {
+        Self {
+            room_id,
+            transaction_id: TransactionId::new(),
+            event_type: event.event_type,
+            content: event.content,
+            sticky_ms: millis(sticky),
+        }
+    }
+
+    /// Whether it is encrypted.
+    pub(crate) fn is_encrypted(&self) -> bool {
+        self.event_type == "m.room.encrypted"
+    }
+
+    fn request(&self) -> Request<'_> {
+        let (room, transaction_id) = (self.room_id.as_str(), self.transaction_id.as_str());
+        Request {
+            method: Method::PUT,
+            path: vec!["v3", "rooms", room, "send", &self.event_type, transaction_id],
+            query: vec![(names::STICKY_DURATION, self.sticky_ms)],
+            body: Some(self.content.get().to_owned()),
+            auth: Auth::Needed,
+        }
+    }
+}
+
 impl fmt::Debug for PreparedEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PreparedEvent")
@@ -319,20 +363,26 @@ impl ScheduleDelayed {
     ///
     /// [`DelayedError`]. Nothing was scheduled.
     pub async fn prepare(self) -> Result<PreparedEvent, DelayedError> {
+        Ok(self.prepare_for().await?.0)
+    }
+
+    /// As [`prepare`](Self::prepare), with the devices that hold the room key.
+    pub(crate) async fn prepare_for(self) -> Result<(PreparedEvent, Readers), DelayedError> {
         let Self { events, room, event_type, content, delay, sticky, transaction_id, timeout } =
             self;
         let content = content.map_err(|error| DelayedError::Prepare(SendError::Content(error)))?;
         events.ensure_supported(sticky.is_some(), events.deadline(timeout)).await?;
         let outgoing =
             Outgoing::of(&room, &event_type, &content).await.map_err(DelayedError::Prepare)?;
-        Ok(PreparedEvent {
+        let prepared = PreparedEvent {
             room_id: room.room_id().to_owned(),
             transaction_id: transaction_id.unwrap_or_else(TransactionId::new),
             event_type: outgoing.event_type,
             content: outgoing.content,
             delay_ms: millis(delay),
             sticky_ms: sticky.map(millis),
-        })
+        };
+        Ok((prepared, outgoing.reached))
     }
 
     async fn schedule(self) -> Result<DelayId, DelayedError> {
@@ -568,6 +618,22 @@ impl DelayedEvents {
         Err(DelayedError::NotSupported { may_have_been_sent: false })
     }
 
+    /// Sends an event, in one try.
+    ///
+    /// Why not by matrix-sdk's client? It refreshes a token in the middle of the request, and then the
+    /// request goes out again however late that is. Nothing of a heartbeat may land after its time.
+    pub(crate) async fn send_now(
+        &self,
+        event: &ReadyEvent,
+        timeout: Duration,
+    ) -> Result<OwnedEventId, DelayedError> {
+        let answer = self.ask(&event.request(), self.deadline(timeout)).await?;
+        if !answer.is_success() {
+            return Err(answer.error(self.unix_now()));
+        }
+        answer.event_id()
+    }
+
     async fn manage(
         &self,
         delay_id: &DelayId,
@@ -608,10 +674,12 @@ impl DelayedEvents {
         }
         if self.client.access_token() == token {
             // Any request of matrix-sdk's own has it refresh the token, or tell the application that
-            // it has to, as the application has set it up.
-            let config = RequestConfig::new().timeout(self.left(deadline)).disable_retry();
+            // it has to, as the application has set it up. That goes on if our time is over first: a
+            // server may have taken back the old refresh token by then.
+            let config = RequestConfig::new().timeout(REFRESH).disable_retry();
             let whoami = self.client.send(whoami::v3::Request::new());
-            let _ = whoami.with_request_config(config).await;
+            let whoami = whoami.with_request_config(config).into_future();
+            let _ = before(&*self.timer, deadline, to_its_end(REFRESH, whoami)).await;
         }
         let refreshed = self.client.access_token();
         if refreshed.is_some() && refreshed != token {
@@ -780,6 +848,49 @@ impl fmt::Debug for ScheduledEvent {
             .field("delay", &self.delay)
             .field("waits_since", &self.waits_since)
             .finish_non_exhaustive()
+    }
+}
+
+/// The longest that a refresh of the access token may take.
+const REFRESH: Duration = Duration::from_secs(60);
+
+/// What is asked of a server, as far as the meaning of its answer depends on it.
+#[cfg(test)]
+#[derive(Clone, Copy)]
+pub(crate) enum Asked {
+    Schedule(Duration),
+    Restart,
+    Send,
+    Cancel,
+    /// An event, to be sent at once.
+    Event,
+}
+
+/// What an answer means, as the methods of [`DelayedEvents`] read it.
+#[cfg(test)]
+pub(crate) fn answered(asked: Asked, status: u16, body: &str) -> Result<(), DelayedError> {
+    let status = StatusCode::from_u16(status).map_err(|_| Answer::unreadable())?;
+    let answer = Answer::new(status, &HeaderMap::new(), body.as_bytes().to_vec());
+    let action = match asked {
+        Asked::Restart => Some(Action::Restart),
+        Asked::Send => Some(Action::Send),
+        Asked::Cancel => Some(Action::Cancel),
+        Asked::Schedule(_) | Asked::Event => None,
+    };
+    let delay_id = DelayId("d".to_owned());
+    match (asked, action) {
+        (Asked::Event, _) if answer.is_success() && body.starts_with('{') => Ok(()),
+        (Asked::Schedule(_), _) if answer.is_success() => answer
+            .delay_id()?
+            .map(drop)
+            .ok_or(DelayedError::NotSupported { may_have_been_sent: true }),
+        _ if answer.is_success() => answer.object().map(drop).ok_or_else(Answer::unreadable),
+        _ if answer.is_unrecognized() => {
+            Err(DelayedError::NotSupported { may_have_been_sent: false })
+        }
+        (Asked::Schedule(delay), _) => Err(answer.schedule_error(delay, None, UNIX_EPOCH)),
+        (_, Some(action)) => Err(answer.manage_error(action, UNIX_EPOCH, &delay_id)),
+        _ => Err(answer.error(UNIX_EPOCH)),
     }
 }
 

@@ -199,7 +199,6 @@ pub(crate) async fn pause(duration: Duration) {
 /// This is for requests whose answer must not be lost, such as one-time keys that the server gives out
 /// once, or a token that is refreshed inside of the request. `None` means that the future took longer
 /// than `longest` and was dropped, or that the runtime shut down.
-#[cfg(feature = "e2e-encryption")]
 pub(crate) async fn to_its_end<T: Send + 'static>(
     longest: Duration,
     future: impl Future<Output = T> + Send + 'static,

@@ -10,7 +10,6 @@
 //! client does not give its base client away; one can only be built on a base client that one has.
 
 mod base_client;
-mod readers;
 #[cfg(test)]
 mod tests;
 
@@ -48,10 +47,10 @@ use serde_json::value::RawValue;
 use tracing::{debug, warn};
 
 pub use self::base_client::BaseClientBuilder;
-pub(crate) use self::readers::{News, Readers};
 use crate::{
     driver::{BoxFuture, jittered, pause, to_its_end},
     ext::OfClients,
+    readers::{self, News, Readers},
     send::one_try,
 };
 
@@ -162,7 +161,6 @@ pub(crate) struct Encrypted {
     /// The devices that were sent the room key, so that they can read it. A device that could not be
     /// reached, as its server had no one-time key for it, is not among them; see
     /// [`Encryptor::offer`].
-    #[cfg_attr(not(test), expect(dead_code, reason = "the heartbeat is to compare it"))]
     pub(crate) reached: Readers,
 }
 
@@ -232,7 +230,6 @@ impl Encryptor {
     /// 15 s to 15 min. This asks at once: it is for the caller not to do it too often.
     ///
     /// As with [`encrypt`](Self::encrypt), what was begun goes on if the caller gives up.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the heartbeat is to call it"))]
     pub(crate) async fn offer(self: &Arc<Self>, room: &Room) -> Result<Readers, EncryptError> {
         self.in_turn(room, |encryptor, room| async move { encryptor.offer_now(&room).await }).await
     }
@@ -240,6 +237,7 @@ impl Encryptor {
     /// The devices that an event in this room would be encrypted for now, as far as they are known
     /// without asking the server. It reads a row of the crypto store for each member; see
     /// [`readers_since`](Self::readers_since).
+    #[cfg(test)]
     pub(crate) async fn readers(&self, room: &Room) -> Result<Readers, EncryptError> {
         let news = News { members: true, ..News::default() };
         self.readers_since(room, &Readers::default(), &news).await
@@ -274,7 +272,8 @@ impl Encryptor {
             }
             readers.push(readers::member(user));
             let devices = self.devices(&machine, user).await?;
-            readers.extend(devices.iter().map(|(id, key)| readers::device(user, id, *key)));
+            readers
+                .extend(devices.iter().map(|(id, key)| readers::device(user, id, key.as_bytes())));
         }
         Ok(readers.into_iter().collect())
     }
@@ -402,7 +401,9 @@ impl Encryptor {
         let mut is_reachable = false;
         for user in self.members(room, recipients_of(room)).await? {
             for (id, key) in self.devices(&machine, &user).await? {
-                if before.covers(&[readers::device(&user, &id, key)].into_iter().collect()) {
+                if before
+                    .covers(&[readers::device(&user, &id, key.as_bytes())].into_iter().collect())
+                {
                     continue;
                 }
                 let sessions = crypto_store(&machine).get_sessions(&key.to_base64()).await?;
@@ -669,7 +670,7 @@ async fn holders(session: &OutboundGroupSession) -> Readers {
     let shared = session.pickle().await.shared_with_set;
     let shared = shared.iter().flat_map(|(user, devices)| {
         devices.iter().filter_map(move |(id, info)| match info {
-            ShareInfo::Shared(with) => Some(readers::device(user, id, with.sender_key)),
+            ShareInfo::Shared(with) => Some(readers::device(user, id, with.sender_key.as_bytes())),
             ShareInfo::Withheld(_) => None,
         })
     });

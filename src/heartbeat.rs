@@ -19,11 +19,17 @@
 //! What this relies on: a request lands within its timeout or never. What a network delivers later
 //! is outside of the promise.
 
+#[cfg(feature = "client")]
+mod outcome;
 mod pace;
+#[cfg(feature = "client")]
+mod reach;
 #[cfg(feature = "client")]
 mod run;
 #[cfg(feature = "client")]
 mod store;
+#[cfg(feature = "client")]
+mod turns;
 
 use std::time::Duration;
 
@@ -126,6 +132,11 @@ pub enum Outcome {
     /// The request is not ready yet, and nothing went out: the event is being encrypted.
     /// [`Heartbeat::handle_prepared`] tells when that is done.
     Preparing,
+    /// Nothing went out: it is the turn of another heartbeat of the client.
+    NotYet {
+        /// When to ask again.
+        until: Deadline,
+    },
 }
 
 impl Outcome {
@@ -342,8 +353,14 @@ pub struct Heartbeat {
     restart_again_at: Option<Deadline>,
     /// To arm where the server would not.
     arm_at: Option<Deadline>,
-    /// To hand over to a fresh lease, as the room's key has changed hands.
+    /// To hand over to a fresh lease, as somebody came who cannot read the one that is held.
     hand_over_at: Option<Deadline>,
+    /// How often that was done since newcomers were rare.
+    hand_overs: u32,
+    /// When newcomers are rare again.
+    quiet_at: Option<Deadline>,
+    /// Restarts are to be rare.
+    is_slow: bool,
     /// To try again after a failure.
     again_at: Option<Deadline>,
     failures: u32,
@@ -393,6 +410,9 @@ impl Heartbeat {
             restart_again_at: None,
             arm_at: None,
             hand_over_at: None,
+            hand_overs: 0,
+            quiet_at: None,
+            is_slow: false,
             again_at: None,
             failures: 0,
             blocked: 0,
@@ -442,11 +462,29 @@ impl Heartbeat {
         self.version += 1;
     }
 
-    /// The room's key has changed hands, so that somebody may not be able to read the leave that is
-    /// armed: after a while, in which more such news may come, a fresh one takes over.
-    pub fn handle_key_change(&mut self, now: Moment) {
+    /// Somebody came who cannot read the leave that is armed: after a while, in which more may come, a
+    /// fresh one takes over. `readers` is how many devices there are. If newcomers keep coming, the
+    /// pauses grow.
+    pub fn handle_newcomers(&mut self, now: Moment, readers: usize) {
+        if self.quiet_at.is_none_or(|quiet_at| quiet_at.is_over(now)) {
+            self.hand_overs = 0;
+        }
+        self.quiet_at = Some(now.deadline(Pace::QUIET));
         if self.held.is_some() || self.arming.is_some() {
-            self.hand_over_at.get_or_insert(now.deadline(self.pace.gather()));
+            let pause = self.pace.gather(readers, self.hand_overs);
+            self.hand_over_at.get_or_insert(now.deadline(pause));
+        }
+    }
+
+    /// Whether restarts are to be rare, as the server wants fewer requests of this user.
+    pub fn handle_pace(&mut self, is_slow: bool) {
+        if self.is_slow == is_slow {
+            return;
+        }
+        self.is_slow = is_slow;
+        if let Some(held) = self.held.filter(|_| self.restart_at.is_some()) {
+            let every = self.restart_every(held.delay);
+            self.restart_at = Some(held.holds_until.earlier(held.delay.saturating_sub(every)));
         }
     }
 
@@ -578,8 +616,23 @@ impl Heartbeat {
         let Some((step, started)) = self.doing.take() else {
             return;
         };
-        if outcome == Outcome::Preparing {
-            return self.handle_preparing(now, step);
+        match outcome {
+            Outcome::Preparing => {
+                self.preparing = Some(step);
+                if matches!(step, Step::Leave { .. }) {
+                    let by = now.deadline(self.timeout());
+                    self.words_by.get_or_insert(by);
+                }
+                return self.take_back(step);
+            }
+            Outcome::NotYet { until } => {
+                match step {
+                    Step::Restart(_) => self.restart_again_at = Some(until),
+                    _ => self.again_at = Some(until),
+                }
+                return self.take_back(step);
+            }
+            _ => {}
         }
         self.handle_answer(now, step, started, outcome);
     }
@@ -602,11 +655,11 @@ impl Heartbeat {
     }
 
     /// Nothing has gone out: what was noted for the case that it lands is taken back.
-    fn handle_preparing(&mut self, now: Moment, step: Step) {
-        self.preparing = Some(step);
+    fn take_back(&mut self, step: Step) {
         match step {
-            Step::Arm { .. } => {
-                if let Some(arming) = &mut self.arming {
+            Step::Arm { lease, .. } => {
+                let arming = self.arming.as_mut().filter(|it| it.id == lease && !it.is_unsure);
+                if let Some(arming) = arming {
                     arming.since = None;
                 }
             }
@@ -617,10 +670,7 @@ impl Heartbeat {
                     self.has_joined = sending.had_joined;
                 }
             }
-            _ => {
-                let by = now.deadline(self.timeout());
-                self.words_by.get_or_insert(by);
-            }
+            _ => {}
         }
     }
 
@@ -981,6 +1031,7 @@ impl Heartbeat {
             Outcome::Done => {
                 self.arming = None;
                 if self.held.is_some() {
+                    self.hand_overs = self.hand_overs.saturating_add(1);
                     self.retire_held();
                     // The join is sent again, last, for those who can read only the new leave.
                     self.must_join_anew();
@@ -1177,10 +1228,18 @@ impl Heartbeat {
 
     fn hold(&mut self, id: LeaseId, delay: Duration, armed: Moment) {
         self.held = Some(Lease { id, delay, holds_until: armed.deadline(delay) });
-        let every = self.jittered(self.pace.restart_every(delay));
+        let every = self.restart_every(delay);
         self.restart_at = Some(armed.deadline(every));
         self.ask_at = None;
         self.restart_again_at = None;
+    }
+
+    fn restart_every(&mut self, delay: Duration) -> Duration {
+        if !self.is_slow {
+            return self.jittered(self.pace.restart_every(delay));
+        }
+        // Never earlier than half of the delay, and most of the time as late as it may be.
+        self.pace.slow_restart_every(delay).mul_f64(0.9 + 0.1 * self.rng.f64())
     }
 
     fn restart_due(&self) -> Option<Deadline> {

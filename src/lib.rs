@@ -155,6 +155,8 @@ mod encrypt;
 #[cfg(feature = "client")]
 mod ext;
 #[cfg(feature = "client")]
+mod readers;
+#[cfg(feature = "client")]
 mod responses;
 #[cfg(feature = "client")]
 mod send;

@@ -41,6 +41,7 @@ use crate::{
     driver::{BoxFuture, Timer, jittered},
     event::StickyKey,
     ext::RoomSticky,
+    readers::Readers,
     sync::Unsupported,
     time::{self, MAX_STICKY, Moment},
     view::StickyContent,
@@ -440,6 +441,8 @@ pub(crate) struct Outgoing {
     pub(crate) content: Box<RawValue>,
     /// The megolm session that it is encrypted with; none in plaintext.
     pub(crate) session_id: Option<String>,
+    /// The devices that hold the room key; nobody in plaintext, where everybody can read it.
+    pub(crate) reached: Readers,
 }
 
 impl Outgoing {
@@ -460,7 +463,8 @@ impl Outgoing {
         // The sticky key with all else: MSC4354 has it inside of the encryption.
         let content = to_raw_value(content).map_err(SendError::Content)?;
         if is_plaintext {
-            return Ok(Self { event_type: event_type.to_owned(), content, session_id: None });
+            let (event_type, reached) = (event_type.to_owned(), Readers::default());
+            return Ok(Self { event_type, content, session_id: None, reached });
         }
         Self::encrypted(room, event_type, content).await
     }
@@ -473,9 +477,9 @@ impl Outgoing {
     ) -> Result<Self, SendError> {
         let encryptor = Encryptor::of(&room.client()).ok_or(SendError::NoBaseClient)?;
         let encrypted = encryptor.encrypt(room, event_type, content).await;
-        let Encrypted { content, session_id, .. } = encrypted.map_err(SendError::Encrypt)?;
+        let Encrypted { content, session_id, reached } = encrypted.map_err(SendError::Encrypt)?;
         let event_type = "m.room.encrypted".to_owned();
-        Ok(Self { event_type, content, session_id: Some(session_id) })
+        Ok(Self { event_type, content, session_id: Some(session_id), reached })
     }
 
     #[cfg(not(feature = "e2e-encryption"))]
@@ -594,6 +598,8 @@ impl Verdict {
             _ => match api_error.status_code {
                 StatusCode::TOO_MANY_REQUESTS => Self::RateLimited(None),
                 StatusCode::REQUEST_TIMEOUT => Self::Again,
+                // A page of something in between, such as a firewall's, says nothing of the server.
+                _ if api_error.error_kind().is_none() => Self::Again,
                 status if status.is_client_error() => Self::Hopeless,
                 _ => Self::Again,
             },

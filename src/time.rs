@@ -93,6 +93,11 @@ impl Deadline {
         Self(self.0.saturating_add(ms))
     }
 
+    /// The one that lies so much after this.
+    pub(crate) fn after(self, by: Duration) -> Self {
+        self.later(millis(by))
+    }
+
     /// The one that lies so much before this.
     pub(crate) fn earlier(self, by: Duration) -> Self {
         Self(self.0.saturating_sub(millis(by)))

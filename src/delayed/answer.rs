@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use ruma::{
-    OwnedRoomId,
+    OwnedEventId, OwnedRoomId,
     api::error::RetryAfter,
     exports::http::{HeaderMap, StatusCode, header},
 };
@@ -142,6 +142,17 @@ impl Answer {
         serde_json::from_slice(&self.body).ok()
     }
 
+    /// The event id of what was sent.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read: then it is not the homeserver's.
+    pub(super) fn event_id(&self) -> Result<OwnedEventId, DelayedError> {
+        let body = self.object().ok_or_else(Self::unreadable)?;
+        let event_id = body.get("event_id").and_then(Value::as_str);
+        event_id.and_then(|id| id.try_into().ok()).ok_or_else(Self::unreadable)
+    }
+
     /// The unstable features of `/versions`.
     pub(super) fn features(&self) -> Option<Map<String, Value>> {
         match self.object()?.remove("unstable_features") {
@@ -262,6 +273,8 @@ impl Answer {
         delay_id: &DelayId,
     ) -> DelayedError {
         match (self.status, action) {
+            // A page of something in between knows nothing of the event.
+            _ if self.refusal.errcode.is_none() => self.error(now),
             (StatusCode::NOT_FOUND, _) => DelayedError::Gone,
             (StatusCode::CONFLICT, Action::Send) => DelayedError::AlreadyCancelled,
             (StatusCode::CONFLICT, Action::Cancel) => DelayedError::AlreadySent,
@@ -279,10 +292,19 @@ impl Answer {
             }
             StatusCode::UNAUTHORIZED => DelayedError::NotLoggedIn,
             // A server or a proxy that gave up may have done it all the same.
-            status if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => {
+            status
+                if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED
+                    || status == StatusCode::REQUEST_TIMEOUT =>
+            {
                 unreachable(&format!("the server answers with status {}", status.as_u16()), true)
             }
             _ if self.is_unrecognized() => DelayedError::NotSupported { may_have_been_sent: false },
+            status
+                if status == StatusCode::NOT_IMPLEMENTED
+                    || status.is_client_error() && self.refusal.errcode.is_none() =>
+            {
+                DelayedError::Blocked { status: status.as_u16() }
+            }
             status if status.is_client_error() => DelayedError::Refused {
                 status: status.as_u16(),
                 errcode: self.refusal.errcode.clone().filter(|code| is_errcode(code)),

@@ -52,6 +52,12 @@ pub enum DelayedError {
     },
     /// There is no access token, or it is not valid any more: log in, or refresh it.
     NotLoggedIn,
+    /// Something before the homeserver has answered, such as a firewall's or a portal's page. The
+    /// homeserver has done nothing: try again.
+    Blocked {
+        /// The status of HTTP.
+        status: u16,
+    },
     /// The server refuses, and will again.
     Refused {
         /// The status of HTTP.
@@ -82,7 +88,7 @@ impl DelayedError {
     /// would take too long for somebody who waits.
     pub(super) fn worth_another_try(&self) -> Option<Duration> {
         match self {
-            Self::Unreachable { .. } => Some(Duration::ZERO),
+            Self::Unreachable { .. } | Self::Blocked { .. } => Some(Duration::ZERO),
             Self::RateLimited { retry_after } => {
                 Some(retry_after.unwrap_or_default()).filter(|wait| *wait <= LONGEST_RETRY_AFTER)
             }
@@ -159,6 +165,11 @@ impl fmt::Display for DelayedError {
             }
             Self::NotLoggedIn => f.write_str(
                 "there is no access token, or it is not valid any more: log in, or refresh it",
+            ),
+            Self::Blocked { status } => write!(
+                f,
+                "nothing was done, as something before the homeserver has answered with status \
+                 {status}: try again"
             ),
             Self::Refused { status, errcode: Some(errcode) } => {
                 write!(f, "the server refuses, and will again: {status} {errcode}")

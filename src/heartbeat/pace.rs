@@ -158,10 +158,24 @@ impl Pace {
         if sticky < self.sticky { sticky / 2 } else { sticky * 3 / 4 }
     }
 
-    /// For how long news of the room's key are gathered: who joins with three devices makes three.
-    pub(super) fn gather(&self) -> Duration {
-        Duration::from_secs(5)
+    /// How often a delay is restarted where the server wants fewer requests: the last third is left for
+    /// a second try.
+    pub(super) fn slow_restart_every(&self, delay: Duration) -> Duration {
+        delay * 2 / 3
     }
+
+    /// How long newcomers are gathered: somebody who joins with three devices makes three. In large
+    /// rooms, where a hand-over costs more, it takes up to 15 s; after each hand-over twice as long, up
+    /// to 60 s.
+    pub(super) fn gather(&self, readers: usize, hand_overs: u32) -> Duration {
+        let in_room =
+            Duration::from_millis(5_000 + 20 * u64::try_from(readers).unwrap_or(u64::MAX).min(500));
+        let again = Duration::from_secs(5 << hand_overs.min(4));
+        in_room.max(again).min(Duration::from_secs(60))
+    }
+
+    /// After so long without newcomers the pauses between hand-overs start over.
+    pub(super) const QUIET: Duration = Duration::from_secs(120);
 
     /// The wait after so many failures in a row.
     pub(super) fn backoff(&self, failures: u32) -> Duration {
@@ -211,6 +225,15 @@ mod tests {
             let (timeout, every) = (pace.timeout(secs(delay)), pace.restart_every(secs(delay)));
             assert!(timeout <= secs(5) && every + 2 * timeout <= secs(delay));
         }
+    }
+
+    #[test]
+    fn gathering_grows_with_the_room_and_each_hand_over() {
+        let pace = Pace::default();
+        let gathered = |readers| pace.gather(readers, 0).as_millis();
+        assert_eq!([0, 5, 100, 500, 100_000].map(gathered), [5_000, 5_100, 7_000, 15_000, 15_000]);
+        let again = |hand_overs| pace.gather(0, hand_overs).as_secs();
+        assert_eq!([0, 1, 2, 3, 4, 5, 99].map(again), [5, 10, 20, 40, 60, 60, 60]);
     }
 
     #[test]

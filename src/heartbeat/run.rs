@@ -7,23 +7,22 @@
 use std::{
     collections::HashMap,
     fmt,
-    future::pending,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    future::{pending, ready},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
 use eyeball::{SharedObservable, Subscriber};
 use futures_core::Stream;
-use futures_util::{FutureExt as _, StreamExt as _};
+use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
 use matrix_sdk::{
     Client, Room, StoreError,
-    config::RequestConfig,
     sync::{RoomUpdate, State as RoomState},
 };
-use ruma::{
-    OwnedEventId, RoomId, TransactionId, api::client::message::send_message_event,
-    events::MessageLikeEventType, exports::http::StatusCode, serde::Raw,
-};
+use ruma::{OwnedEventId, RoomId};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use tokio::sync::{broadcast::error::RecvError, mpsc};
@@ -31,18 +30,22 @@ use tracing::{debug, warn};
 
 use super::{
     Failure, Heartbeat, LeaseId, Outcome, Pace, PaceError, SendId, State, Step,
+    outcome::outcome,
+    reach::Reach,
     store::{Armed, Place, Store},
+    turns::{HeartbeatId, Turns},
 };
 #[cfg(feature = "e2e-encryption")]
-use crate::encrypt::{Encryptor, Readers};
+use crate::encrypt::Encryptor;
 use crate::{
-    delayed::{DelayId, DelayedError, DelayedEvents, PreparedEvent},
+    delayed::{DelayId, DelayedError, DelayedEvents, PreparedEvent, ReadyEvent},
     driver::{BoxFuture, Task, Timer, before, optional, random_seed},
     event::{RemovalReason, StickyEvent},
     ext::RoomSticky,
-    send::{Outgoing, SendError, Verdict, as_object, millis},
+    readers::{News, Readers},
+    send::{Outgoing, as_object},
     sync::Cleartext,
-    time::Deadline,
+    time::{Deadline, Moment},
     view::{Change, Entry, EntryChange, StickyContent, Subscription},
     wire::insert_sticky_key,
 };
@@ -236,7 +239,8 @@ impl StartHeartbeat {
         for Armed { leave, .. } in own {
             let sticky = leave.sticky().unwrap_or_default();
             let lease = machine.handle_found(timer.now(), sticky, leave.delay());
-            kept.leases.insert(lease, Lease { leave, delay_id: None, is_unsure: true });
+            let lease_of_then = Lease { is_unsure: true, is_stored: true, ..Lease::new(leave) };
+            kept.leases.insert(lease, lease_of_then);
         }
         let state = SharedObservable::new(machine.state(timer.now()));
         let context = Arc::new(Context {
@@ -247,11 +251,14 @@ impl StartHeartbeat {
             timer,
             place,
             sticky_for: machine.sticky(),
+            delay: pace.delay(),
             kept: Mutex::new(kept),
         });
         let live = Arc::new(Mutex::new(Some(live)));
-        let run =
-            Run { context: context.clone(), machine, state: state.clone(), live: live.clone() };
+        let id = context.sticky.client().beating().next.fetch_add(1, Relaxed);
+        let (state_of_it, live_of_it) = (state.clone(), live.clone());
+        let context_of_it = context.clone();
+        let run = Run { context: context_of_it, id, machine, state: state_of_it, live: live_of_it };
         let task = Task::spawn(run.run(wished, others));
         Ok(HeartbeatHandle { context, state, wishes, live, _task: task })
     }
@@ -428,6 +435,9 @@ enum Wish {
 /// The heartbeats of a client.
 #[derive(Clone, Default)]
 pub(crate) struct Beating {
+    turns: Arc<Mutex<Turns>>,
+    /// The number of the next heartbeat.
+    next: Arc<AtomicU64>,
     live: Arc<Mutex<HashMap<Place, mpsc::UnboundedSender<Wish>>>>,
     store_turn: Arc<tokio::sync::Mutex<()>>,
     /// What the live ones have armed, as far as is known.
@@ -550,6 +560,7 @@ struct Context {
     place: Place,
     /// For how long the leave is sticky.
     sticky_for: Duration,
+    delay: Duration,
     kept: Mutex<Kept>,
 }
 
@@ -563,9 +574,11 @@ struct Kept {
     held: Option<LeaseId>,
     armed_until: Option<Deadline>,
     outranked_until: Option<Deadline>,
-    /// Who could read the leave that was armed last; see [`Context::readers`].
-    readers: Option<Readers>,
-    sending: Option<(SendId, send_message_event::v3::Request)>,
+    /// Who is in the room, as far as is known; see [`Context::readers`].
+    readers: Readers,
+    reach: Reach,
+    /// The event that is sent next, or was sent last.
+    sending: Option<(SendId, ReadyEvent)>,
     /// The last join that was answered.
     joined: Option<OwnedEventId>,
     last_error: Option<String>,
@@ -576,25 +589,44 @@ struct Lease {
     delay_id: Option<DelayId>,
     /// Whether it may be armed already: by an earlier process, or by a try that was not answered.
     is_unsure: bool,
+    /// Whether the next process can find it in the store.
+    is_stored: bool,
+}
+
+impl Lease {
+    fn new(leave: PreparedEvent) -> Self {
+        Self { leave, delay_id: None, is_unsure: false, is_stored: false }
+    }
+}
+
+/// An event that is ready to go out, and who can read it.
+enum Ready {
+    Leave(LeaseId, PreparedEvent, Readers),
+    Event(SendId, ReadyEvent, Readers),
 }
 
 /// What the task waits for.
 enum Event {
     Done(Step, Outcome),
+    /// The event of a step is ready to go out, or could not be made so.
+    Prepared(Step, Result<Ready, Outcome>),
     Due,
     Wish(Option<Wish>),
     /// Something of ours has changed.
     Change(Change),
     /// Somebody's devices, or who is in the room.
-    News,
+    News(News),
     /// Who can read the room now.
     Readers(Option<Readers>),
+    /// Who holds the room key, after another try to reach those who could not be.
+    Offered(Option<Readers>),
     /// What other keys had armed is retired.
     Retired,
 }
 
 struct Run {
     context: Arc<Context>,
+    id: HeartbeatId,
     machine: Heartbeat,
     state: SharedObservable<State>,
     live: Arc<Mutex<Option<Live>>>,
@@ -614,8 +646,10 @@ impl Run {
         };
         let mut retired = Some(retired.boxed());
         let mut doing: Option<BoxFuture<'static, (Step, Outcome)>> = None;
+        let mut preparing = FuturesUnordered::<BoxFuture<'static, _>>::new();
         let mut looking: Option<BoxFuture<'static, Option<Readers>>> = None;
-        let mut look_again = false;
+        let mut offering: Option<BoxFuture<'static, Option<Readers>>> = None;
+        let mut look_again = None;
         let mut owned_at = context.timer.now();
 
         loop {
@@ -629,7 +663,17 @@ impl Run {
                 }
             }
             let now = context.timer.now();
-            if let Some(action) = self.machine.poll_action(now) {
+            self.machine.handle_pace(lock(&context.sticky.client().beating().turns).is_slow(now));
+            while let Some(action) = self.machine.poll_action(now) {
+                if !context.is_ready(action.step) {
+                    self.machine.handle_outcome(now, Outcome::Preparing);
+                    preparing.push(context.clone().prepare(action.step).boxed());
+                    continue;
+                }
+                if let Err(until) = self.ask_turn(now, action.step) {
+                    self.machine.handle_outcome(now, Outcome::NotYet { until });
+                    continue;
+                }
                 // From the moment that the machine counts from.
                 let deadline = now.deadline(action.timeout);
                 doing = Some(context.clone().perform(action.step, deadline).boxed());
@@ -644,45 +688,67 @@ impl Run {
                 break;
             }
             self.state.set_if_not_eq(self.machine.state(now));
-            if look_again && looking.is_none() {
-                look_again = false;
+            if looking.is_none()
+                && let Some(news) = look_again.take()
+            {
                 let context = context.clone();
-                looking = Some(async move { context.readers().await }.boxed());
+                looking = Some(async move { context.readers(&news).await }.boxed());
             }
+            if offering.is_none() && context.kept().reach.poll_offer(now) {
+                let context = context.clone();
+                offering = Some(async move { context.offer().await }.boxed());
+            }
+            let offer_at = context.kept().reach.deadline();
             let own_again = owned_at.deadline(OWN_AGAIN);
-            let due = self.machine.deadline(now).map_or(own_again, |due| due.min(own_again));
+            let dues = [self.machine.deadline(now), offer_at.filter(|_| offering.is_none())];
+            let due = dues.into_iter().flatten().fold(own_again, Deadline::min);
             let event = tokio::select! {
                 biased;
                 wish = wished.recv() => Event::Wish(wish),
                 (step, outcome) = optional(&mut doing) => Event::Done(step, outcome),
+                Some((step, ready)) = preparing.next() => Event::Prepared(step, ready),
                 Some(change) = changes.next() => Event::Change(change),
                 () = optional(&mut retired) => Event::Retired,
                 readers = optional(&mut looking) => Event::Readers(readers),
-                _ = news.next() => Event::News,
+                holders = optional(&mut offering) => Event::Offered(holders),
+                Some(news) = news.next() => Event::News(news),
                 () = context.timer.sleep_until(due) => Event::Due,
             };
             let now = context.timer.now();
             match event {
                 Event::Done(step, outcome) => {
                     doing = None;
+                    if let Outcome::RateLimited { retry_after } = outcome {
+                        let beating = context.sticky.client().beating();
+                        lock(&beating.turns).handle_limit(now, step, retry_after);
+                    }
                     self.machine.handle_outcome(now, outcome);
                     if matches!((step, outcome), (Step::Join { .. }, Outcome::Done)) {
                         // It may have come back before it was answered.
                         events.snapshot().iter().for_each(|entry| self.look_for_join(&entry));
                     }
                     self.forget_leases().await;
-                    // Somebody may have come while it was on its way.
-                    look_again |= matches!((step, outcome), (Step::Arm { .. }, Outcome::Done));
+                    if matches!((step, outcome), (Step::Arm { .. }, Outcome::Done)) {
+                        // Somebody may have come while it was on its way.
+                        add(&mut look_again, News { members: true, ..News::default() });
+                    }
                 }
+                Event::Prepared(step, ready) => self.handle_prepared(now, step, ready),
                 Event::Due => {}
                 Event::Wish(Some(wish)) => self.handle_wish(wish),
                 // The handle is gone without having left: as after a crash, the leave fires.
                 Event::Wish(None) => return,
                 Event::Change(change) => self.handle_change(&change),
-                Event::News => look_again = true,
+                Event::News(news) => add(&mut look_again, news),
                 Event::Readers(readers) => {
                     looking = None;
-                    self.handle_readers(readers);
+                    if let Some(readers) = readers {
+                        self.handle_readers(now, readers);
+                    }
+                }
+                Event::Offered(holders) => {
+                    offering = None;
+                    self.handle_offered(now, holders.as_ref());
                 }
                 Event::Retired => retired = None,
             }
@@ -698,6 +764,7 @@ impl Run {
         if let Some(why) = why {
             context.kept().last_error = Some(why.to_owned());
         }
+        lock(&context.sticky.client().beating().turns).forget(self.id);
         // The key is free, and the store nobody's, before anybody hears that it is over.
         self.forget_leases().await;
         lock(&self.live).take();
@@ -792,13 +859,63 @@ impl Run {
         }
     }
 
+    /// Whether it is this heartbeat's turn among those of the client.
+    fn ask_turn(&self, now: Moment, step: Step) -> Result<(), Deadline> {
+        let kept = self.context.kept();
+        let ends_at = match step {
+            // Everybody waits to see it.
+            Step::Fire(_) | Step::Leave { .. } => now.deadline(Duration::ZERO),
+            _ => kept.armed_until.unwrap_or(now.deadline(self.context.delay)),
+        };
+        lock(&self.context.sticky.client().beating().turns).ask(now, self.id, step, ends_at)
+    }
+
+    fn handle_prepared(&mut self, now: Moment, step: Step, ready: Result<Ready, Outcome>) {
+        if !self.machine.awaits(step) {
+            return;
+        }
+        let outcome = match ready {
+            Err(outcome) => outcome,
+            Ok(ready) => {
+                let mut kept = self.context.kept();
+                let kept = &mut *kept;
+                match ready {
+                    Ready::Leave(lease, leave, reached) => {
+                        kept.reach.handle_leave(now, reached, kept.readers.clone());
+                        kept.leases.insert(lease, Lease::new(leave));
+                    }
+                    Ready::Event(send, event, reached) => {
+                        if matches!(step, Step::Join { .. }) {
+                            kept.reach.handle_join(now, reached);
+                        }
+                        kept.sending = Some((send, event));
+                    }
+                }
+                Outcome::Done
+            }
+        };
+        self.machine.handle_prepared(now, step, outcome);
+    }
+
     /// Who is there, compared with who could read the leave that is armed.
-    fn handle_readers(&mut self, readers: Option<Readers>) {
-        let before = self.context.kept().readers.clone();
-        if let (Some(before), Some(now)) = (before, readers)
-            && !before.covers(&now)
-        {
-            self.machine.handle_key_change(self.context.timer.now());
+    fn handle_readers(&mut self, now: Moment, readers: Readers) {
+        let mut kept = self.context.kept();
+        let has_come = kept.reach.handle_readers(&readers);
+        let count = readers.len();
+        kept.readers = readers;
+        drop(kept);
+        if has_come {
+            self.machine.handle_newcomers(now, count);
+        }
+    }
+
+    /// Another try to reach those who could not be is over.
+    fn handle_offered(&mut self, now: Moment, holders: Option<&Readers>) {
+        let mut kept = self.context.kept();
+        let kept = &mut *kept;
+        let has_gained = kept.reach.handle_offered(now, holders, &kept.readers);
+        if has_gained {
+            self.machine.handle_newcomers(now, kept.readers.len());
         }
     }
 
@@ -824,31 +941,95 @@ impl Run {
 impl Context {
     async fn perform(self: Arc<Self>, step: Step, deadline: Deadline) -> (Step, Outcome) {
         let outcome = match step {
-            Step::Arm { lease, delay } => self.arm(lease, delay, deadline).await,
+            Step::Arm { lease, .. } => self.arm(step, lease, deadline).await,
             Step::Restart(lease) | Step::Fire(lease) | Step::Cancel(lease) => {
                 self.manage(step, lease, deadline).await
             }
+            Step::Join { send, .. } => match self.send(step, send, deadline).await {
+                Ok(event_id) => {
+                    self.kept().joined = Some(event_id);
+                    Outcome::Done
+                }
+                Err(outcome) => outcome,
+            },
+            Step::Leave { send, .. } => {
+                let sent = self.send(step, send, deadline).await;
+                sent.map_or_else(|outcome| outcome, |_| Outcome::Done)
+            }
+        };
+        (step, outcome)
+    }
+
+    /// Whether the event of a step can go out as it is: it is encrypted, or the room is not.
+    fn is_ready(&self, step: Step) -> bool {
+        let kept = self.kept();
+        match step {
+            Step::Arm { lease, .. } => kept.leases.contains_key(&lease),
+            Step::Join { send, .. } | Step::Leave { send, .. } => {
+                let event = kept.sending.as_ref().filter(|(ready, _)| *ready == send);
+                let is_plain = !self.room.encryption_state().is_encrypted();
+                event.is_some_and(|(_, event)| is_plain || event.is_encrypted())
+            }
+            Step::Restart(_) | Step::Fire(_) | Step::Cancel(_) => true,
+        }
+    }
+
+    /// Makes the event of a step ready to go out. That takes as long as it takes: in a large room it is
+    /// many requests, and a lease is restarted meanwhile.
+    async fn prepare(self: Arc<Self>, step: Step) -> (Step, Result<Ready, Outcome>) {
+        let ready = match step {
+            Step::Arm { lease, delay } => self.prepare_leave(lease, delay).await,
             Step::Join { send, sticky } => {
                 let content = {
                     let mut kept = self.kept();
                     kept.joined = None;
                     kept.content.clone()
                 };
-                match self.send(send, sticky, &content, deadline).await {
-                    Ok(event_id) => {
-                        self.kept().joined = Some(event_id);
-                        Outcome::Done
-                    }
-                    Err(outcome) => outcome,
-                }
+                self.prepare_event(step, send, sticky, &content).await
             }
             Step::Leave { send, sticky } => {
                 let content = self.kept().leave_content.clone();
-                let sent = self.send(send, sticky, &content, deadline).await;
-                sent.map_or_else(|outcome| outcome, |_| Outcome::Done)
+                self.prepare_event(step, send, sticky, &content).await
             }
+            Step::Restart(_) | Step::Fire(_) | Step::Cancel(_) => Err(Outcome::Unknown),
         };
-        (step, outcome)
+        (step, ready)
+    }
+
+    async fn prepare_leave(&self, lease: LeaseId, delay: Duration) -> Result<Ready, Outcome> {
+        // Before it is encrypted: whoever comes meanwhile is looked for once it is armed.
+        let news = News { members: true, ..News::default() };
+        if let Some(readers) = self.readers(&news).await {
+            self.kept().readers = readers;
+        }
+        let content = self.kept().leave_content.clone();
+        let prepared = self
+            .sticky
+            .schedule_raw(&self.place.event_type, content, delay)
+            .with_sticky_duration(self.sticky_for)
+            .prepare_for()
+            .await;
+        match prepared {
+            Ok((leave, reached)) => Ok(Ready::Leave(lease, leave, reached)),
+            Err(error) => Err(self.failed(Step::Arm { lease, delay }, &error)),
+        }
+    }
+
+    async fn prepare_event(
+        &self,
+        step: Step,
+        send: SendId,
+        sticky: Duration,
+        content: &Map<String, Value>,
+    ) -> Result<Ready, Outcome> {
+        match Outgoing::of(&self.room, &self.place.event_type, content).await {
+            Ok(event) => {
+                let reached = event.reached.clone();
+                let event = ReadyEvent::new(self.place.room_id.clone(), event, sticky);
+                Ok(Ready::Event(send, event, reached))
+            }
+            Err(error) => Err(self.failed(step, &DelayedError::Prepare(error))),
+        }
     }
 
     async fn manage(&self, step: Step, lease: LeaseId, deadline: Deadline) -> Outcome {
@@ -858,43 +1039,39 @@ impl Context {
             Step::Fire(_) => self.events.send(&id),
             _ => self.events.cancel(&id),
         };
-        self.outcome(request.with_timeout(self.left(deadline)).await)
+        self.outcome(step, request.with_timeout(self.left(deadline)).await)
     }
 
-    async fn arm(&self, lease: LeaseId, delay: Duration, deadline: Deadline) -> Outcome {
+    async fn arm(&self, step: Step, lease: LeaseId, deadline: Deadline) -> Outcome {
         let known = {
             let kept = self.kept();
-            kept.leases.get(&lease).map(|lease| (lease.leave.clone(), lease.is_unsure))
+            let known = kept.leases.get(&lease);
+            known.map(|known| (known.leave.clone(), known.is_unsure, known.is_stored))
         };
-        let leave = match known {
-            Some((leave, true)) => return self.find(lease, &leave, deadline).await,
-            Some((leave, false)) => leave,
-            None => {
-                let readers = self.before(deadline, self.readers()).await.flatten();
-                let leave = match self.prepare_leave(delay, deadline).await {
-                    Ok(leave) => leave,
-                    Err(outcome) => return outcome,
-                };
-                // Before the request goes out, so that whatever becomes of it can be found again.
-                let armed = Armed { place: self.place.clone(), leave: leave.clone() };
-                if let Err(error) = self.store.add(armed).await {
-                    self.note(&error);
-                    return Outcome::Unknown;
-                }
-                let mut kept = self.kept();
-                let new = Lease { leave: leave.clone(), delay_id: None, is_unsure: false };
-                kept.leases.insert(lease, new);
-                kept.readers = readers;
-                leave
+        let Some((leave, is_unsure, is_stored)) = known else { return Outcome::Unknown };
+        if is_unsure {
+            return self.find(step, lease, &leave, deadline).await;
+        }
+        if !is_stored {
+            // Before the request goes out, so that whatever becomes of it can be found again.
+            let armed = Armed { place: self.place.clone(), leave: leave.clone() };
+            if let Err(error) = self.store.add(armed).await {
+                self.note(&error);
+                return Outcome::Unknown;
             }
-        };
+            if let Some(lease) = self.kept().leases.get_mut(&lease) {
+                lease.is_stored = true;
+            }
+        }
         let scheduled = self.events.schedule(&leave).with_timeout(self.left(deadline)).await;
         if let Err(DelayedError::BecameEncrypted) = scheduled {
-            // The next try makes another ready. Should this one have been armed by an earlier try
-            // whose answer was lost, it fires, which is noticed, and the member joins again.
+            // The next try makes another ready. This one was not armed.
             self.kept().leases.remove(&lease);
+            if let Err(error) = self.store.remove(leave.transaction_id()).await {
+                self.note(&error);
+            }
         }
-        let outcome = self.learn(lease, scheduled);
+        let outcome = self.learn(step, lease, scheduled);
         if outcome == Outcome::Unknown
             && let Some(lease) = self.kept().leases.get_mut(&lease)
         {
@@ -904,141 +1081,88 @@ impl Context {
     }
 
     /// Finds out what an earlier process's leave is called.
-    async fn find(&self, lease: LeaseId, leave: &PreparedEvent, deadline: Deadline) -> Outcome {
+    async fn find(
+        &self,
+        step: Step,
+        lease: LeaseId,
+        leave: &PreparedEvent,
+        deadline: Deadline,
+    ) -> Outcome {
         let beating = self.sticky.client().beating();
         let find = scheduled_as(&self.events, leave, beating);
         match self.before(deadline, find).await {
             None => Outcome::Unknown,
-            Some(found) => self.learn(lease, found),
+            Some(found) => self.learn(step, lease, found),
         }
     }
 
-    fn learn(&self, lease: LeaseId, scheduled: Result<DelayId, DelayedError>) -> Outcome {
+    fn learn(
+        &self,
+        step: Step,
+        lease: LeaseId,
+        scheduled: Result<DelayId, DelayedError>,
+    ) -> Outcome {
         match scheduled {
             Ok(delay_id) => {
-                let beating = self.sticky.client().beating();
-                lock(&beating.delay_ids).insert(delay_id.clone(), self.place.clone());
+                lock(&self.sticky.client().beating().delay_ids)
+                    .insert(delay_id.clone(), self.place.clone());
                 if let Some(lease) = self.kept().leases.get_mut(&lease) {
                     lease.delay_id = Some(delay_id);
                 }
                 Outcome::Done
             }
-            Err(error) => self.outcome(Err(error)),
+            Err(error) => self.failed(step, &error),
         }
-    }
-
-    async fn prepare_leave(
-        &self,
-        delay: Duration,
-        deadline: Deadline,
-    ) -> Result<PreparedEvent, Outcome> {
-        let content = self.kept().leave_content.clone();
-        let prepare = self
-            .sticky
-            .schedule_raw(&self.place.event_type, content, delay)
-            .with_sticky_duration(self.sticky_for)
-            .with_timeout(self.left(deadline))
-            .prepare();
-        let prepared = self.before(deadline, prepare).await.ok_or(Outcome::Unknown)?;
-        prepared.map_err(|error| self.outcome(Err(error)))
     }
 
     /// One event, the same at each try.
     async fn send(
         &self,
+        step: Step,
         send: SendId,
-        sticky: Duration,
-        content: &Map<String, Value>,
         deadline: Deadline,
     ) -> Result<OwnedEventId, Outcome> {
-        let known = self.kept().sending.as_ref().filter(|(known, _)| *known == send).cloned();
-        let known = known.map(|(_, request)| request).filter(|request| {
-            // What was made ready in plaintext does not go out once the room is encrypted.
-            request.event_type == MessageLikeEventType::RoomEncrypted
-                || !self.room.encryption_state().is_encrypted()
-        });
-        let request = match known {
-            Some(request) => request,
-            None => {
-                let prepare = Outgoing::of(&self.room, &self.place.event_type, content);
-                let outgoing = match self.before(deadline, prepare).await {
-                    None => return Err(Outcome::Unknown),
-                    Some(Ok(outgoing)) => outgoing,
-                    Some(Err(error)) => return Err(self.not_prepared(&error)),
-                };
-                let mut request = send_message_event::v3::Request::new_raw(
-                    self.place.room_id.clone(),
-                    TransactionId::new(),
-                    outgoing.event_type.into(),
-                    Raw::from_json(outgoing.content),
-                );
-                request.sticky_duration_ms = Some(millis(sticky));
-                self.kept().sending = Some((send, request.clone()));
-                request
-            }
-        };
-        let left = self.left(deadline);
-        if left.is_zero() {
-            return Err(Outcome::Unknown);
-        }
-        let config = RequestConfig::new().timeout(left).disable_retry();
-        let sent = self.room.client();
-        let sent = sent.send(request).with_request_config(config).into_future();
-        match self.before(deadline, sent).await {
-            None => Err(Outcome::Unknown),
-            Some(Ok(response)) => Ok(response.event_id),
-            Some(Err(error)) => {
-                let verdict = Verdict::of(&error);
-                let status = error.as_client_api_error().map(|error| error.status_code);
-                let is_about_the_token = status == Some(StatusCode::UNAUTHORIZED);
-                self.note(&SendError::Unreachable(Box::new(error)));
-                Err(match verdict {
-                    // The session's tokens may be refreshed, or it may log in again.
-                    _ if is_about_the_token => Outcome::Unknown,
-                    Verdict::Again => Outcome::Unknown,
-                    Verdict::RateLimited(retry_after) => Outcome::RateLimited { retry_after },
-                    Verdict::Hopeless => Outcome::Refused,
-                })
-            }
-        }
+        let ready = self.kept().sending.as_ref().filter(|(ready, _)| *ready == send).cloned();
+        let Some((_, event)) = ready else { return Err(Outcome::Unknown) };
+        let sent = self.events.send_now(&event, self.left(deadline)).await;
+        sent.map_err(|error| self.failed(step, &error))
     }
 
     /// Who could read a leave that is armed now; nobody while the room is not encrypted, so that all
     /// are new when encryption is switched on.
-    async fn readers(&self) -> Option<Readers> {
+    async fn readers(&self, news: &News) -> Option<Readers> {
         if !self.room.encryption_state().is_encrypted() {
             return Some(Readers::default());
         }
         #[cfg(feature = "e2e-encryption")]
         if let Some(encryptor) = Encryptor::of(&self.room.client()) {
-            return encryptor.readers(&self.room).await.ok();
+            let known = self.kept().readers.clone();
+            // Where encryption was just switched on, all are new.
+            let all = News { members: true, users: news.users.clone() };
+            let news = if known.is_empty() { &all } else { news };
+            return encryptor.readers_since(&self.room, &known, news).await.ok();
+        }
+        let _ = news;
+        None
+    }
+
+    /// Tries again to reach those who have not got the room key. Returns who holds it now.
+    async fn offer(&self) -> Option<Readers> {
+        #[cfg(feature = "e2e-encryption")]
+        if let Some(encryptor) = Encryptor::of(&self.room.client()) {
+            let holders = encryptor.offer(&self.room).await;
+            return holders.inspect_err(|error| self.note(error)).ok();
         }
         None
     }
 
-    fn outcome(&self, result: Result<(), DelayedError>) -> Outcome {
-        let Err(error) = result else { return Outcome::Done };
-        self.note(&error);
-        match error {
-            DelayedError::NotSupported { .. } | DelayedError::Disabled => Outcome::NoDelayedEvents,
-            DelayedError::TooLong { max } => Outcome::TooLong { max },
-            DelayedError::QuotaFull { retry_after } => Outcome::QuotaFull { retry_after },
-            DelayedError::Gone | DelayedError::AlreadySent | DelayedError::AlreadyCancelled => {
-                Outcome::Gone
-            }
-            DelayedError::RateLimited { retry_after } => Outcome::RateLimited { retry_after },
-            DelayedError::Refused { .. } => Outcome::Refused,
-            DelayedError::Prepare(error) => self.not_prepared(&error),
-            DelayedError::BecameEncrypted
-            | DelayedError::Unreachable { .. }
-            | DelayedError::NotLoggedIn => Outcome::Unknown,
-        }
+    fn outcome(&self, step: Step, result: Result<(), DelayedError>) -> Outcome {
+        result.map_or_else(|error| self.failed(step, &error), |()| Outcome::Done)
     }
 
-    /// What was not sent, as it could not be made ready.
-    fn not_prepared(&self, error: &SendError) -> Outcome {
+    fn failed(&self, step: Step, error: &DelayedError) -> Outcome {
         self.note(error);
-        if error.is_final() { Outcome::Refused } else { Outcome::Unknown }
+        outcome(step, error)
     }
 
     fn note(&self, error: &dyn fmt::Display) {
@@ -1096,28 +1220,57 @@ async fn scheduled_as(
 }
 
 /// News of somebody's devices, of who is in the room, or of its encryption.
-async fn readers_change(room: &Room) -> impl Stream<Item = ()> + Unpin + use<> {
+async fn readers_change(room: &Room) -> impl Stream<Item = News> + Unpin + use<> {
     let updates = room.subscribe_to_updates();
     let updates = futures_util::stream::unfold(updates, async |mut updates| {
         loop {
             match updates.recv().await {
                 Err(RecvError::Closed) => return pending().await,
                 Ok(update) if !concerns_readers(&update) => {}
-                _ => return Some(((), updates)),
+                _ => return Some((News { members: true, ..News::default() }, updates)),
             }
         }
     });
-    #[cfg(feature = "e2e-encryption")]
-    let devices = match room.client().encryption().devices_stream().await {
-        Ok(devices) => devices.map(drop).boxed(),
-        Err(error) => {
-            debug!(%error, "devices are not watched");
-            futures_util::stream::pending().boxed()
+    Box::pin(futures_util::stream::select(updates, devices_change(room)))
+}
+
+/// News of somebody's devices.
+#[cfg(feature = "e2e-encryption")]
+fn devices_change(room: &Room) -> impl Stream<Item = News> + Unpin + use<> {
+    let client = room.client();
+    // The stream ends when the SDK makes its machine anew, as another process wrote the crypto store.
+    // What it says after that comes by another stream.
+    let streams = futures_util::stream::unfold(false, move |is_another| {
+        let client = client.clone();
+        async move {
+            let devices = match client.encryption().devices_stream().await {
+                Ok(devices) => devices,
+                Err(error) => {
+                    debug!(%error, "devices are not watched");
+                    return None;
+                }
+            };
+            let missed = News { members: is_another, ..News::default() };
+            let updates = devices.map(|updates| News {
+                members: false,
+                users: updates.new.into_keys().chain(updates.changed.into_keys()).collect(),
+            });
+            Some((futures_util::stream::once(ready(missed)).chain(updates), true))
         }
-    };
-    #[cfg(not(feature = "e2e-encryption"))]
-    let devices = futures_util::stream::pending::<()>().boxed();
-    Box::pin(futures_util::stream::select(updates, devices))
+    });
+    Box::pin(streams.flatten())
+}
+
+#[cfg(not(feature = "e2e-encryption"))]
+fn devices_change(_: &Room) -> impl Stream<Item = News> + Unpin + use<> {
+    futures_util::stream::pending()
+}
+
+/// Adds to what is not looked at yet.
+fn add(news: &mut Option<News>, more: News) {
+    let news = news.get_or_insert_default();
+    news.members |= more.members;
+    news.users.extend(more.users);
 }
 
 /// Whether somebody came or left, or encryption was switched on. Messages come by here by the
@@ -1130,18 +1283,6 @@ fn concerns_readers(update: &RoomUpdate) -> bool {
     let mut texts = state.chain(timeline).map(Cleartext::text);
     updates.timeline.limited
         || texts.any(|text| text.contains("m.room.member") || text.contains("m.room.encryption"))
-}
-
-/// Without encryption everybody can read everything.
-#[cfg(not(feature = "e2e-encryption"))]
-#[derive(Clone, Default)]
-struct Readers;
-
-#[cfg(not(feature = "e2e-encryption"))]
-impl Readers {
-    fn covers(&self, _: &Self) -> bool {
-        true
-    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -162,7 +162,7 @@ fn who_does_not_join_again_by_itself_stays_for_as_long_as_all_is_well() {
     world.tells_of_fired = true;
     for _ in 0..3 {
         world.pass(60 * MINUTE);
-        world.tell(Heartbeat::handle_key_change);
+        world.tell(newcomers);
         world.tell(|heartbeat, _| heartbeat.handle_update());
     }
     assert_eq!(world.states, [State::Joining, State::Joined]);
@@ -351,12 +351,12 @@ fn after_a_sleep_it_asks_first() {
 }
 
 #[test]
-fn a_change_of_hands_of_the_key_hands_over_to_a_fresh_leave() {
+fn newcomers_get_a_fresh_leave() {
     let mut world = world();
     world.pass(MINUTE);
     let before = world.heartbeat.held();
     for _ in 0..3 {
-        world.tell(|heartbeat, now| heartbeat.handle_key_change(now));
+        world.tell(newcomers);
         world.pass(1_000);
     }
     world.pass(10_000);
@@ -444,7 +444,7 @@ fn encryption_may_take_longer_than_the_delay() {
     // The lease is restarted while an update is encrypted.
     world.tell(|heartbeat, _| heartbeat.handle_update());
     world.pass(MINUTE);
-    world.tell(Heartbeat::handle_key_change);
+    world.tell(newcomers);
     world.pass(MINUTE);
     assert_eq!(world.states, [State::Joining, State::Joined]);
     world.tell(|heartbeat, _| heartbeat.handle_leave());
@@ -480,6 +480,40 @@ fn an_update_replaces_what_is_being_encrypted() {
     world.pass(15_000);
     assert_eq!(world.states, [State::Joining, State::Joined]);
     assert_eq!(world.server.joins(), 1, "the newest content alone");
+}
+
+/// A hostile server lets somebody new come every five seconds.
+#[test]
+fn newcomers_without_end_cost_a_hand_over_a_minute() {
+    let mut world = world();
+    world.pass(MINUTE);
+    let joins = world.server.joins();
+    for _ in 0..(10 * 12) {
+        world.tell(newcomers);
+        world.pass(5_000);
+    }
+    let hand_overs = world.server.joins() - joins;
+    assert!((8..=13).contains(&hand_overs), "{hand_overs} in ten minutes");
+    assert_eq!(world.state(), State::Joined);
+    world.pass(2 * MINUTE);
+    let joins = world.server.joins();
+    world.tell(newcomers);
+    world.pass(6_000);
+    assert_eq!(world.server.joins(), joins + 1, "soon again after two quiet minutes");
+}
+
+#[test]
+fn slow_restarts_are_half_as_many() {
+    let mut world = world();
+    world.tell(|heartbeat, _| heartbeat.handle_pace(true));
+    world.pass(10 * MINUTE);
+    assert_eq!(world.states, [State::Joining, State::Joined]);
+    let a_minute = world.server.requests as f64 / 10.0;
+    assert!((5.5..7.0).contains(&a_minute), "{a_minute}");
+    world.tell(|heartbeat, _| heartbeat.handle_pace(false));
+    world.pass(10 * MINUTE);
+    assert_eq!(world.states, [State::Joining, State::Joined]);
+    assert!(world.server.requests > 180);
 }
 
 /// Whatever the server answers to the arming, the join says whether the member may be there.
@@ -663,7 +697,7 @@ fn a_lease_is_cancelled_only_while_the_one_that_is_held_is_known_to_be_armed() {
     let fates = fine.into_iter().chain(cancelled_unheard).chain(asked_unheard);
     let mut world = World::new(pace(), 1, fates);
     world.pass(100);
-    world.tell(Heartbeat::handle_key_change);
+    world.tell(newcomers);
     world.pass(5_200);
     assert_eq!(world.server.armed(), 1);
     world.crash();
@@ -755,7 +789,8 @@ fn who_leaves_repeats_no_join_where_somebody_else_may_have_fired_the_lease() {
 enum Happening {
     Nothing,
     Update,
-    KeyChange,
+    Newcomers,
+    Pace { is_slow: bool },
     Sleep(u64),
     ServerDown(u64),
     NetworkCut(u64),
@@ -772,6 +807,11 @@ fn delegate(heartbeat: &mut Heartbeat, _: Moment) {
     if let Some(held) = heartbeat.held() {
         heartbeat.handle_delegated(held);
     }
+}
+
+/// Somebody comes into a small room.
+fn newcomers(heartbeat: &mut Heartbeat, now: Moment) {
+    heartbeat.handle_newcomers(now, 3);
 }
 
 fn leave(heartbeat: &mut Heartbeat, has_last_words: bool) {
@@ -799,7 +839,8 @@ fn happenings() -> impl Strategy<Value = Vec<(u64, Happening)>> {
     let happening = prop_oneof![
         Just(Happening::Nothing),
         Just(Happening::Update),
-        Just(Happening::KeyChange),
+        Just(Happening::Newcomers),
+        any::<bool>().prop_map(|is_slow| Happening::Pace { is_slow }),
         times().prop_map(Happening::Sleep),
         times().prop_map(Happening::ServerDown),
         times().prop_map(Happening::NetworkCut),
@@ -826,7 +867,10 @@ fn live_through(world: &mut World, happenings: &[(u64, Happening)]) {
         match *happening {
             Happening::Nothing => {}
             Happening::Update => world.tell(|heartbeat, _| heartbeat.handle_update()),
-            Happening::KeyChange => world.tell(Heartbeat::handle_key_change),
+            Happening::Newcomers => world.tell(newcomers),
+            Happening::Pace { is_slow } => {
+                world.tell(|heartbeat, _| heartbeat.handle_pace(is_slow));
+            }
             Happening::Sleep(ms) => world.sleep(ms),
             Happening::ServerDown(ms) => world.take_server_down(ms),
             Happening::NetworkCut(ms) => world.cut_network(ms),

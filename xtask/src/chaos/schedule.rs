@@ -412,11 +412,7 @@ mod tests {
         let described = Round::of(7, 1, &stage).describe(&stage);
         let mut lines = described.lines();
         assert_eq!(lines.next(), Some("round 1, 38 s of faults:"), "{described}");
-        assert_eq!(
-            lines.next(),
-            Some("   11.8 s  the server hangs for 10 s"),
-            "{described}"
-        );
+        assert_eq!(lines.next(), Some("   11.8 s  the server hangs for 10 s"), "{described}");
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! In: who is in a room, and the devices of each. Out: whether one set has everybody of another. What
 //! never happens here: a request, a read of a store; a name or a key of a device is kept nowhere.
 
+#![cfg_attr(not(feature = "e2e-encryption"), allow(dead_code, reason = "nobody is left out"))]
+
 use std::{
     collections::BTreeSet,
     fmt,
@@ -10,7 +12,6 @@ use std::{
     sync::{Arc, LazyLock},
 };
 
-use matrix_sdk_base::crypto::vodozemac::Curve25519PublicKey;
 use ruma::{DeviceId, OwnedUserId, UserId};
 
 /// Devices that an event is encrypted for, or that hold its room key. Our own is never among them.
@@ -46,35 +47,48 @@ impl Readers {
         now.devices().all(|device| self.has(device))
     }
 
+    /// Whether nobody is here, with or without a device.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// How many devices these are.
     pub(crate) fn len(&self) -> usize {
         self.devices().count()
     }
 
     /// The devices that are here, or in `others`, or both.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the heartbeat is to call it"))]
     pub(crate) fn with(&self, others: &Self) -> Self {
         self.0.iter().chain(&*others.0).copied().collect()
     }
 
     /// The devices that are here and not in `others`.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the heartbeat is to call it"))]
     pub(crate) fn without(&self, others: &Self) -> Self {
         self.devices().filter(|device| !others.has(device)).copied().collect()
     }
 
+    /// What is here and in `others` too.
+    pub(crate) fn within(&self, others: &Self) -> Self {
+        self.0.iter().filter(|reader| others.has(reader)).copied().collect()
+    }
+
+    /// Whether a device that is here is in `others` too.
+    pub(crate) fn has_any_of(&self, others: &Self) -> bool {
+        self.devices().any(|device| others.has(device))
+    }
+
     /// Whether this user is in the room whose readers these are, with or without a device.
-    pub(super) fn has_member(&self, user_id: &UserId) -> bool {
+    pub(crate) fn has_member(&self, user_id: &UserId) -> bool {
         !self.of_hash(hash(user_id)).is_empty()
     }
 
     /// What is here of this user.
-    pub(super) fn of(&self, user_id: &UserId) -> impl Iterator<Item = Reader> + use<'_> {
+    pub(crate) fn of(&self, user_id: &UserId) -> impl Iterator<Item = Reader> + use<'_> {
         self.of_hash(hash(user_id)).iter().copied()
     }
 
     /// What is here of everybody else than these users.
-    pub(super) fn of_others(
+    pub(crate) fn of_others(
         &self,
         users: &[OwnedUserId],
     ) -> impl Iterator<Item = Reader> + use<'_> {
@@ -114,13 +128,13 @@ impl fmt::Debug for Readers {
 }
 
 /// A member of the room, who may have devices besides.
-pub(super) fn member(user_id: &UserId) -> Reader {
+pub(crate) fn member(user_id: &UserId) -> Reader {
     (hash(user_id), NO_DEVICE)
 }
 
 /// A device of a user.
-pub(super) fn device(user_id: &UserId, id: &DeviceId, key: Curve25519PublicKey) -> Reader {
-    (hash(user_id), hash((id, key.as_bytes())).max(NO_DEVICE + 1))
+pub(crate) fn device(user_id: &UserId, id: &DeviceId, key: &[u8; 32]) -> Reader {
+    (hash(user_id), hash((id, key)).max(NO_DEVICE + 1))
 }
 
 fn hash(value: impl Hash) -> u64 {
@@ -134,14 +148,14 @@ mod tests {
 
     use super::*;
 
-    fn key(byte: u8) -> Curve25519PublicKey {
-        Curve25519PublicKey::from_bytes([byte; 32])
+    fn key(byte: u8) -> [u8; 32] {
+        [byte; 32]
     }
 
     fn of(devices: &[(&str, &str, u8)]) -> Readers {
         let devices = devices.iter().map(|(user, id, byte)| {
             let user = <&UserId>::try_from(*user).unwrap();
-            [member(user), device(user, (*id).into(), key(*byte))]
+            [member(user), device(user, (*id).into(), &key(*byte))]
         });
         devices.flatten().collect()
     }
@@ -183,7 +197,7 @@ mod tests {
 
     #[test]
     fn what_is_printed_names_nobody() {
-        let device = device(user_id!("@a:hs"), device_id!("A"), key(1));
+        let device = device(user_id!("@a:hs"), device_id!("A"), &key(1));
         assert_eq!(format!("{:?}", Readers::from_iter([device])), "Readers(1)");
     }
 }
