@@ -964,6 +964,9 @@ impl Worker {
             }
             deliveries.push(Delivery { room_id, received, path, arrivals });
         }
+        // We may have left a room while its events were decrypted. What comes after its entries have
+        // left would stay: nothing more is said of a room that we are not in.
+        deliveries.retain(|delivery| !self.is_not_ours(&delivery.room_id));
         if !unknown.is_empty() {
             self.maps.hide(unknown);
         }

@@ -62,6 +62,10 @@ const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(600);
 /// An answer that took this long was held back by the server, as it should be.
 const HELD: Duration = Duration::from_secs(1);
 
+/// How often in a row a server may deny what it has had before we believe it. During a rolling
+/// restart a worker that does not know an endpoint yet answers in place of one that does.
+const DENIALS: u32 = 6;
+
 /// How long a server that lacks what we need is left alone before it is asked again.
 const UNSUPPORTED_WAIT: Duration = Duration::from_secs(600);
 
@@ -190,6 +194,10 @@ pub(super) struct Connection {
     offline_since: Option<SystemTime>,
     /// How many answers in a row came at once and brought nothing new.
     empty_answers: u32,
+    /// Whether anything was answered since the server last lacked what we need, and how often in a
+    /// row it has denied that it has it.
+    was_answered: bool,
+    denials: u32,
     /// When the server last did not know our position, and how often in a row it lost one soon.
     lost_at: Option<SystemTime>,
     lost_again: u32,
@@ -223,6 +231,8 @@ impl Connection {
             failures: 0,
             offline_since: None,
             empty_answers: 0,
+            was_answered: false,
+            denials: 0,
             lost_at: None,
             lost_again: 0,
             recovering: false,
@@ -281,6 +291,8 @@ impl Connection {
 
     /// Something was answered: the waits start over.
     pub(super) fn handle_success(&mut self) {
+        self.was_answered = true;
+        self.denials = 0;
         self.failures = 0;
         self.offline_since = None;
         self.recovering = false;
@@ -311,7 +323,13 @@ impl Connection {
             // Once that is no outage.
             Failure::TokenChanged if self.failures == 0 => (None, self.backoff()),
             Failure::TokenChanged => self.offline(now, "each access token is refused".into()),
+            Failure::Unsupported(what) if self.was_answered && self.denials < DENIALS => {
+                self.denials += 1;
+                self.offline(now, what.to_string())
+            }
             Failure::Unsupported(what) => {
+                self.was_answered = false;
+                self.denials = 0;
                 self.start_over();
                 (Some(SyncState::Unsupported(what)), Wait::about(UNSUPPORTED_WAIT))
             }
@@ -690,8 +708,41 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_lacks_something_is_asked_for_all_when_it_has_it() {
+    fn a_server_that_was_live_is_not_believed_at_once() {
+        let lacks = || Failure::Unsupported(Unsupported::StickyEvents);
+        for lacks_both in [false, true] {
+            let mut connection = live();
+            let mut waited = Duration::ZERO;
+            for denial in 0..DENIALS {
+                // From `/versions`, and from the endpoint.
+                let failure = match lacks_both && denial % 2 == 1 {
+                    true => Failure::Unsupported(Unsupported::SlidingSync),
+                    false => lacks(),
+                };
+                let (state, wait) = connection.handle_failure(at(0), failure);
+                assert!(matches!(state, Some(SyncState::Offline { .. })), "{state:?}");
+                assert!(!connection.is_fresh(), "nothing was lost");
+                waited += wait.about;
+            }
+            assert!((secs(10)..=secs(60)).contains(&waited), "{waited:?}");
+            let (state, wait) = connection.handle_failure(at(0), lacks());
+            assert_eq!(state, Some(SyncState::Unsupported(Unsupported::StickyEvents)));
+            assert_eq!(wait.about, UNSUPPORTED_WAIT);
+            // It is known to lack it now.
+            let (state, _) = connection.handle_failure(at(0), lacks());
+            assert_eq!(state, Some(SyncState::Unsupported(Unsupported::StickyEvents)));
+        }
         let mut connection = live();
+        for _ in 0..2 * DENIALS {
+            let (state, _) = connection.handle_failure(at(0), lacks());
+            assert!(matches!(state, Some(SyncState::Offline { .. })), "{state:?}");
+            connection.handle_success();
+        }
+    }
+
+    #[test]
+    fn a_server_that_lacks_something_is_asked_for_all_when_it_has_it() {
+        let mut connection = connection();
         let unsupported = Failure::Unsupported(Unsupported::StickyEvents);
         let (state, wait) = connection.handle_failure(at(0), unsupported);
         assert_eq!(state, Some(SyncState::Unsupported(Unsupported::StickyEvents)));

@@ -96,9 +96,41 @@ async fn a_server_that_loses_the_feature_while_it_is_away_is_unsupported() {
     world.server.has(&[SLIDING]);
     poll.refuse(503, "M_UNKNOWN").await;
     world.until_offline().await;
-    world.sleep_over().await;
-    world.until(&SyncState::Unsupported(Unsupported::StickyEvents)).await;
+    let state = SyncState::Unsupported(Unsupported::StickyEvents);
+    let mut waited = secs(0);
+    while world.sticky.state() != state {
+        waited += world.sleep_over().await;
+        world.settle().await;
+    }
+    assert!((secs(5)..=secs(90)).contains(&waited), "{waited:?}");
     assert!(!world.server.is_asked());
+}
+
+/// As from a worker of another version, while a server restarts.
+#[tokio::test]
+async fn one_denial_after_live_is_an_outage() {
+    let (mut world, poll) = World::live(vec![event("a")]).await;
+    poll.refuse(404, "M_UNRECOGNIZED").await;
+    world.until_offline().await;
+    let mut waited = world.sleep_over().await;
+    let poll = world.server.ask().await;
+    assert_eq!(poll.pos(), Some("pos-1"), "it goes on where it stood");
+    poll.nothing("pos-2").await;
+    world.until(&SyncState::Live).await;
+
+    let poll = world.server.ask().await;
+    world.server.has(&[SLIDING]);
+    poll.refuse(503, "M_UNKNOWN").await;
+    world.until_offline().await;
+    for _ in 0..2 {
+        waited += world.sleep_over().await;
+        world.settle().await;
+    }
+    world.server.has(&[STICKY, SLIDING]);
+    waited += world.sleep_over().await;
+    world.server.ask().await.nothing("pos-3").await;
+    world.until(&SyncState::Live).await;
+    assert!(waited < secs(60), "{waited:?}");
 }
 
 #[tokio::test]

@@ -2,6 +2,14 @@
 
 use matrix_sdk_sticky::{EntryChange, RemovalReason, SyncState};
 use serde_json::{Value, json};
+#[cfg(feature = "e2e-encryption")]
+use {
+    crate::support::{Homeserver, client_builder, log_in},
+    matrix_sdk::{cross_process_lock::CrossProcessLockConfig, ruma::RoomId, store::StoreConfig},
+    matrix_sdk_sticky::matrix_sdk_base::{
+        BaseClient, DmRoomDefinition, RoomInfo, RoomInfoNotableUpdateReasons, ThreadingSupport,
+    },
+};
 
 use crate::support::{
     ALICE, Ask, OTHER_ROOM, ROOM, World, event, events, membership, millis, next_change, secs,
@@ -101,6 +109,49 @@ async fn a_room_that_is_left_is_cleared_for_that_reason_and_stays_so() {
     let _poll = world.server.ask().await;
     world.settle().await;
     assert!(world.event_ids().is_empty());
+}
+
+#[cfg(feature = "e2e-encryption")]
+#[tokio::test]
+async fn a_room_left_during_decryption_stays_empty() {
+    let server = Homeserver::start().await;
+    let store = StoreConfig::new(CrossProcessLockConfig::SingleProcess);
+    let base = BaseClient::new(store, ThreadingSupport::Disabled, DmRoomDefinition::default());
+    let client = client_builder(&server).base_client(base.clone()).build().await.unwrap();
+    log_in(&client, None).await;
+    let mut world = World::of(server, client);
+    world.server.ask().await.page("pos-1", "batch-1", ROOM, vec![event("a")]).await;
+    world.is_in(ROOM).await;
+    world.until_event_ids(&["$a"]).await;
+
+    // Who wants to read the machine queues behind who wants to replace it, and so behind us.
+    let reading = base.olm_machine().await;
+    let replacing = tokio::spawn({
+        let base = base.clone();
+        async move { base.regenerate_olm(None).await }
+    });
+    let mut encrypted = event("encrypted");
+    encrypted["type"] = json!("m.room.encrypted");
+    encrypted["content"] = json!({
+        "algorithm": "m.megolm.v1.aes-sha2",
+        "ciphertext": "AwgAEnACgAkLmt6qF84IK++J7UDH2Za1YVchHyprqTqsg2yyOwAtHaZHwhj",
+        "session_id": "of nobody",
+    });
+    let page = vec![event("late"), encrypted];
+    world.server.ask().await.page("pos-2", "batch-2", ROOM, page).await;
+    world.settle().await;
+    assert_eq!(world.event_ids(), ["$a"], "it decrypts");
+    let room = world.client.get_room(<&RoomId>::try_from(ROOM).unwrap()).unwrap();
+    let leave = |mut info: RoomInfo| {
+        info.mark_as_left();
+        (info, RoomInfoNotableUpdateReasons::MEMBERSHIP)
+    };
+    room.update_and_save_room_info(leave).await.unwrap();
+    drop(reading);
+    replacing.await.unwrap().unwrap();
+    // It has delivered when it asks again.
+    let _poll = world.server.ask().await;
+    assert!(!world.event_ids().contains(&"$late".to_owned()), "{:?}", world.event_ids());
 }
 
 #[tokio::test]
