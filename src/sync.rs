@@ -48,7 +48,7 @@ pub(crate) use self::cleartext::Cleartext;
 pub(crate) use self::main_loop::redaction;
 pub(crate) use self::sliding::{is_refresh_refused, words};
 use self::{
-    main_loop::{MainLoop, News},
+    main_loop::{MainLoop, News, Shown},
     sliding::{Connection, Failure, Request, Response},
     v3::{Follower, Question},
 };
@@ -114,6 +114,10 @@ pub enum Unsupported {
     StickyEvents,
     /// Simplified sliding sync (MSC4186), which the extension (MSC4480) is part of.
     SlidingSync,
+    /// The extension of sliding sync that brings sticky events (MSC4480): the main loop has shown
+    /// one, and sliding sync has not brought it within 10 s, nor any before. With
+    /// [`SyncSource::Auto`] v3 is tried instead.
+    StickyExtension,
     /// A main loop over v3: the application's stores no token to follow, as matrix-sdk-ui's
     /// `SyncService` does not. Only with [`SyncSource::V3`].
     V3MainLoop,
@@ -128,6 +132,10 @@ impl fmt::Display for Unsupported {
             }
             Self::SlidingSync => {
                 "the homeserver does not support simplified sliding sync (MSC4186)"
+            }
+            Self::StickyExtension => {
+                "the homeserver's sliding sync has no extension for sticky events (MSC4480): use \
+                 v3 as the source, with Client::sync as the main loop"
             }
             Self::V3MainLoop => {
                 "the application's main loop stores no v3 sync token that could be followed, as a \
@@ -152,6 +160,11 @@ const GRACE: Duration = Duration::from_secs(5);
 const LIST_AGAIN: Duration = Duration::from_secs(60);
 
 const LONGEST_LIST: Duration = Duration::from_secs(600);
+
+/// When to ask for the room of a sticky event that the main loop has shown, while our source has
+/// brought none; and when to conclude, if that brings none either, that it never will. Together the
+/// 10 s of the laws of the view.
+const MISSING: Duration = Duration::from_secs(5);
 
 /// How often a client that is not logged in yet is looked at.
 const LOGIN_CHECK: Duration = Duration::from_millis(200);
@@ -203,6 +216,8 @@ enum Event {
     Session(Result<SessionChange, RecvError>),
     /// Room keys came; `None`: some were missed.
     Keys(Option<Vec<Waiting>>),
+    /// The main loop has shown a sticky event a while ago.
+    Overdue,
     /// The server's list of the rooms that we are in, if it gave one.
     Listed(Option<Vec<OwnedRoomId>>),
 }
@@ -210,6 +225,8 @@ enum Event {
 /// What came of fetching the sticky events of single rooms.
 #[derive(Default)]
 struct Fetched {
+    /// Whether sliding sync was seen to have the extension for sticky events.
+    has_extension: bool,
     /// Rooms of which all has come.
     complete: Vec<OwnedRoomId>,
     /// Rooms of which something may be missing.
@@ -256,6 +273,25 @@ struct Turn<'a> {
     asked_in_vain: u32,
     /// What to show when that is answered.
     held_state: Option<SyncState>,
+    /// Whether sliding sync has the extension for sticky events.
+    extension: Extension,
+    /// Where the main loop has shown sticky events that it should have brought.
+    awaited_in: Vec<OwnedRoomId>,
+    /// When the next look at that is due.
+    overdue: Option<BoxFuture<'a, Event>>,
+}
+
+/// Whether the server's sliding sync brings sticky events at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Extension {
+    /// It has brought none, and the main loop has shown none.
+    Unproven,
+    /// The main loop has shown one; whether its room was asked for by itself.
+    Awaited {
+        is_fetched: bool,
+    },
+    Present,
+    Absent,
 }
 
 impl Fetched {
@@ -310,7 +346,7 @@ impl Worker {
             ignored: self.ignored_users().await,
             wanted: BTreeSet::new(),
             failed_fetches: 0,
-            next: Some(self.ask_support()),
+            next: Some(self.ask_support(Extension::Unproven)),
             fetch: None,
             gather: None,
             completes: None,
@@ -319,6 +355,9 @@ impl Worker {
             asks_late: false,
             asked_in_vain: 0,
             held_state: None,
+            extension: Extension::Unproven,
+            awaited_in: Vec::new(),
+            overdue: None,
         };
         self.maps.handle_ignored(turn.ignored.clone());
 
@@ -335,6 +374,7 @@ impl Worker {
                 event = optional(&mut turn.gather) => event,
                 event = optional(&mut turn.completes) => event,
                 event = optional(&mut turn.list) => event,
+                event = optional(&mut turn.overdue) => event,
                 update = rooms.recv() => Event::Rooms(update),
                 Some(users) = ignored.next() => Event::Ignored(users),
                 change = session.recv() => Event::Session(change),
@@ -380,6 +420,10 @@ impl Worker {
                 if turn.connection.is_fresh() {
                     turn.connected_at = received;
                 }
+                if response.has_extension() {
+                    turn.extension = Extension::Present;
+                    turn.overdue = None;
+                }
                 let (state, wait) = turn.connection.handle_response(&response, took);
                 // The next request is on its way while this answer is worked on.
                 turn.next =
@@ -417,9 +461,13 @@ impl Worker {
             }
             Event::Again if turn.supported => turn.next = self.ask(turn),
             // It may be another version of the server by now.
-            Event::Again => turn.next = Some(self.ask_support()),
-            Event::Fetched(Fetched { complete, incomplete, failed }) => {
+            Event::Again => turn.next = Some(self.ask_support(turn.extension)),
+            Event::Fetched(Fetched { has_extension, complete, incomplete, failed }) => {
                 turn.fetch = None;
+                if has_extension {
+                    turn.extension = Extension::Present;
+                    turn.overdue = None;
+                }
                 for room_id in &complete {
                     turn.incomplete.remove(room_id);
                 }
@@ -491,11 +539,12 @@ impl Worker {
             }
             Event::Session(Ok(SessionChange::TokensRefreshed)) => {
                 if self.state.get() == SyncState::LoggedOut {
-                    turn.next = Some(self.ask_support());
+                    turn.next = Some(self.ask_support(turn.extension));
                 }
             }
             Event::Keys(waiting) => self.retry(waiting).await,
             Event::Listed(rooms) => self.handle_listed(turn, rooms),
+            Event::Overdue => self.handle_overdue(turn),
             // An unknown token is noticed by our own next request. The senders live as long as the
             // client, which we hold.
             Event::Session(_) | Event::Rooms(Err(RecvError::Closed)) => {}
@@ -504,7 +553,7 @@ impl Worker {
 
     async fn handle_rooms<'a>(&'a self, turn: &mut Turn<'a>, updates: &RoomUpdates) {
         let now = self.maps.now();
-        let News { redactions, left, new, just_joined, gaps } =
+        let News { redactions, left, new, just_joined, gaps, sticky } =
             turn.main_loop.handle_update(updates, now.since(turn.connected_at));
 
         self.maps.handle(redactions.into_iter().map(|(room_id, event_id)| Delivery {
@@ -522,6 +571,7 @@ impl Worker {
             // Until now the room's keys could not be asked for.
             self.retry(Some(new.into_iter().map(|room_id| (room_id, None)).collect())).await;
         }
+        self.expect(turn, &sticky);
         let gaps = gaps.into_iter().filter(|room_id| self.maps.known(room_id).events > 0);
         turn.wanted.extend(gaps);
         if !just_joined.is_empty() {
@@ -531,6 +581,58 @@ impl Worker {
         self.gather_wanted(turn, Duration::ZERO);
         if turn.follower.is_some() {
             self.follow(turn, now, !updates.joined.is_empty()).await;
+        }
+    }
+
+    /// The main loop has shown sticky events. If sliding sync has never brought any, it has to bring
+    /// one soon, or has no extension for them: nothing else tells the two apart.
+    fn expect<'a>(&'a self, turn: &mut Turn<'a>, shown: &[Shown]) {
+        let is_awaited = |shown: &&Shown| !turn.ignored.contains(&shown.sender);
+        if turn.extension != Extension::Unproven
+            || turn.follower.is_some()
+            || self.state.get() != SyncState::Live
+            || !shown.iter().any(|shown| is_awaited(&shown))
+        {
+            return;
+        }
+        turn.extension = Extension::Awaited { is_fetched: false };
+        turn.awaited_in.extend(shown.iter().filter(is_awaited).map(|shown| shown.room_id.clone()));
+        turn.overdue = Some(self.overdue());
+    }
+
+    fn overdue(&self) -> BoxFuture<'_, Event> {
+        let sleep = self.timer.sleep_until(self.maps.now().deadline(MISSING));
+        Box::pin(sleep.map(|()| Event::Overdue))
+    }
+
+    fn handle_overdue<'a>(&'a self, turn: &mut Turn<'a>) {
+        turn.overdue = None;
+        let rooms = std::mem::take(&mut turn.awaited_in);
+        match turn.extension {
+            // While the server is away, nothing can be told from what does not come.
+            Extension::Awaited { .. } if self.state.get() != SyncState::Live => {
+                turn.extension = Extension::Unproven;
+            }
+            Extension::Awaited { is_fetched: false } => {
+                turn.extension = Extension::Awaited { is_fetched: true };
+                turn.wanted.extend(rooms);
+                turn.gather = Some(Box::pin(async { Event::Gathered }));
+                turn.overdue = Some(self.overdue());
+            }
+            Extension::Awaited { .. } if turn.fetch.is_some() || turn.failed_fetches > 0 => {
+                turn.extension = Extension::Unproven;
+            }
+            Extension::Awaited { .. } => {
+                turn.extension = Extension::Absent;
+                if self.wanted_source == SyncSource::Auto {
+                    warn!("{}; trying v3", Unsupported::StickyExtension);
+                    turn.next = Some(self.ask_support(turn.extension));
+                } else {
+                    // It goes on asking: another version of the server may have it.
+                    self.show(SyncState::Unsupported(Unsupported::StickyExtension));
+                }
+            }
+            _ => {}
         }
     }
 
@@ -545,7 +647,11 @@ impl Worker {
             let since = *turn.tokenless_since.get_or_insert(now);
             if token.is_none() || now.since(since) > GRACE {
                 turn.next = None;
-                self.show(SyncState::Unsupported(Unsupported::V3MainLoop));
+                self.show(SyncState::Unsupported(match turn.extension {
+                    // Sliding sync would have been the source.
+                    Extension::Absent => Unsupported::StickyExtension,
+                    _ => Unsupported::V3MainLoop,
+                }));
                 return;
             }
         }
@@ -745,6 +851,12 @@ impl Worker {
     /// Shows a state, once it is known of all rooms whether we are in them: what it says is there is
     /// to be seen.
     fn show_known<'a>(&'a self, turn: &mut Turn<'a>, state: SyncState) {
+        let state = match turn.extension {
+            Extension::Absent if turn.follower.is_none() => {
+                SyncState::Unsupported(Unsupported::StickyExtension)
+            }
+            _ => state,
+        };
         self.look_at_hidden(turn);
         if turn.list.is_some() && turn.asked_in_vain == 0 {
             turn.held_state = Some(state);
@@ -773,7 +885,7 @@ impl Worker {
 
     /// Asks the server whether it has what we need. Never a cached answer: one from before an
     /// update of the server would say no for days.
-    fn ask_support(&self) -> BoxFuture<'_, Event> {
+    fn ask_support(&self, extension: Extension) -> BoxFuture<'_, Event> {
         let request = self
             .client
             .send(get_supported_versions::Request::new())
@@ -790,6 +902,9 @@ impl Worker {
             }
             match self.wanted_source {
                 SyncSource::V3 => Event::Supported(SyncSource::V3),
+                SyncSource::Auto if extension == Extension::Absent => {
+                    Event::Supported(SyncSource::V3)
+                }
                 _ if has(SLIDING_SYNC) => Event::Supported(SyncSource::Sliding),
                 SyncSource::Auto => Event::Supported(SyncSource::V3),
                 SyncSource::Sliding => {
@@ -861,6 +976,7 @@ impl Worker {
         Box::pin(async move {
             let name = random_name();
             let (mut pos, mut since) = (None, None);
+            let mut fetched = Fetched::default();
             loop {
                 let request = Request::for_rooms(&name, &rooms, pos, since.clone());
                 let timeout = request.timeout();
@@ -872,9 +988,10 @@ impl Worker {
                 let more = page.is_full() && page.next_batch.is_some() && page.next_batch != since;
                 pos = Some(page.pos.clone());
                 since.clone_from(&page.next_batch);
+                fetched.has_extension |= page.has_extension();
                 self.deliver(self.maps.now(), page.rooms).await;
                 if !more {
-                    return Event::Fetched(Fetched::default());
+                    return Event::Fetched(fetched);
                 }
             }
         })

@@ -16,6 +16,9 @@ use crate::wire::{self, Wire};
 /// may differ by what a request takes on its way.
 const AGE_SLACK: Duration = Duration::from_secs(30);
 
+/// A sticky event with less time left may be over before our own source could bring it.
+const LONG_ENOUGH: Duration = Duration::from_secs(60);
+
 /// The rooms that we are in, as far as the main loop has told.
 #[derive(Debug)]
 pub(super) struct MainLoop {
@@ -36,6 +39,15 @@ pub(super) struct News {
     pub(super) just_joined: Vec<OwnedRoomId>,
     /// Rooms with a gap in the timeline, in which a redaction may have been.
     pub(super) gaps: Vec<OwnedRoomId>,
+    /// Events in the clear that are sticky for a while yet: our own source has to bring them too.
+    pub(super) sticky: Vec<Shown>,
+}
+
+/// A sticky event that the main loop has shown.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Shown {
+    pub(super) room_id: OwnedRoomId,
+    pub(super) sender: OwnedUserId,
 }
 
 impl MainLoop {
@@ -61,6 +73,8 @@ impl MainLoop {
             for event in update.timeline.events.iter().filter_map(Cleartext::of_timeline) {
                 let redacted = redaction(event);
                 news.redactions.extend(redacted.map(|event_id| (room_id.clone(), event_id)));
+                let sender = sticky_sender(event);
+                news.sticky.extend(sender.map(|sender| Shown { room_id: room_id.clone(), sender }));
             }
             if self.joined.insert(room_id.clone()) {
                 let age = own_join_age(update, &self.own_id);
@@ -86,6 +100,20 @@ pub(crate) fn redaction(event: Cleartext<'_>) -> Option<OwnedEventId> {
         Wire::Redacted { event_id } => Some(event_id.into_owned()),
         Wire::NotSticky { redacts } => redacts.map(Cow::into_owned),
         Wire::Sticky(event) => event.redacts.map(Cow::into_owned),
+    }
+}
+
+/// Whose event it is, if it is a sticky one with time left.
+fn sticky_sender(event: Cleartext<'_>) -> Option<OwnedUserId> {
+    if !event.text().contains("sticky") {
+        return None;
+    }
+    match wire::read(event.json()).ok()? {
+        Wire::Sticky(event) => {
+            let left = Duration::from_millis(event.remaining_ms?);
+            (left >= LONG_ENOUGH).then(|| event.sender.into_owned())
+        }
+        _ => None,
     }
 }
 
@@ -285,6 +313,23 @@ mod tests {
         assert_eq!(news.new, [room_id()]);
         main_loop.start_over([room_id()]);
         assert!(main_loop.handle_update(&joined(timeline(&[])), DAY).new.is_empty());
+    }
+
+    #[test]
+    fn a_sticky_event_with_time_left_is_shown() {
+        let sticky = |id: &str, ms: u64| {
+            let event = crate::testing::event(id).lasting(ms);
+            serde_json::from_str::<Value>(&event.text()).unwrap()
+        };
+        let mut main_loop = main_loop([room_id()]);
+        let long = sticky("$long", 60_000);
+        let update_of = |events| joined(update(events));
+        let events = [clear(&sticky("$short", 59_999)), clear(&long), clear(&membership(ME, None))];
+        let news = main_loop.handle_update(&update_of(events.to_vec()), DAY);
+        let sender = OwnedUserId::try_from(ALICE).unwrap();
+        assert_eq!(news.sticky, [Shown { room_id: room_id(), sender }]);
+        // Whoever seals an event can write a sticky object into it.
+        assert_eq!(main_loop.handle_update(&update_of(vec![sealed(&long)]), DAY).sticky, []);
     }
 
     #[test]

@@ -157,6 +157,12 @@ impl Response {
         self.rooms.iter().map(|(_, events)| events.len()).sum()
     }
 
+    /// Whether it shows that the server has the extension. While nothing is sticky, one that has it
+    /// answers as one that does not know it.
+    pub(super) fn has_extension(&self) -> bool {
+        self.len() > 0 || self.next_batch.is_some()
+    }
+
     /// Whether there may be more to come.
     pub(super) fn is_full(&self) -> bool {
         self.len() >= PAGE

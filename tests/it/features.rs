@@ -133,6 +133,85 @@ async fn one_denial_after_live_is_an_outage() {
     assert!(waited < secs(60), "{waited:?}");
 }
 
+/// As a server answers that does not know the extension; and one that does, while nothing is sticky.
+async fn without_extension(ask: crate::support::Ask, pos: &str) {
+    ask.answer(200, json!({ "pos": pos, "extensions": {} }).to_string()).await;
+}
+
+/// The main loop shows a sticky event, which no answer of ours has.
+async fn shows_a_sticky_event(world: &World) {
+    let timeline = json!({ "events": [event("shown")] });
+    world.main_loop(json!({ "join": { ROOM: { "timeline": timeline } } })).await;
+}
+
+async fn live_without_extension(source: SyncSource) -> (World, crate::support::Ask) {
+    let server = Homeserver::start().await;
+    let client = client(&server).await;
+    let mut world = World::over(source, server, client);
+    without_extension(world.server.ask().await, "pos-1").await;
+    world.until(&SyncState::Live).await;
+    let poll = world.server.ask().await;
+    world.is_in(ROOM).await;
+    shows_a_sticky_event(&world).await;
+    world.settle().await;
+    // Its room is asked for by itself first.
+    world.clock.advance(secs(5));
+    (world, poll)
+}
+
+#[tokio::test]
+async fn auto_goes_to_v3_without_the_extension() {
+    let (mut world, poll) = live_without_extension(SyncSource::Auto).await;
+    without_extension(world.server.ask().await, "own").await;
+    world.settle().await;
+    assert_eq!(world.sticky.state(), SyncState::Live);
+    world.clock.advance(secs(5));
+    let ask = world.server.ask().await;
+    assert_eq!(ask.path, crate::support::V3_SYNC);
+    ask.sections(&[(ROOM, vec![event("shown")])]).await;
+    world.until_event_ids(&["$shown"]).await;
+    world.until(&SyncState::Live).await;
+    assert_eq!(world.sticky.source(), SyncSource::V3);
+    poll.given_up().await;
+    assert!(log().contains("MSC4480"));
+}
+
+#[tokio::test]
+async fn sliding_without_the_extension_is_unsupported() {
+    let (mut world, poll) = live_without_extension(SyncSource::Sliding).await;
+    without_extension(world.server.ask().await, "own").await;
+    world.settle().await;
+    world.clock.advance(secs(5));
+    let state = SyncState::Unsupported(Unsupported::StickyExtension);
+    world.until(&state).await;
+    // It stays so while nothing comes, and ends when something does.
+    without_extension(poll, "pos-2").await;
+    let poll = world.server.ask().await;
+    world.settle().await;
+    assert_eq!(world.sticky.state(), state);
+    poll.page("pos-3", "batch-1", ROOM, vec![event("shown")]).await;
+    world.until(&SyncState::Live).await;
+    assert_eq!(world.event_ids(), ["$shown"]);
+}
+
+#[tokio::test]
+async fn an_extension_that_brings_anything_is_present() {
+    let (mut world, _poll) = live_without_extension(SyncSource::Auto).await;
+    // Only the fetch of the room brings something.
+    world.server.ask().await.page("own", "own-batch", ROOM, vec![event("another")]).await;
+    world.until_event_ids(&["$another"]).await;
+    for _ in 0..10 {
+        shows_a_sticky_event(&world).await;
+        world.clock.advance(secs(60));
+        world.settle().await;
+    }
+    assert!(!world.server.is_asked());
+    assert_eq!(
+        (world.sticky.state(), world.sticky.source()),
+        (SyncState::Live, SyncSource::Sliding)
+    );
+}
+
 #[tokio::test]
 async fn versions_that_make_no_sense_are_an_outage_and_not_a_verdict() {
     let answers = [
