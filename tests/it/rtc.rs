@@ -7,8 +7,8 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use matrix_sdk_sticky::{
     heartbeat::State,
     rtc::{
-        ClosedBy, Dialect, JoinError, Leave, Membership, NotJoined, ROOM_CALL, RtcSubscription,
-        SessionSnapshot, Transports, What,
+        Application, ClosedBy, Dialect, JoinError, JoinSession, Leave, Membership, NotJoined,
+        ROOM_CALL, RtcSubscription, SessionSnapshot, Transports, What,
     },
 };
 use serde_json::{Value, json};
@@ -88,8 +88,16 @@ fn asked_users(ask: &Ask) -> Vec<&str> {
     wanted.map(|pair| pair[1].as_str().unwrap()).collect()
 }
 
+/// Answers with what there is of the state that is asked for.
 async fn tell(ask: Ask, state: &[Value]) {
     assert!(is_of_a_session(&ask), "{}", ask.body);
+    let wanted = ask.body["room_subscriptions"][ROOM]["required_state"].as_array().unwrap();
+    let is_wanted = |event: &&Value| {
+        wanted
+            .iter()
+            .any(|it| it[0] == event["type"] && (it[1] == "*" || it[1] == event["state_key"]))
+    };
+    let state: Vec<_> = state.iter().filter(is_wanted).collect();
     let rooms = json!({ ROOM: { "required_state": state } });
     let answer = json!({ "pos": "once", "lists": {}, "rooms": rooms, "extensions": {} });
     ask.answer(200, answer.to_string()).await;
@@ -391,8 +399,88 @@ async fn that_we_left_is_found_also_where_too_much_else_came() {
         let kind = if n == 9 { "leave" } else { "join" };
         world.main_loop(json!({ kind: room })).await;
     }
-    let gone = |call: &SessionSnapshot| call.is_empty();
-    until(&mut world, &mut sessions, &[], gone).await;
+    let mut told = Vec::new();
+    for _ in 0..10 {
+        let (more, asks, _) = now(&mut world, &mut sessions).await;
+        told.extend(more);
+        for ask in asks {
+            ask.refuse(403, "M_FORBIDDEN").await;
+        }
+        world.clock.advance(secs(1));
+    }
+    let [What::Left { reason, .. }, ..] = &told[..] else { panic!("{told:?}") };
+    assert_eq!(*reason, NotJoined::RoomLeft);
+}
+
+#[tokio::test]
+async fn who_comes_back_to_the_room_asks_what_was_missed() {
+    let (mut world, _poll) = in_plain_room().await;
+    let mut sessions = subscribed(&mut world, &[slot("$open", "open")]).await;
+    let [left, joined] = [membership("leave", 2_000), membership("join", 1_000)];
+    world.main_loop(json!({ "leave": { ROOM: { "timeline": { "events": [left] } } } })).await;
+    let (_, asks, _) = now(&mut world, &mut sessions).await;
+    assert!(asks.is_empty());
+    world.clock.advance(secs(60));
+    brings(&world, joined).await;
+    let closed = Some(ClosedBy::Status);
+    let state = [slot("$closed", "closed")];
+    until(&mut world, &mut sessions, &state, |call| call.closed_by() == closed).await;
+}
+
+#[tokio::test]
+async fn a_state_that_could_not_be_fetched_is_fetched_later() {
+    let (mut world, _poll) = in_plain_room().await;
+    let rtc = world.sticky.room(ROOM.try_into().unwrap()).unwrap().rtc();
+    let (mut sessions, ()) = tokio::join!(rtc.subscribe(), async {
+        world.server.ask().await.refuse(502, "M_UNKNOWN").await;
+    });
+    assert!(!sessions.snapshot.is_state_known());
+    world.clock.advance(secs(14));
+    let (_, asks, _) = now(&mut world, &mut sessions).await;
+    assert!(asks.is_empty());
+    world.clock.advance(secs(1));
+    let (_, asks, _) = now(&mut world, &mut sessions).await;
+    let [ask] = <[Ask; 1]>::try_from(asks).ok().expect("the server is asked again");
+    tell(ask, &[slot("$open", "open")]).await;
+    now(&mut world, &mut sessions).await;
+    assert!(sessions.snapshot.is_state_known());
+    assert_eq!(sessions.snapshot.session(ROOM_CALL).closed_by(), None);
+}
+
+/// The main loop brings gaps, slots and memberships in the state without end, for half an hour.
+#[tokio::test]
+async fn repeated_doubts_ask_for_the_state_ever_more_rarely() {
+    let (mut world, _poll) = in_plain_room().await;
+    let mut sessions = subscribed(&mut world, &[slot("$open", "open")]).await;
+    let mut asked_at = Vec::new();
+    for second in 0..600 {
+        world.clock.advance(secs(1));
+        let event = state_event(&format!("$call-{second}"), CALL_MEMBER, "_@alice:hs_X", json!({}));
+        let is_gap = second % 2 == 0;
+        main_loop(&world, json!({ "events": [event], "limited": is_gap })).await;
+        let (_, asks, _) = now(&mut world, &mut sessions).await;
+        for ask in asks {
+            asked_at.push(second);
+            tell(ask, &[slot("$open", "open")]).await;
+        }
+    }
+    let pauses: Vec<_> = asked_at.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert_eq!(asked_at[0], 4);
+    assert_eq!(pauses[..4], [10, 20, 30, 30], "{asked_at:?}");
+    assert!(asked_at.len() <= 24, "{asked_at:?}");
+
+    // After two quiet minutes it is asked as soon as at first.
+    world.clock.advance(secs(180));
+    main_loop(&world, json!({ "events": [], "limited": true })).await;
+    let (_, asks, _) = now(&mut world, &mut sessions).await;
+    for ask in asks {
+        tell(ask, &[slot("$open", "open")]).await;
+    }
+    now(&mut world, &mut sessions).await;
+    world.clock.advance(secs(5));
+    main_loop(&world, json!({ "events": [], "limited": true })).await;
+    let (_, asks, _) = now(&mut world, &mut sessions).await;
+    assert_eq!(asks.len(), 1);
 }
 
 #[tokio::test]
@@ -437,14 +525,19 @@ async fn where_the_server_does_not_tell_the_state_nobody_joins_what_may_be_close
     });
     assert!(snapshot.is_state_known());
     assert_eq!(snapshot.closed_by(), Some(ClosedBy::Missing));
+    world.settle().await;
     assert!(!world.server.is_sent_more());
+}
+
+fn is_about_a_delayed_event(ask: &Ask) -> bool {
+    ask.path.contains("delayed_event") || ask.param("org.matrix.msc4140.delay").is_some()
 }
 
 /// Answers what a heartbeat asks for, and that the slot is like this.
 async fn serve(ask: Ask, sent: &mut usize, status: &str) {
     if is_of_a_session(&ask) {
         tell(ask, &[slot(&format!("${status}"), status)]).await;
-    } else if ask.path.contains("delayed_event") {
+    } else if is_about_a_delayed_event(&ask) {
         let answer = json!({ "delay_id": "delay-1", "scheduled": [], "finalised": [] });
         ask.answer(200, answer.to_string()).await;
     } else {
@@ -455,6 +548,11 @@ async fn serve(ask: Ask, sent: &mut usize, status: &str) {
 
 /// One who has joined the room's call.
 async fn joined() -> (World, Membership, usize) {
+    joined_with(|join| join).await
+}
+
+/// As [`joined`], with what `set` sets.
+async fn joined_with(set: impl FnOnce(JoinSession) -> JoinSession) -> (World, Membership, usize) {
     let mut world = World::start().await;
     world.server.has(&[
         "org.matrix.msc4354",
@@ -467,7 +565,8 @@ async fn joined() -> (World, Membership, usize) {
     tokio::spawn(poll.given_up());
     plain_room(&world).await;
     let session = world.sticky.room(ROOM.try_into().unwrap()).unwrap().rtc().session(ROOM_CALL);
-    let (membership, ()) = tokio::join!(session.join(Transports::default()).into_future(), async {
+    let join = set(session.join(Transports::default()));
+    let (membership, ()) = tokio::join!(join.into_future(), async {
         tell(world.server.ask().await, &[slot("$open", "open")]).await;
     });
     let membership = membership.unwrap();
@@ -517,16 +616,108 @@ async fn who_comes_back_from_the_background_does_not_join_a_slot_that_was_closed
 /// Answers for so long in simulated time. How often the state was asked for.
 async fn for_20_s(world: &mut World, sent: &mut usize, status: &str) -> usize {
     let mut asked = 0;
+    answering_for_20_s(world, async |ask| {
+        asked += usize::from(is_of_a_session(&ask));
+        serve(ask, sent, status).await;
+    })
+    .await;
+    asked
+}
+
+async fn answering_for_20_s(world: &mut World, mut answer: impl AsyncFnMut(Ask)) {
     for _ in 0..20 {
         // One request may lead to another.
         for _ in 0..5 {
             world.settle().await;
             while let Some(ask) = world.server.request().now_or_never() {
-                asked += usize::from(is_of_a_session(&ask));
-                serve(ask, sent, status).await;
+                answer(ask).await;
             }
         }
         world.clock.advance(secs(1));
     }
-    asked
+}
+
+#[tokio::test]
+async fn a_slot_that_nobody_can_confirm_closed_ends_nothing() {
+    let (mut world, membership, mut sent) = joined().await;
+    brings(&world, slot("$closed", "closed")).await;
+    let mut refused = 0;
+    for _ in 0..2 {
+        answering_for_20_s(&mut world, async |ask| match is_of_a_session(&ask) {
+            true => {
+                refused += 1;
+                ask.refuse(500, "M_UNKNOWN").await;
+            }
+            false => serve(ask, &mut sent, "closed").await,
+        })
+        .await;
+    }
+    assert!(refused > 2, "{refused}");
+    assert_eq!((membership.state(), membership.left_as(), sent), (State::Joined, None, 1));
+    for_20_s(&mut world, &mut sent, "closed").await;
+    assert_eq!((membership.state(), sent), (State::Left, 2));
+}
+
+fn under_one_id(join: JoinSession) -> JoinSession {
+    join.dialect(Dialect::ElementCall).member_id("mine")
+}
+
+/// Without delayed events a join is sticky for ten minutes, and loses to the hour of the leave before.
+#[tokio::test]
+async fn a_short_join_waits_until_the_old_leave_gives_way() {
+    let (mut world, membership, mut sent) = joined_with(under_one_id).await;
+    membership.suspend(false);
+    for_20_s(&mut world, &mut sent, "open").await;
+    assert_eq!((membership.state(), sent), (State::Suspended { holds_until: None }, 2));
+    let answer = async |ask: Ask, sent: &mut usize| match is_about_a_delayed_event(&ask) {
+        true => ask.refuse(404, "M_UNRECOGNIZED").await,
+        false => serve(ask, sent, "open").await,
+    };
+    membership.resume();
+    for _ in 0..3 {
+        answering_for_20_s(&mut world, async |ask| answer(ask, &mut sent).await).await;
+    }
+    assert_eq!((membership.state(), sent), (State::Rejoining, 2), "nobody would see it");
+    world.clock.advance(secs(3_600));
+    answering_for_20_s(&mut world, async |ask| answer(ask, &mut sent).await).await;
+    assert_eq!((membership.state(), sent), (State::Degraded, 3));
+}
+
+#[tokio::test]
+async fn a_restart_that_failed_is_tried_again() {
+    let (mut world, membership, mut sent) = joined_with(under_one_id).await;
+    membership.suspend(false);
+    for_20_s(&mut world, &mut sent, "open").await;
+    let room = world.sticky.room(ROOM.try_into().unwrap()).unwrap();
+    let other = room.heartbeat("mine").raw_content(MEMBER, serde_json::Map::new());
+    let other = other.start().await.unwrap();
+    membership.resume();
+    for_20_s(&mut world, &mut sent, "open").await;
+    assert_eq!(membership.state(), State::Rejoining);
+    let error = membership.last_error().unwrap();
+    assert!(error.contains("has a heartbeat already"), "{error}");
+    drop(other);
+    // What the other one has armed is retired first.
+    for _ in 0..6 {
+        for_20_s(&mut world, &mut sent, "open").await;
+    }
+    assert_eq!(membership.state(), State::Joined);
+}
+
+#[tokio::test]
+async fn an_update_keeps_the_applications_type() {
+    let (mut world, membership, mut sent) = joined().await;
+    let mut application = Application::new("m.game");
+    application.fields.insert("com.example.hand".to_owned(), json!(true));
+    membership.update_application(application);
+    let mut said = None;
+    answering_for_20_s(&mut world, async |ask| {
+        if ask.path.contains("/send/") && !is_about_a_delayed_event(&ask) {
+            said = Some(ask.body["application"].clone());
+        }
+        serve(ask, &mut sent, "open").await;
+    })
+    .await;
+    assert_eq!(said, Some(json!({ "type": "m.call", "com.example.hand": true })));
+    assert_eq!((membership.state(), sent), (State::Joined, 2));
 }
