@@ -310,9 +310,12 @@ impl Encryptor {
         let (machine, _store) = self.prepare(room).await?;
         self.claim_one_time_keys(room, &machine).await?;
         let mut longest = FIRST_PAUSE;
-        for _ in 0..ROUNDS {
+        for round in 1..=ROUNDS {
             match self.round(room, &machine, event_type, content).await? {
-                Round::Encrypted(encrypted) => return Ok(encrypted),
+                Round::Encrypted(encrypted) => {
+                    debug!(room_id = %room.room_id(), round, "encrypted");
+                    return Ok(encrypted);
+                }
                 // Once more at once: whoever joined since, or left, is seen now, and the shorter it is
                 // ago the less can have happened.
                 Round::Shared => {}

@@ -142,7 +142,7 @@ async fn members(base: &BaseClient, memberships: &[(&UserId, &str)]) {
         "sender": "@me:hs",
         "event_id": "$encryption",
         "origin_server_ts": 1,
-        "content": { "algorithm": "m.megolm.v1.aes-sha2" },
+        "content": { "algorithm": "m.megolm.v1.aes-sha2", "rotation_period_msgs": 12 },
     });
     let events = memberships.iter().map(|(user_id, is)| membership(user_id, is, None));
     let events = events.chain([encryption]);

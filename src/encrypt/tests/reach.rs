@@ -4,7 +4,7 @@
 use std::{collections::VecDeque, net::Ipv4Addr};
 
 use matrix_sdk_base::crypto::{
-    DecryptionSettings, EncryptionSyncChanges, TrustRequirement,
+    DecryptionSettings, EncryptionSyncChanges, TrustRequirement, store::types::Changes,
     types::requests::AnyOutgoingRequest,
 };
 use ruma::{OwnedDeviceId, api::client::sync::sync_events::DeviceLists};
@@ -364,5 +364,42 @@ async fn callers_who_give_up_share_one_claim() {
     assert!(given_up > 2, "{given_up}");
     assert_eq!(world.server.count("/keys/claim"), 1);
     assert_eq!(sent.reached.len(), 2);
+    assert_eq!(world.read(&sent).await, (true, true));
+}
+
+/// Five of its twelve messages are left to the SDK's own sends, which panic with a session that is used
+/// up.
+#[tokio::test]
+async fn the_room_key_changes_before_it_is_used_up() {
+    let world = World::new().await;
+    let mut sessions = Vec::new();
+    for _ in 0..9 {
+        sessions.push(world.encrypt().await.unwrap().session_id);
+    }
+    assert!(sessions[..7].iter().all(|session| *session == sessions[0]));
+    assert_ne!(sessions[7], sessions[0]);
+    assert_eq!(sessions[8], sessions[7]);
+}
+
+/// As when another process, or a send of the SDK's own, has made a new room key in just that moment: the
+/// store has another session than the one that the machine encrypts with.
+#[tokio::test]
+async fn what_another_session_encrypted_is_encrypted_again() {
+    let mut world = World::new().await;
+    let first = world.encrypt().await.unwrap();
+    let machine = world.encryptor.machine().await.unwrap();
+    let (_client, _base, others) = machine_with_session(100).await;
+    let changes =
+        Changes { outbound_group_sessions: vec![session(&others).await], ..Changes::default() };
+    crypto_store(&machine).save_changes(changes).await.unwrap();
+
+    let sent = world.encrypt().await.unwrap();
+    assert_eq!(sent.session_id, first.session_id);
+    assert!(
+        sent.reached.covers(&world.readers().await),
+        "the other session was shared with nobody"
+    );
+    let used = session(&machine).await.message_index().await;
+    assert_eq!(used, 3, "the first try was thrown away");
     assert_eq!(world.read(&sent).await, (true, true));
 }
