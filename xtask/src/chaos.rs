@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 use xtask::{homeserver::workspace, npm::Js};
 
 use self::{
-    schedule::{Room, Round, Stage},
+    schedule::{Room, Round},
     show::{Ground, Outcome, Show},
 };
 use crate::{ChaosArgs, cargo::Cargo, ci::INTERRUPTED, process::Interrupt};
@@ -82,7 +82,7 @@ enum End {
 /// One round after the other, until the time is over or a law is broken.
 fn play(show: &mut Show<'_>, time: Duration) -> anyhow::Result<End> {
     let seed = show.ground.seed;
-    show.teller.say("stage", &describe(&show.stage));
+    show.teller.say("stage", &show.stage.describe());
     let began = Instant::now();
     let (mut longest, mut faults, mut number) = (Duration::ZERO, 0, 0);
     let mut outcome = show.begin()?;
@@ -140,7 +140,7 @@ fn violated(show: &Show<'_>, round: u64, what: &[String]) -> anyhow::Result<End>
     for line in what {
         report.push_str(&format!("VIOLATION: {line}\n"));
     }
-    report.push_str(&format!("\n{}\n\n", describe(&show.stage)));
+    report.push_str(&format!("\n{}\n\n", show.stage.describe()));
     for number in 1..=round {
         report.push_str(&Round::of(seed, number, &show.stage).describe(&show.stage));
     }
@@ -159,18 +159,6 @@ fn violated(show: &Show<'_>, round: u64, what: &[String]) -> anyhow::Result<End>
     show.teller.say("violation", &report);
     tell_notes(show);
     Ok(End::Violated)
-}
-
-fn describe(stage: &Stage) -> String {
-    let rooms = stage.rooms.iter().enumerate().map(|(index, room)| {
-        let seats = stage.seats.iter().filter(|seat| seat.room == index);
-        let seats: Vec<_> =
-            seats.map(|seat| format!("{} (delay {} s)", seat.name, seat.delay.as_secs())).collect();
-        let kind = if room.encrypted { "an encrypted room" } else { "a plain room" };
-        let with = if room.with_js { ", jill on matrix-js-sdk" } else { "" };
-        format!("{kind}: {}{with}", seats.join(", "))
-    });
-    rooms.collect::<Vec<_>>().join("; ")
 }
 
 /// The body of `createRoom`. The call's slot is open where all speak MSC4143; without matrix-js-sdk's

@@ -27,6 +27,8 @@ pub(crate) struct Seat {
     pub(crate) who: Who,
     /// How long after its last word the server sends the member's leave.
     pub(crate) delay: Duration,
+    /// Whether one of ours receives by v3 `/sync`, and not by sliding sync.
+    pub(crate) by_v3: bool,
 }
 
 /// Whose code runs in a seat.
@@ -168,6 +170,7 @@ impl Stage {
             room,
             who,
             delay: Duration::from_secs(dice.between(DELAY)),
+            by_v3: who == Who::Ours && dice.one_in(3),
         });
         Self {
             rooms: [
@@ -326,6 +329,30 @@ impl Round {
             text.push_str(&format!("  {:>5.1} s  {}\n", seconds(fault.at), fault.describe(stage)));
         }
         text
+    }
+}
+
+impl Stage {
+    /// Who is there, and in which rooms.
+    pub(crate) fn describe(&self) -> String {
+        let rooms = self.rooms.iter().enumerate().map(|(index, room)| {
+            let seats = self.seats.iter().filter(|seat| seat.room == index);
+            let seats: Vec<_> = seats.map(Seat::describe).collect();
+            let kind = if room.encrypted { "an encrypted room" } else { "a plain room" };
+            format!("{kind}: {}", seats.join(", "))
+        });
+        rooms.collect::<Vec<_>>().join("; ")
+    }
+}
+
+impl Seat {
+    fn describe(&self) -> String {
+        let by = match (self.who, self.by_v3) {
+            (Who::Js, _) => "matrix-js-sdk, ",
+            (Who::Ours, true) => "v3 sync, ",
+            (Who::Ours, false) => "",
+        };
+        format!("{} ({by}delay {} s)", self.name, self.delay.as_secs())
     }
 }
 

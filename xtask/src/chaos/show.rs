@@ -444,6 +444,7 @@ pub(crate) fn presence(chair: &Chair, program: &Program<'_>, name: &str) -> Comm
         .args(["--room", program.room, "--join", "--json", "--intent", name])
         .args(["--delay", &seat.delay.as_secs().to_string()])
         .args(["--dialect", if program.is.with_js { "element-call" } else { "msc4143" }])
+        .args(["--sync", if seat.by_v3 { "v3" } else { "sliding" }])
         .args(["--for", &program.lives.as_secs().to_string()])
         .env("MATRIX_PASSWORD", password(seat.name))
         .env("RUST_LOG", "matrix_sdk_sticky=debug,warn");
