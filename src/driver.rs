@@ -10,11 +10,15 @@
 
 use std::{
     fmt,
+    fs::{File, OpenOptions, TryLockError},
     future::Future,
+    io,
+    path::Path,
     pin::Pin,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 
 use crate::time::{Clock, Deadline, Moment};
@@ -157,6 +161,60 @@ pub(crate) fn random_bytes(bytes: &mut [u8]) {
 /// A number to seed with.
 pub(crate) fn random_seed() -> u64 {
     rand::random()
+}
+
+/// Where a process number means the same process: while a machine is up, in one of its containers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Machine {
+    /// Names this run of the machine, from its start to its shutdown.
+    pub(crate) boot: String,
+    /// Names the container, as far as process numbers go.
+    processes: String,
+}
+
+impl Machine {
+    /// Where we are; `None` where the system does not tell.
+    pub(crate) fn this() -> Option<Self> {
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        let processes = std::fs::read_link("/proc/self/ns/pid").ok()?;
+        let processes = processes.to_string_lossy().into_owned();
+        Some(Self { boot: boot.trim().to_owned(), processes })
+    }
+}
+
+/// Whether a process of this machine is gone that started at `started`; `None` where the system does
+/// not tell.
+pub(crate) fn is_gone(process: u32, started: Option<u64>) -> Option<bool> {
+    if started.is_some() {
+        return Some(process_started(process) != started);
+    }
+    #[cfg(target_vendor = "apple")]
+    {
+        use rustix::{
+            io::Errno,
+            process::{Pid, test_kill_process},
+        };
+        // Whoever is there may be another one, so that only "nobody" says anything.
+        let process = i32::try_from(process).ok().and_then(Pid::from_raw)?;
+        (test_kill_process(process) == Err(Errno::SRCH)).then_some(true)
+    }
+    #[cfg(not(target_vendor = "apple"))]
+    None
+}
+
+/// Locks a file for as long as it is open, which is until this process ends at the latest. `None` if
+/// somebody else has locked it: another process, or this one.
+///
+/// # Errors
+///
+/// When the file cannot be made, or its file system has no locks.
+pub(crate) fn lock_file(path: &Path) -> io::Result<Option<File>> {
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
 }
 
 /// When a process of this machine started, on a clock of the system's, so that it is known from
@@ -346,6 +404,29 @@ mod tests {
     #[should_panic(expected = "as the future does")]
     async fn a_panic_reaches_the_caller() {
         to_its_end(Duration::from_secs(600), async { panic!("as the future does") }).await;
+    }
+
+    #[test]
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    fn a_process_is_gone_once_another_has_its_number() {
+        let us = std::process::id();
+        let started = process_started(us);
+        assert_eq!(is_gone(us, started), Some(false));
+        assert_eq!(is_gone(us, started.map(|started| started + 1)), Some(true));
+        assert_eq!(is_gone(us, None), None, "the system did not tell");
+        assert_eq!(Machine::this(), Machine::this());
+    }
+
+    #[test]
+    fn a_file_is_locked_once_until_it_is_closed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        let first = lock_file(&path).unwrap();
+        assert!(first.is_some());
+        assert!(lock_file(&path).unwrap().is_none());
+        drop(first);
+        assert!(lock_file(&path).unwrap().is_some());
+        assert!(lock_file(&folder.path().join("no/such/folder")).is_err());
     }
 
     #[test]

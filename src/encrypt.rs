@@ -47,6 +47,7 @@ use serde_json::value::RawValue;
 use tracing::{debug, warn};
 
 pub use self::base_client::BaseClientBuilder;
+pub(crate) use self::base_client::store_folder;
 use crate::{
     driver::{BoxFuture, jittered, pause, to_its_end},
     ext::OfClients,

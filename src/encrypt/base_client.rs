@@ -3,9 +3,13 @@
 //! In: a store, and the settings that a [`ClientBuilder`] ignores when it is given a base client.
 //! Out: a [`Client`] whose sends of sticky events encrypt.
 
-use std::fmt;
 #[cfg(feature = "sqlite")]
 use std::path::Path;
+use std::{
+    fmt,
+    path::PathBuf,
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
+};
 
 use matrix_sdk::{
     Client, ClientBuildError, ClientBuilder, ThreadingSupport,
@@ -21,6 +25,7 @@ use matrix_sdk_base::{
 };
 
 use super::Encryptor;
+use crate::ext::OfClients;
 
 /// Builds a [`Client`] whose sticky events can be sent into encrypted rooms.
 ///
@@ -59,6 +64,8 @@ enum Store {
     Sqlite {
         config: SqliteStoreConfig,
         cache: SqliteStoreConfig,
+        /// Where it is; matrix-sdk's settings do not tell.
+        folder: Option<PathBuf>,
     },
     Custom(StoreConfig),
 }
@@ -84,7 +91,9 @@ impl BaseClientBuilder {
     /// Keeps everything in SQLite databases in this folder, encrypted with the passphrase.
     #[cfg(feature = "sqlite")]
     pub fn sqlite(path: impl AsRef<Path>, passphrase: Option<&str>) -> Self {
-        Self::sqlite_with_config(SqliteStoreConfig::new(path).passphrase(passphrase), None::<&Path>)
+        let config = SqliteStoreConfig::new(path.as_ref()).passphrase(passphrase);
+        let folder = Some(path.as_ref().to_owned());
+        Self::new(Store::Sqlite { cache: config.clone(), config, folder })
     }
 
     /// As [`sqlite`](Self::sqlite), with settings; what is only cached (the event cache, media) goes
@@ -98,7 +107,7 @@ impl BaseClientBuilder {
             Some(path) => config.clone().path(path),
             None => config.clone(),
         };
-        Self::new(Store::Sqlite { config, cache })
+        Self::new(Store::Sqlite { config, cache, folder: None })
     }
 
     /// Keeps everything in these stores, with the cross-process lock that they have.
@@ -143,15 +152,18 @@ impl BaseClientBuilder {
     /// As [`ClientBuilder::build`].
     pub async fn build_client(self, client: ClientBuilder) -> Result<Client, ClientBuildError> {
         let client = client.cross_process_store_config(self.cross_process_lock.clone());
-        let store = match self.store {
-            Store::Memory => StoreConfig::new(self.cross_process_lock),
+        let (store, folder) = match self.store {
+            Store::Memory => (StoreConfig::new(self.cross_process_lock), None),
             #[cfg(feature = "sqlite")]
-            Store::Sqlite { config, cache } => StoreConfig::new(self.cross_process_lock)
-                .state_store(SqliteStateStore::open_with_config(&config).await?)
-                .crypto_store(SqliteCryptoStore::open_with_config(&config).await?)
-                .event_cache_store(SqliteEventCacheStore::open_with_config(&cache).await?)
-                .media_store(SqliteMediaStore::open_with_config(&cache).await?),
-            Store::Custom(store) => store,
+            Store::Sqlite { config, cache, folder } => {
+                let store = StoreConfig::new(self.cross_process_lock)
+                    .state_store(SqliteStateStore::open_with_config(&config).await?)
+                    .crypto_store(SqliteCryptoStore::open_with_config(&config).await?)
+                    .event_cache_store(SqliteEventCacheStore::open_with_config(&cache).await?)
+                    .media_store(SqliteMediaStore::open_with_config(&cache).await?);
+                (store, folder)
+            }
+            Store::Custom(store) => (store, None),
         };
         let mut base = BaseClient::new(store, self.threading, self.dm_room);
         base.room_key_recipient_strategy = self.recipients;
@@ -162,8 +174,27 @@ impl BaseClientBuilder {
         // It is the one that this client was just built on.
         let attached = Encryptor::attach(&client, base);
         debug_assert_eq!(attached, Ok(()));
+        if let Some(folder) = folder {
+            let folder = Arc::new(StoreFolder(folder));
+            store_folders().insert(&client, &folder);
+            // So that it lives as long as the client.
+            client.add_event_handler_context(folder);
+        }
         Ok(client)
     }
+}
+
+/// Where a client has its store.
+struct StoreFolder(PathBuf);
+
+fn store_folders() -> MutexGuard<'static, OfClients<StoreFolder>> {
+    static FOLDERS: LazyLock<Mutex<OfClients<StoreFolder>>> = LazyLock::new(Mutex::default);
+    FOLDERS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The folder that a client has its store in, where it was built with [`BaseClientBuilder::sqlite`].
+pub(crate) fn store_folder(client: &Client) -> Option<PathBuf> {
+    Some(store_folders().find(client)?.0.clone())
 }
 
 /// Says nothing of passphrases.

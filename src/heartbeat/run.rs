@@ -32,7 +32,7 @@ use super::{
     Failure, Heartbeat, LeaseId, Outcome, Pace, PaceError, SendId, State, Step,
     outcome::outcome,
     reach::Reach,
-    store::{Armed, Place, Store},
+    store::{Armed, Ours, Place, Store},
     turns::{HeartbeatId, Turns},
 };
 #[cfg(feature = "e2e-encryption")]
@@ -85,8 +85,8 @@ pub enum StartHeartbeatError {
     Pace(PaceError),
     /// This key has a heartbeat already, in this process: leave with that first, or update it.
     InUse,
-    /// Another process has heartbeats on the same store: two would retire each other's. End that
-    /// one, or give this one a store of its own.
+    /// Another client has heartbeats on the same store, in another process or in this one: two would
+    /// retire each other's. End that one's, or give this one a store of its own.
     OtherProcess,
     /// The client's store failed. Nothing that could not be found again may be armed.
     Store(StoreError),
@@ -102,7 +102,7 @@ impl fmt::Display for StartHeartbeatError {
                 "this key has a heartbeat already: leave with that one first, or update it",
             ),
             Self::OtherProcess => f.write_str(
-                "another process has heartbeats on the same store: end it, or use another store",
+                "another client has heartbeats on the same store: end them, or use another store",
             ),
             Self::Store(error) => write!(f, "the client's store failed: {error}"),
         }
@@ -224,7 +224,7 @@ impl StartHeartbeat {
         let live = beating.live(&place, &wishes).ok_or(StartHeartbeatError::InUse)?;
 
         let timer = sticky.timer().clone();
-        let store = Store::new(room.client(), beating.store_turn.clone());
+        let store = Store::new(room.client(), beating.ours.clone());
         if !store.own(timer.now()).await.map_err(StartHeartbeatError::Store)? {
             return Err(StartHeartbeatError::OtherProcess);
         }
@@ -439,7 +439,7 @@ pub(crate) struct Beating {
     /// The number of the next heartbeat.
     next: Arc<AtomicU64>,
     live: Arc<Mutex<HashMap<Place, mpsc::UnboundedSender<Wish>>>>,
-    store_turn: Arc<tokio::sync::Mutex<()>>,
+    ours: Arc<Ours>,
     /// What the live ones have armed, as far as is known.
     delay_ids: Arc<Mutex<HashMap<DelayId, Place>>>,
 }
@@ -528,11 +528,18 @@ impl Beating {
         for wish in wishes {
             wish.closed().await;
         }
-        let store = Store::new(client.clone(), self.store_turn.clone());
+        let store = Store::new(client.clone(), self.ours.clone());
+        match store.own(timer.now()).await {
+            // What another client has armed is not ours to fire.
+            Ok(false) => return,
+            Ok(true) => {}
+            Err(error) => warn!(%error, "the store does not take that heartbeats are retired"),
+        }
         match store.armed().await {
             Ok(armed) => self.retire(timer, &store, events, armed).await,
             Err(error) => warn!(%error, "the client's store does not tell what is armed"),
         }
+        store.disown(|| self.is_idle()).await;
     }
 }
 
@@ -544,7 +551,13 @@ impl fmt::Debug for Beating {
 
 impl Drop for Live {
     fn drop(&mut self) {
-        lock(&self.beating.live).remove(&self.place);
+        {
+            let mut live = lock(&self.beating.live);
+            live.remove(&self.place);
+            if live.is_empty() {
+                self.beating.ours.release();
+            }
+        }
         // What it had armed is for the next heartbeat to find.
         lock(&self.beating.delay_ids).retain(|_, place| *place != self.place);
     }
@@ -658,7 +671,7 @@ impl Run {
                 owned_at = now;
                 match context.store.own(now).await {
                     Ok(true) => {}
-                    Ok(false) => warn!("another process has heartbeats on the same store by now"),
+                    Ok(false) => warn!("another client has heartbeats on the same store by now"),
                     Err(error) => warn!(%error, "the store does not take that a heartbeat beats"),
                 }
             }

@@ -1,11 +1,21 @@
 //! Heartbeats whose server refuses, loses answers, restarts, or becomes encrypted at the wrong moment.
 
-use matrix_sdk_sticky::{heartbeat::State, time::Clock as _};
+use std::{path::Path, time::Duration};
+
+use matrix_sdk::SqliteStoreConfig;
+use matrix_sdk_sticky::{
+    BaseClientBuilder, RoomSticky,
+    heartbeat::{HeartbeatHandle, StartHeartbeatError, State},
+    time::Clock as _,
+};
 use serde_json::json;
 
 use crate::{
     encrypted_send,
-    support::{ALICE, DELAY, KEY, Kind, Life, ROOM, Reply, World, secs},
+    support::{
+        ALICE, DELAY, Homeserver, KEY, Kind, Life, ROOM, Reply, World, client_builder, log_in,
+        secs, within,
+    },
 };
 
 /// The main loop says that the room is encrypted.
@@ -227,4 +237,71 @@ async fn a_leave_is_not_armed_in_plaintext_once_the_room_is_encrypted() {
     assert_eq!(types, ["m.room.encrypted"]);
     let joins = life.seen_of(Kind::Join);
     assert!(joins.iter().all(|join| join.event_type == "m.room.encrypted"), "{joins:#?}");
+}
+
+/// In a room, with a client on this store and a server of its own.
+async fn on_store(builder: BaseClientBuilder) -> (World, RoomSticky) {
+    let server = Homeserver::start().await;
+    let client = builder.build_client(client_builder(&server)).await.unwrap();
+    log_in(&client, None).await;
+    let world = World::of(server, client);
+    let room = world.is_in(ROOM).await;
+    (world, room)
+}
+
+async fn start(room: &RoomSticky, key: &str) -> Result<HeartbeatHandle, StartHeartbeatError> {
+    let content = json!({ "status": "here" }).as_object().unwrap().clone();
+    within("it to start", room.heartbeat(key).raw_content("com.example.t", content).start()).await
+}
+
+/// Where the folder is known the system's lock tells, else what stands in the store.
+#[tokio::test]
+async fn of_two_clients_on_a_store_one_has_heartbeats() {
+    let folder = tempfile::tempdir().unwrap();
+    let known = || BaseClientBuilder::sqlite(folder.path(), None);
+    let unknown = || {
+        let config = SqliteStoreConfig::new(folder.path());
+        BaseClientBuilder::sqlite_with_config(config, None::<&Path>)
+    };
+    let builders: [&dyn Fn() -> BaseClientBuilder; 2] = [&known, &unknown];
+    for first in builders {
+        for second in builders {
+            let (_one, one) = on_store(first()).await;
+            let (other_world, other) = on_store(second()).await;
+            let beating = start(&one, "k").await.unwrap();
+            let again = start(&one, "l").await.unwrap();
+            let refused = start(&other, "m").await.unwrap_err();
+            assert!(matches!(refused, StartHeartbeatError::OtherProcess), "{refused:?}");
+            assert!(refused.to_string().contains("another client"), "{refused}");
+            // Nor does it retire what the other has armed.
+            within("the end", other_world.sticky.leave_heartbeats()).await;
+            drop(beating);
+            start(&other, "m").await.unwrap_err();
+            // Without a word, as in a crash.
+            drop(again);
+            let beating = start(&other, "m").await.unwrap();
+            start(&one, "k").await.unwrap_err();
+            drop(beating);
+        }
+    }
+}
+
+const OWNER: &[u8] = b"matrix-sdk-sticky.heartbeats.owner";
+
+/// Whoever cannot be looked up counts for as long as it has said that it is there; but not by a clock
+/// that was a year ahead.
+#[tokio::test]
+async fn a_lease_from_before_the_clock_was_set_back_is_void() {
+    let (world, room) = on_store(BaseClientBuilder::in_memory()).await;
+    let owned_for = async |time: Duration| {
+        let until = world.clock.now().advanced(time).unix_ms();
+        let owner = json!({ "process": 1, "started": null, "until_unix_ms": until });
+        let owner = serde_json::to_vec(&owner).unwrap();
+        world.client.state_store().set_custom_value(OWNER, owner).await.unwrap();
+        start(&room, "k").await
+    };
+    let error = owned_for(secs(60)).await.unwrap_err();
+    assert!(matches!(error, StartHeartbeatError::OtherProcess), "{error:?}");
+    owned_for(secs(365 * 24 * 3_600)).await.unwrap();
+    owned_for(Duration::ZERO).await.unwrap();
 }

@@ -1,10 +1,10 @@
 //! Heartbeats: members that are there for as long as their owner calls.
 
-use std::{process::Stdio, time::Duration};
+use std::{path::Path, process::Stdio, time::Duration};
 
-use matrix_sdk::{authentication::matrix::MatrixSession, ruma::RoomId};
+use matrix_sdk::{SqliteStoreConfig, authentication::matrix::MatrixSession, ruma::RoomId};
 use matrix_sdk_sticky::{
-    BaseClientBuilder, RemovalReason,
+    BaseClientBuilder, EntryChange, RemovalReason,
     heartbeat::{Failure, HeartbeatHandle, StartHeartbeatError, State},
 };
 use serde_json::{Map, Value, json};
@@ -328,8 +328,7 @@ async fn the_next_start_retires_what_was_armed_and_joins_again() {
     let heartbeat = second.room(&room_id).heartbeat("k").content(&presence("second"));
     let heartbeat = heartbeat.delay(delay).start().await.unwrap();
     // The other key's ghost leaves as soon as nothing of it can be under way, and this one's never does.
-    let changes = looking.until_keys(&["k"]).await;
-    assert!(!changes.is_empty());
+    let mut changes = looking.until_keys(&["k"]).await;
     until(&heartbeat, State::Joined).await;
     eventually("the second life is seen", async || {
         match looking.sticky.events().snapshot().iter().next() {
@@ -338,8 +337,14 @@ async fn the_next_start_retires_what_was_armed_and_joins_again() {
         }
     })
     .await;
-    tokio::time::sleep(delay * 2).await;
+    let end = Instant::now() + delay * 2;
+    while let Ok(change) = tokio::time::timeout_at(end, looking.next("a change")).await {
+        changes.push(change);
+    }
     assert_eq!(looking.keys(), ["k"]);
+    let removed = changes.iter().filter(|change| matches!(change, EntryChange::Removed { .. }));
+    let removed: Vec<_> = removed.filter_map(|change| change.entry().sticky_key()).collect();
+    assert_eq!(removed, ["other"], "its old leave never ends the new join");
     assert_eq!(second.sticky.delayed_events().list().await.unwrap().len(), 1);
     heartbeat.leave().await;
     looking.until_keys(&[]).await;
@@ -477,6 +482,11 @@ impl Example {
     async fn signal(&self, signal: &str) {
         support::signal(&self.process, signal).await;
     }
+
+    /// Kills it as the system does, and returns once it is dead.
+    async fn kill(mut self) {
+        self.process.kill().await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -506,26 +516,40 @@ async fn killed_it_is_seen_to_be_gone_within_the_delay_and_the_next_start_finds_
     assert!(example.process.wait().await.unwrap().success());
 }
 
+/// By the lock on the store's folder, and by what stands in the store where the folder is not known.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_process_on_the_same_store_is_refused() {
+async fn a_store_has_one_process_until_that_is_killed() {
     let alice = Person::new("alice");
     let room = alice.room();
     let folder = TempDir::new().unwrap();
     let store = ["--store", folder.path().to_str().unwrap()];
-    let _first = Example::joined(&alice, &room, &store).await;
-    let client = {
-        let session = std::fs::read(folder.path().join("session.json")).unwrap();
-        let session: MatrixSession = serde_json::from_slice(&session).unwrap();
-        let base = BaseClientBuilder::sqlite(folder.path(), None);
+    let first = Example::joined(&alice, &room, &store).await;
+    let session = std::fs::read(folder.path().join("session.json")).unwrap();
+    let session: MatrixSession = serde_json::from_slice(&session).unwrap();
+    let config = SqliteStoreConfig::new(folder.path());
+    let bases = [
+        BaseClientBuilder::sqlite(folder.path(), None),
+        BaseClientBuilder::sqlite_with_config(config, None::<&Path>),
+    ];
+    let mut watchers = Vec::new();
+    for base in bases {
         let builder = matrix_sdk::Client::builder().homeserver_url(alice.url());
         let client = base.build_client(builder).await.unwrap();
-        client.restore_session(session).await.unwrap();
-        client
+        client.restore_session(session.clone()).await.unwrap();
+        watchers.push(Watcher::with(client, &[&room]).await);
+    }
+    let beat = async |watcher: &Watcher| {
+        watcher.room(&room).heartbeat("other").content(&presence("here")).start().await
     };
-    let watcher = Watcher::with(client, &[&room]).await;
-    let second = watcher.room(&room).heartbeat("other").content(&presence("here")).start().await;
-    let error = second.unwrap_err();
-    assert!(matches!(error, StartHeartbeatError::OtherProcess), "{error:?}");
+    for watcher in &watchers {
+        let error = beat(watcher).await.unwrap_err();
+        assert!(matches!(error, StartHeartbeatError::OtherProcess), "{error:?}");
+    }
+    first.kill().await;
+    // At once.
+    for watcher in &watchers {
+        drop(beat(watcher).await.unwrap());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

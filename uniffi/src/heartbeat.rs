@@ -82,7 +82,7 @@ pub enum HeartbeatError {
         /// The same in words.
         reason: String,
     },
-    /// Another process has heartbeats on the same store.
+    /// Another client has heartbeats on the same store, in another process or in this one.
     #[error("{reason}")]
     OtherProcess {
         /// The same in words.
