@@ -1341,8 +1341,10 @@ impl Heartbeat {
         let wait = self.jittered(wait).min(self.pace.longest_wait());
         let asked = retry_after.unwrap_or_default().min(Pace::LONGEST_RETRY_AFTER);
         match step {
-            // A longer wait would be the end of the lease.
             Step::Restart(_) => {
+                // A longer wait would be the end of the lease, so there is time for three more tries.
+                let left = self.held.map_or(wait, |held| held.holds_until.left(now));
+                let wait = wait.min((left / 4).max(self.pace.backoff(0)));
                 let asked = asked.min(self.held.map_or(asked, |held| held.delay));
                 self.restart_again_at = Some(now.deadline(wait.max(asked)));
             }
@@ -1369,6 +1371,9 @@ impl Heartbeat {
     }
 }
 
+#[cfg(all(test, feature = "client"))]
+#[allow(clippy::unwrap_used)]
+mod crowd;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 mod simulation;

@@ -17,7 +17,8 @@ use crate::time::MAX_STICKY;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pace {
     delay: Duration,
-    sticky: Duration,
+    /// The default for the delay, if nobody chose.
+    sticky: Option<Duration>,
 }
 
 /// What is out of range.
@@ -56,8 +57,7 @@ impl Default for Pace {
             // Three restarts fit into it, so that one may be lost, and after a crash the others
             // wait no longer than a person would before asking "are you still there?".
             delay: Duration::from_secs(15),
-            // The longest that there is: the fewest refreshes. Who leaves is gone sooner anyway.
-            sticky: MAX_STICKY,
+            sticky: None,
         }
     }
 }
@@ -68,6 +68,9 @@ impl Pace {
 
     /// The longest delay; servers may take less. For a lease that somebody else restarts.
     pub const LONGEST_DELAY: Duration = Duration::from_secs(24 * 3_600);
+
+    /// The default stickiness, and the longest where no leave can be armed.
+    const STICKY: Duration = Duration::from_secs(600);
 
     /// The longest wait of a server's that is believed. A server that wants more has a quota that is
     /// full, or is behind a proxy that guesses.
@@ -87,9 +90,7 @@ impl Pace {
     ///
     /// [`PaceError`], as of [`with_delay`](Self::with_delay) and [`with_sticky`](Self::with_sticky).
     pub fn new(delay: Duration, sticky: Duration) -> Result<Self, PaceError> {
-        Self { delay: Self::SHORTEST_DELAY, sticky: MAX_STICKY }
-            .with_delay(delay)?
-            .with_sticky(sticky)
+        Self { delay: Self::SHORTEST_DELAY, sticky: None }.with_delay(delay)?.with_sticky(sticky)
     }
 
     /// How long after the last restart the leave fires; 15 s unless set. A crash is noticed by
@@ -105,23 +106,32 @@ impl Pace {
         Self { delay, ..self }.checked()
     }
 
-    /// For how long join and leave are sticky; 1 h unless set.
+    /// For how long join and leave are sticky: from twice the delay to 1 h. Defaults to 10 minutes, or
+    /// twice the delay if that is longer.
+    ///
+    /// It bounds how long everybody sees a ghost if the server drops the leave when it falls due, as
+    /// Synapse does with a user who is over the rate limit (synapse#18021). A refresh goes out after
+    /// three quarters of it: with 10 minutes 8 to 10 times an hour, with an hour less than twice.
     ///
     /// # Errors
     ///
     /// [`PaceError`] when it is longer than 1 h or shorter than twice the delay.
     pub fn with_sticky(self, sticky: Duration) -> Result<Self, PaceError> {
-        Self { sticky, ..self }.checked()
+        Self { sticky: Some(sticky), ..self }.checked()
     }
 
     fn checked(self) -> Result<Self, PaceError> {
         // A delay of hours is for a lease that somebody else restarts: refreshes go on all the same.
-        let shortest = (2 * self.delay).min(MAX_STICKY);
-        if (shortest..=MAX_STICKY).contains(&self.sticky) {
-            Ok(self)
-        } else {
-            Err(PaceError::Sticky(self.sticky))
+        match self.sticky {
+            Some(sticky) if !(self.shortest_sticky()..=MAX_STICKY).contains(&sticky) => {
+                Err(PaceError::Sticky(sticky))
+            }
+            _ => Ok(self),
         }
+    }
+
+    fn shortest_sticky(&self) -> Duration {
+        (2 * self.delay).min(MAX_STICKY)
     }
 
     /// How long after the last restart the leave fires.
@@ -131,14 +141,14 @@ impl Pace {
 
     /// For how long join and leave are sticky.
     pub fn sticky(&self) -> Duration {
-        self.sticky
+        self.sticky.unwrap_or_else(|| Self::STICKY.max(self.shortest_sticky()))
     }
 
     /// For how long the join is sticky where no leave can be armed: 10 minutes, which is how long
     /// everybody sees a ghost after a crash, at a cost of 12 to 15 refreshes an hour. MSC4354 advises
     /// against less than 5, as servers' clocks differ.
     pub fn degraded_sticky(&self) -> Duration {
-        self.sticky.min(Duration::from_secs(600))
+        self.sticky().min(Self::STICKY)
     }
 
     /// How often a delay is restarted: three times, so that one restart may be lost.
@@ -155,7 +165,7 @@ impl Pace {
     /// When to send again what is sticky for so long: after three quarters, so that with an hour an
     /// outage of a quarter of one is bridged; in the degraded state after half.
     pub(super) fn refresh_after(&self, sticky: Duration) -> Duration {
-        if sticky < self.sticky { sticky / 2 } else { sticky * 3 / 4 }
+        if sticky < self.sticky() { sticky / 2 } else { sticky * 3 / 4 }
     }
 
     /// How often a delay is restarted where the server wants fewer requests: the last third is left for
@@ -215,7 +225,10 @@ mod tests {
         }
         let short = pace.with_sticky(secs(60)).unwrap();
         assert_eq!(short.with_delay(secs(31)), Err(PaceError::Sticky(secs(60))));
-        assert_eq!(pace.with_delay(secs(7_200)).unwrap().delay(), secs(7_200));
+        let long = pace.with_delay(secs(7_200)).unwrap();
+        assert_eq!((long.delay(), long.sticky()), (secs(7_200), secs(3_600)));
+        assert_eq!(pace.sticky(), secs(600));
+        assert_eq!(pace.with_delay(secs(400)).unwrap().sticky(), secs(800));
     }
 
     #[test]

@@ -54,6 +54,10 @@ const NOT_IN_ROOM: &str =
     "we are not in the room any more: we left, or somebody removed or banned us";
 const REDACTED: &str = "the join was redacted";
 
+/// How long a logout may take beyond the longest delay. What earlier processes have armed and is not
+/// fired by then fires by itself.
+const RETIRING: Duration = Duration::from_secs(20);
+
 /// How often the store is told that this process beats.
 const OWN_AGAIN: Duration = Duration::from_secs(20);
 
@@ -67,7 +71,7 @@ pub struct StartHeartbeat {
     content: Result<Map<String, Value>, serde_json::Error>,
     leave_content: Result<Map<String, Value>, serde_json::Error>,
     delay: Duration,
-    sticky_for: Duration,
+    sticky_for: Option<Duration>,
     rejoin: bool,
     last_words: Option<Map<String, Value>>,
     outranked_until: Option<Deadline>,
@@ -121,7 +125,7 @@ impl StartHeartbeat {
             content: Ok(Map::new()),
             leave_content: Ok(Map::new()),
             delay: Pace::default().delay(),
-            sticky_for: Pace::default().sticky(),
+            sticky_for: None,
             rejoin: true,
             last_words: None,
             outranked_until: None,
@@ -155,9 +159,9 @@ impl StartHeartbeat {
         self
     }
 
-    /// For how long the events are sticky, 1 h unless told; see [`Pace::with_sticky`].
+    /// For how long the events are sticky. Defaults to 10 minutes; see [`Pace::with_sticky`].
     pub fn sticky(mut self, sticky: Duration) -> Self {
-        self.sticky_for = sticky;
+        self.sticky_for = Some(sticky);
         self
     }
 
@@ -211,7 +215,11 @@ impl StartHeartbeat {
             last_words,
             outranked_until,
         } = self;
-        let pace = Pace::new(delay, sticky_for).map_err(StartHeartbeatError::Pace)?;
+        let pace = match sticky_for {
+            Some(sticky) => Pace::new(delay, sticky),
+            None => Pace::default().with_delay(delay),
+        };
+        let pace = pace.map_err(StartHeartbeatError::Pace)?;
         let event_type = event_type.ok_or(StartHeartbeatError::NoContent)?;
         let mut content = content.map_err(StartHeartbeatError::Content)?;
         let mut leave_content = leave_content.map_err(StartHeartbeatError::Content)?;
@@ -221,7 +229,7 @@ impl StartHeartbeat {
         let place = Place { room_id: room.room_id().to_owned(), event_type, sticky_key };
         let beating = sticky.client().beating().clone();
         let (wishes, wished) = mpsc::unbounded_channel();
-        let live = beating.live(&place, &wishes).ok_or(StartHeartbeatError::InUse)?;
+        let live = beating.live(&place, &wishes, pace.delay()).ok_or(StartHeartbeatError::InUse)?;
 
         let timer = sticky.timer().clone();
         let store = Store::new(room.client(), beating.ours.clone());
@@ -438,7 +446,8 @@ pub(crate) struct Beating {
     turns: Arc<Mutex<Turns>>,
     /// The number of the next heartbeat.
     next: Arc<AtomicU64>,
-    live: Arc<Mutex<HashMap<Place, mpsc::UnboundedSender<Wish>>>>,
+    /// Whom to tell what the owner wants, and with which delay it crashes.
+    live: Arc<Mutex<HashMap<Place, (mpsc::UnboundedSender<Wish>, Duration)>>>,
     ours: Arc<Ours>,
     /// What the live ones have armed, as far as is known.
     delay_ids: Arc<Mutex<HashMap<DelayId, Place>>>,
@@ -451,12 +460,17 @@ struct Live {
 }
 
 impl Beating {
-    fn live(&self, place: &Place, wishes: &mpsc::UnboundedSender<Wish>) -> Option<Live> {
+    fn live(
+        &self,
+        place: &Place,
+        wishes: &mpsc::UnboundedSender<Wish>,
+        delay: Duration,
+    ) -> Option<Live> {
         let mut live = lock(&self.live);
         if live.contains_key(place) {
             return None;
         }
-        live.insert(place.clone(), wishes.clone());
+        live.insert(place.clone(), (wishes.clone(), delay));
         Some(Live { beating: self.clone(), place: place.clone() })
     }
 
@@ -514,7 +528,8 @@ impl Beating {
         lock(&self.live).is_empty()
     }
 
-    /// All leave, and what earlier processes have left armed is fired. Returns when the server has it.
+    /// All leave, and what earlier processes have left armed is fired. Returns when the server has it,
+    /// or does not answer: within the longest delay and 20 s.
     pub(crate) async fn leave_all(
         &self,
         timer: &dyn Timer,
@@ -522,12 +537,20 @@ impl Beating {
         events: &DelayedEvents,
     ) {
         let wishes: Vec<_> = lock(&self.live).values().cloned().collect();
-        for wish in &wishes {
+        let delay = wishes.iter().map(|(_, delay)| *delay).max().unwrap_or_default();
+        let deadline = timer.now().deadline(delay + RETIRING);
+        for (wish, _) in &wishes {
             let _ = wish.send(Wish::Leave);
         }
-        for wish in wishes {
+        for (wish, _) in wishes {
             wish.closed().await;
         }
+        // After that, as what the live ones have armed is in the store until they have left.
+        before(timer, deadline, self.retire_all(timer, client, events)).await;
+    }
+
+    /// Fires what earlier processes have left armed, if the store is ours.
+    async fn retire_all(&self, timer: &dyn Timer, client: &Client, events: &DelayedEvents) {
         let store = Store::new(client.clone(), self.ours.clone());
         match store.own(timer.now()).await {
             // What another client has armed is not ours to fire.

@@ -8,8 +8,9 @@ use super::{
 };
 use crate::testing::secs;
 
+/// With a stickiness that is longer than the one of the degraded state.
 fn pace() -> Pace {
-    Pace::default()
+    Pace::default().with_sticky(secs(3_600)).unwrap()
 }
 
 /// A world in which all is well.

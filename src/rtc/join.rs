@@ -33,7 +33,7 @@ use crate::{
     delayed::DelayId,
     driver::{BoxFuture, Task, optional, unique_name, until},
     heartbeat::{Failure, HeartbeatHandle, Pace, StartHeartbeatError, State, until_left},
-    time::Deadline,
+    time::{Deadline, MAX_STICKY},
     wire::names,
 };
 
@@ -127,7 +127,8 @@ impl JoinSession {
             intent: None,
             member_id: None,
             delay: Pace::default().delay(),
-            sticky_for: Pace::default().sticky(),
+            // Each event of a membership makes every Element Call in the call rotate its key.
+            sticky_for: MAX_STICKY,
         }
     }
 
@@ -164,7 +165,7 @@ impl JoinSession {
         self
     }
 
-    /// For how long its events are sticky, 1 h unless told; see [`Pace::with_sticky`].
+    /// For how long its events are sticky. Defaults to 1 h; see [`Pace::with_sticky`].
     pub fn sticky(mut self, sticky: Duration) -> Self {
         self.sticky_for = sticky;
         self

@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 use matrix_sdk::SqliteStoreConfig;
 use matrix_sdk_sticky::{
     BaseClientBuilder, RoomSticky,
-    heartbeat::{HeartbeatHandle, StartHeartbeatError, State},
+    heartbeat::{Failure, HeartbeatHandle, StartHeartbeatError, State},
     time::Clock as _,
 };
 use serde_json::json;
@@ -56,7 +56,7 @@ async fn a_life_is_arm_join_restarts_and_one_fire() {
     assert_eq!(life.seen_of(Kind::Join)[0].content, content);
     let removal = json!({ "sticky_key": KEY, "msc4354_sticky_key": KEY });
     let arm = life.seen_of(Kind::Arm)[0].clone();
-    assert_eq!((arm.content, arm.sticky_ms), (removal, Some(3_600_000)));
+    assert_eq!((arm.content, arm.sticky_ms), (removal, Some(600_000)));
 
     life.pass(DELAY * 2).await;
     let at: Vec<_> = life.seen[1..].iter().map(|seen| seen.at).collect();
@@ -304,4 +304,125 @@ async fn a_lease_from_before_the_clock_was_set_back_is_void() {
     assert!(matches!(error, StartHeartbeatError::OtherProcess), "{error:?}");
     owned_for(secs(365 * 24 * 3_600)).await.unwrap();
     owned_for(Duration::ZERO).await.unwrap();
+}
+
+/// The arming is refused, and the member is there.
+#[tokio::test]
+async fn a_refused_arming_is_degraded() {
+    let refusals = [
+        Reply::Refuse(403, "M_FORBIDDEN"),
+        Reply::Refuse(404, "M_NOT_FOUND"),
+        Reply::Refuse(409, "M_UNKNOWN"),
+        Reply::Refuse(413, "M_TOO_LARGE"),
+        Reply::Refuse(451, "M_UNKNOWN"),
+        Reply::Page(403),
+        Reply::Page(404),
+        Reply::Page(451),
+        Reply::Page(501),
+        Reply::Limit(secs(3_600)),
+    ];
+    for refusal in refusals {
+        let mut life = Life::new().await;
+        life.always_answers(Kind::Arm, refusal.clone());
+        life.start(|start| start).await;
+        life.until(State::Degraded).await;
+        assert_eq!(life.states, ["joining", "degraded"], "{refusal:?}");
+        assert_eq!(life.count(Kind::Join), 1, "{refusal:?}");
+        // Five minutes later the server is asked again, whatever wait it wanted.
+        life.always_answers(Kind::Arm, Reply::Done);
+        life.pass(secs(301)).await;
+        life.until(State::Joined).await;
+    }
+}
+
+/// A firewall's page, shown once, is not the end of a membership.
+#[tokio::test]
+async fn a_page_shown_once_ends_nothing() {
+    for status in [403, 404, 405, 407, 413, 451, 501, 503] {
+        let mut life = Life::new().await;
+        for kind in [Kind::Arm, Kind::Join, Kind::Restart] {
+            life.answers(kind, [Reply::Page(status)]);
+        }
+        life.start(|start| start).await;
+        life.until_seen(Kind::Restart, 2).await;
+        assert!(!life.states.contains(&"failed"), "{status}: {:?}", life.states);
+        life.heartbeat().update_raw([("status".to_owned(), json!("busy"))].into_iter().collect());
+        life.answers(Kind::Join, [Reply::Page(status)]);
+        let joins = life.count(Kind::Join);
+        life.until_seen(Kind::Join, joins + 2).await;
+        life.pass(secs(20)).await;
+        assert!(!life.states.contains(&"failed"), "{status}: {:?}", life.states);
+    }
+}
+
+/// Everybody sees the member, so it has not left.
+#[tokio::test]
+async fn a_leave_that_is_refused_has_failed() {
+    let muted = || Reply::Refuse(403, "M_FORBIDDEN");
+    for is_armed in [true, false] {
+        let mut life = Life::new().await;
+        if !is_armed {
+            life.always_answers(Kind::Arm, muted());
+        }
+        life.start(|start| start).await;
+        life.until(if is_armed { State::Joined } else { State::Degraded }).await;
+        life.always_answers(Kind::Fire, muted());
+        life.always_answers(Kind::Leave, muted());
+        let began = life.world.clock.now();
+        let end = life.leave().await;
+        assert!(matches!(end, State::Failed(_)), "armed: {is_armed}: {end:?}");
+        assert!(life.world.clock.now().since(began) <= DELAY + secs(20));
+    }
+}
+
+/// A session that was revoked, a server that wants to be left alone for an hour, a page, no answer.
+#[tokio::test]
+async fn leaving_ends_within_the_delay_and_20_s() {
+    let answers = [
+        Reply::Refuse(401, "M_UNKNOWN_TOKEN"),
+        Reply::Limit(secs(3_600)),
+        Reply::Page(403),
+        Reply::Page(502),
+        Reply::Cut,
+    ];
+    for answer in answers {
+        for has_words in [false, true] {
+            let mut life = Life::new().await;
+            life.start(|start| start).await;
+            life.until(State::Joined).await;
+            for kind in [Kind::Restart, Kind::Fire, Kind::Leave, Kind::Cancel] {
+                life.always_answers(kind, answer.clone());
+            }
+            let began = life.world.clock.now();
+            let heartbeat = life.heartbeat();
+            let words = [("status".to_owned(), json!("bye"))].into_iter().collect();
+            let end = life
+                .during("the leave", async move {
+                    if has_words {
+                        heartbeat.leave_with(words).await
+                    } else {
+                        heartbeat.leave().await
+                    }
+                })
+                .await;
+            let passed = life.world.clock.now().since(began);
+            assert!(passed <= DELAY + secs(20), "{answer:?}: {passed:?}");
+            // What was armed has fired meanwhile. Where nobody could be asked, nobody knows.
+            let is_told = matches!(end, State::Left | State::Failed(Failure::LeaveUnanswered));
+            assert!(is_told, "{answer:?}: {end:?}");
+            assert_eq!(life.fired.len(), 1, "{answer:?}");
+        }
+    }
+}
+
+/// The echo of the fired leave comes before the answer to the request.
+#[tokio::test]
+async fn leaving_sends_one_leave() {
+    let mut life = Life::new().await;
+    life.start(|start| start).await;
+    life.until(State::Joined).await;
+    life.answers(Kind::Fire, [Reply::Done.late(Duration::from_millis(1_500))]);
+    assert_eq!(life.leave().await, State::Left);
+    life.pass(secs(60)).await;
+    assert_eq!((life.count(Kind::Fire), life.count(Kind::Leave)), (1, 0), "{:#?}", life.seen);
 }
