@@ -38,7 +38,7 @@ use super::{
 #[cfg(feature = "e2e-encryption")]
 use crate::encrypt::Encryptor;
 use crate::{
-    delayed::{DelayId, DelayedError, DelayedEvents, PreparedEvent, ReadyEvent},
+    delayed::{DelayId, DelayedError, DelayedEvents, PreparedEvent, ReadyEvent, ScheduledEvent},
     driver::{BoxFuture, Task, Timer, before, optional, random_seed},
     event::{RemovalReason, StickyEvent},
     ext::RoomSticky,
@@ -244,10 +244,13 @@ impl StartHeartbeat {
         let mut machine = Heartbeat::new(pace, random_seed()).rejoin(rejoin);
         machine.handle_outranked(outranked_until);
         let mut kept = Kept { content, leave_content, last_words, ..Kept::default() };
-        for Armed { leave, .. } in own {
+        for armed in own {
+            let is_over = armed.is_over(timer.now());
+            let leave = armed.leave;
             let sticky = leave.sticky().unwrap_or_default();
             let lease = machine.handle_found(timer.now(), sticky, leave.delay());
-            let lease_of_then = Lease { is_unsure: true, is_stored: true, ..Lease::new(leave) };
+            let lease_of_then =
+                Lease { is_unsure: true, is_stored: true, is_over, ..Lease::new(leave) };
             kept.leases.insert(lease, lease_of_then);
         }
         let state = SharedObservable::new(machine.state(timer.now()));
@@ -494,15 +497,21 @@ impl Beating {
         events: &DelayedEvents,
         armed: Vec<Armed>,
     ) {
-        let found = timer.now();
-        for Armed { leave, place } in armed {
-            timer.sleep_until(found.deadline(Pace::default().timeout(leave.delay()))).await;
+        let Some(longest) = armed.iter().map(|armed| armed.leave.delay()).max() else { return };
+        timer.sleep_until(timer.now().deadline(Pace::default().timeout(longest))).await;
+        let mut all = match listed(events, self).await {
+            Ok(all) => all,
+            Err(error) => return debug!(%error, "the server does not tell what is scheduled"),
+        };
+        for armed in armed {
+            let is_over = armed.is_over(timer.now());
+            let Armed { leave, place, .. } = armed;
             if self.is_live(&place) {
                 // It has started meanwhile, and hands over by itself.
                 continue;
             }
             let retired = async {
-                let delay_id = scheduled_as(events, &leave, self).await?;
+                let delay_id = scheduled_as(events, &leave, is_over, &mut all).await?;
                 events.send(&delay_id).await
             };
             match retired.await {
@@ -627,11 +636,13 @@ struct Lease {
     is_unsure: bool,
     /// Whether the next process can find it in the store.
     is_stored: bool,
+    /// Whether it has fired, or never was armed, unless the server lists it: an earlier process's.
+    is_over: bool,
 }
 
 impl Lease {
     fn new(leave: PreparedEvent) -> Self {
-        Self { leave, delay_id: None, is_unsure: false, is_stored: false }
+        Self { leave, delay_id: None, is_unsure: false, is_stored: false, is_over: false }
     }
 }
 
@@ -1082,15 +1093,15 @@ impl Context {
         let known = {
             let kept = self.kept();
             let known = kept.leases.get(&lease);
-            known.map(|known| (known.leave.clone(), known.is_unsure, known.is_stored))
+            known.map(|it| (it.leave.clone(), it.is_unsure, it.is_stored, it.is_over))
         };
-        let Some((leave, is_unsure, is_stored)) = known else { return Outcome::Unknown };
+        let Some((leave, is_unsure, is_stored, is_over)) = known else { return Outcome::Unknown };
         if is_unsure {
-            return self.find(step, lease, &leave, deadline).await;
+            return self.find(step, lease, &leave, is_over, deadline).await;
         }
         if !is_stored {
             // Before the request goes out, so that whatever becomes of it can be found again.
-            let armed = Armed { place: self.place.clone(), leave: leave.clone() };
+            let armed = Armed::new(self.place.clone(), leave.clone(), self.timer.now());
             if let Err(error) = self.store.add(armed).await {
                 self.note(&error);
                 return Outcome::Unknown;
@@ -1122,10 +1133,13 @@ impl Context {
         step: Step,
         lease: LeaseId,
         leave: &PreparedEvent,
+        is_over: bool,
         deadline: Deadline,
     ) -> Outcome {
-        let beating = self.sticky.client().beating();
-        let find = scheduled_as(&self.events, leave, beating);
+        let find = async {
+            let mut listed = listed(&self.events, self.sticky.client().beating()).await?;
+            scheduled_as(&self.events, leave, is_over, &mut listed).await
+        };
         match self.before(deadline, find).await {
             None => Outcome::Unknown,
             Some(found) => self.learn(step, lease, found),
@@ -1232,21 +1246,36 @@ fn is_lost_refresh(entry: &Entry, previous: &StickyEvent) -> bool {
         && DelayId::of_event(previous.raw()).is_none()
 }
 
-/// The delay id of a leave that may be armed already, and is none of those that live heartbeats have.
-/// From the list of what is scheduled, as a server that has restarted since knows no transaction ids of
-/// before, and would schedule a second one. If it is not there it has fired, or never was: the same
-/// request once more tells, and at worst makes one that is then retired.
+/// What the server has scheduled, but for what live heartbeats have armed. Nothing where it keeps no
+/// list.
+async fn listed(
+    events: &DelayedEvents,
+    beating: &Beating,
+) -> Result<Vec<ScheduledEvent>, DelayedError> {
+    let mut listed = match events.list().await {
+        Err(DelayedError::NotSupported { .. }) => Vec::new(),
+        listed => listed?,
+    };
+    let live = lock(&beating.delay_ids);
+    listed.retain(|scheduled| !live.contains_key(&scheduled.delay_id));
+    Ok(listed)
+}
+
+/// The delay id of a leave that may be armed already; it is taken out of what the server has listed.
+///
+/// Why not simply repeat the request? A server that has restarted since knows no transaction ids of
+/// before, and would schedule a second one. Where it is not listed it has fired, or never was armed:
+/// while its arming may still be on its way the same request tells, and at worst makes one that is then
+/// retired. After that it is gone.
 async fn scheduled_as(
     events: &DelayedEvents,
     leave: &PreparedEvent,
-    beating: &Beating,
+    is_over: bool,
+    listed: &mut Vec<ScheduledEvent>,
 ) -> Result<DelayId, DelayedError> {
-    let all = events.list().await?;
-    let is_free = |delay_id: &DelayId| !lock(&beating.delay_ids).contains_key(delay_id);
-    let found =
-        all.into_iter().find(|scheduled| leave.matches(scheduled) && is_free(&scheduled.delay_id));
-    match found {
-        Some(scheduled) => Ok(scheduled.delay_id),
+    match listed.iter().position(|scheduled| leave.matches(scheduled)) {
+        Some(at) => Ok(listed.swap_remove(at).delay_id),
+        None if is_over => Err(DelayedError::Gone),
         None => match events.schedule(leave).await {
             // What was made ready in plaintext is not scheduled any more.
             Err(DelayedError::BecameEncrypted) => Err(DelayedError::Gone),

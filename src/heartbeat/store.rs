@@ -39,7 +39,7 @@ use tracing::{debug, warn};
 use crate::{
     delayed::PreparedEvent,
     driver::{Machine, is_gone, lock_file, process_started, random_seed},
-    time::{Deadline, Moment},
+    time::{Deadline, Moment, millis},
 };
 
 const ARMED: &[u8] = b"matrix-sdk-sticky.heartbeats.armed";
@@ -51,6 +51,9 @@ const LOCK: &str = "matrix-sdk-sticky.lock";
 /// For how long a client owns the store after it last said so, where nothing better tells whether it
 /// is still there.
 const OWNED: Duration = Duration::from_secs(60);
+
+/// How long after its delay a leave has fired for sure: servers may take 30 s, and clocks differ.
+const SLACK: Duration = Duration::from_secs(60);
 
 /// Whose heartbeat it is, in a store: no two of them may beat at once.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -65,6 +68,23 @@ pub(super) struct Place {
 pub(super) struct Armed {
     pub(super) place: Place,
     pub(super) leave: PreparedEvent,
+    /// When it was last known to be armed, or about to be; earlier versions of this crate did not say.
+    #[serde(default)]
+    at_unix_ms: Option<u64>,
+}
+
+impl Armed {
+    /// A leave that is about to be armed.
+    pub(super) fn new(place: Place, leave: PreparedEvent, now: Moment) -> Self {
+        Self { place, leave, at_unix_ms: Some(now.unix_ms()) }
+    }
+
+    /// Whether the server would list it if it could still fire: its arming is not on its way any more.
+    pub(super) fn is_over(&self, now: Moment) -> bool {
+        let longest = millis(self.leave.delay().saturating_add(SLACK));
+        // One of the future is from before the clock was set back.
+        self.at_unix_ms.is_none_or(|at| at.abs_diff(now.unix_ms()) > longest)
+    }
 }
 
 /// The client whose heartbeats they are.
@@ -225,11 +245,31 @@ impl Store {
             None => None,
         };
         *lock(&self.ours.claim) = Some(Claim::new(self.ours.token, lock_of_file));
-        let is_owned = self.write_owner(now).await;
+        let claimed = async {
+            let before = self.owner().await?;
+            let is_owned = self.write_owner(now).await?;
+            if is_owned && let Some(before) = before {
+                self.note_alive(before.until_unix_ms.saturating_sub(millis(OWNED))).await?;
+            }
+            Ok(is_owned)
+        };
+        let is_owned = claimed.await;
         if !matches!(is_owned, Ok(true)) {
             self.ours.release();
         }
         is_owned
+    }
+
+    /// The owner before us was there at this time, and has restarted until then what it had armed.
+    async fn note_alive(&self, unix_ms: u64) -> Result<(), StoreError> {
+        let mut all = self.read().await?;
+        let outdated =
+            all.iter_mut().filter(|armed| armed.at_unix_ms.is_some_and(|at| at < unix_ms));
+        let outdated: Vec<_> = outdated.map(|armed| armed.at_unix_ms = Some(unix_ms)).collect();
+        if outdated.is_empty() {
+            return Ok(());
+        }
+        self.write(&all).await
     }
 
     async fn write_owner(&self, now: Moment) -> Result<bool, StoreError> {

@@ -8,7 +8,7 @@ use matrix_sdk_sticky::{
     heartbeat::{Failure, HeartbeatHandle, StartHeartbeatError, State},
     time::Clock as _,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     encrypted_send,
@@ -185,6 +185,81 @@ async fn a_dead_members_leave_is_fired_after_its_last_request() {
     life.start(|start| start).await;
     life.until(State::Joined).await;
     assert_eq!(life.count(Kind::List), 0, "it is forgotten: {:#?}", life.seen);
+}
+
+const ARMED: &[u8] = b"matrix-sdk-sticky.heartbeats.armed";
+
+/// The old leave of the member's own key, and of another.
+#[tokio::test]
+async fn a_leave_of_yesterday_is_not_armed_again() {
+    for (key, has_list) in [(KEY, true), (KEY, false), ("other", true), ("other", false)] {
+        for has_time in [true, false] {
+            let mut life = Life::new().await;
+            if !has_list {
+                life.always_answers(Kind::List, Reply::Refuse(404, "M_UNRECOGNIZED"));
+            }
+            life.try_start(key, |start| start).await.unwrap();
+            life.until(State::Joined).await;
+            life.crash();
+            let old = life.seen_of(Kind::Arm)[0].id.clone();
+            life.world.clock.advance(secs(24 * 3_600));
+            life.pass(secs(1)).await;
+            assert_eq!(life.fired.len(), 1);
+            life.forget_transactions();
+            let store = life.world.client.state_store();
+            if !has_time {
+                // As an earlier version of this crate writes it.
+                let armed = store.get_custom_value(ARMED).await.unwrap().unwrap();
+                let mut armed: Value = serde_json::from_slice(&armed).unwrap();
+                armed[0].as_object_mut().unwrap().remove("at_unix_ms").unwrap();
+                let armed = serde_json::to_vec(&armed).unwrap();
+                store.set_custom_value(ARMED, armed).await.unwrap();
+            }
+            life.seen.clear();
+            life.start(|start| start).await;
+            life.until(State::Joined).await;
+            life.pass(secs(30)).await;
+            let arms = life.seen_of(Kind::Arm);
+            assert!(arms.len() == 1 && arms[0].id != old, "{key}: {arms:#?}");
+            assert_eq!(life.count(Kind::List), 1, "{key}");
+            assert_eq!(life.count(Kind::Fire) + life.count(Kind::Leave), 0, "{key}");
+            life.leave().await;
+            let armed = life.world.client.state_store().get_custom_value(ARMED).await.unwrap();
+            assert_eq!(armed, None, "{key}: it is forgotten");
+        }
+    }
+}
+
+/// Its answer may be on its way, or it may.
+#[tokio::test]
+async fn a_leave_of_just_now_is_asked_for_until_it_is_known() {
+    let mut life = Life::new().await;
+    life.answers(Kind::Arm, [Reply::Cut]);
+    life.start(|start| start).await;
+    life.until_seen(Kind::Arm, 1).await;
+    let old = life.seen[0].id.clone();
+    life.start(|start| start).await;
+    life.until(State::Joined).await;
+    assert_eq!(life.seen_of(Kind::Arm).iter().filter(|arm| arm.id == old).count(), 2);
+    assert_eq!((life.count(Kind::Cancel), life.scheduled.len()), (1, 1));
+}
+
+/// By the transaction, for as long as the leave may be armed: which is for its delay after the owner
+/// was last there, and not after it was first armed.
+#[tokio::test]
+async fn without_a_list_an_old_lease_is_found() {
+    let mut life = Life::new().await;
+    life.always_answers(Kind::List, Reply::Refuse(404, "M_UNRECOGNIZED"));
+    life.start(|start| start).await;
+    life.until(State::Joined).await;
+    life.pass(secs(600)).await;
+    life.crash();
+    let old = life.scheduled[0].delay_id.clone();
+    life.start(|start| start).await;
+    life.until_seen(Kind::Join, 2).await;
+    assert_eq!(life.seen_of(Kind::Cancel)[0].id, old);
+    life.pass(secs(60)).await;
+    assert!(life.fired.is_empty());
 }
 
 #[tokio::test]
