@@ -1,6 +1,6 @@
 //! Sending into encrypted rooms: who can read it, and that nothing else goes out.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use futures_util::future::join_all;
 use matrix_sdk::{
@@ -8,15 +8,20 @@ use matrix_sdk::{
     deserialized_responses::TimelineEventKind,
     ruma::{EventId, OwnedEventId, RoomId},
 };
-use matrix_sdk_base::{BaseClient, DmRoomDefinition, store::StoreConfig};
+use matrix_sdk_base::{
+    BaseClient, DmRoomDefinition,
+    crypto::{OlmMachine, types::requests::AnyOutgoingRequest},
+    store::StoreConfig,
+};
 use matrix_sdk_sticky::{
     BaseClientBuilder, ClientExt as _, EncryptError, Encryption, RemovalReason, RoomSticky,
     SendError, StartError, Sticky,
 };
 use serde_json::{Map, Value, json};
+use tokio::time::{sleep, timeout};
 
 use crate::{
-    proxy::Proxy,
+    proxy::{Claim, Proxy},
     support::{
         Background, LONG, Person, TYPE, Watcher, content, devices_are_there, eventually, in_room,
         keys, status, sync,
@@ -46,6 +51,18 @@ fn session(person: &Person, room: &RoomId, event_id: &EventId) -> String {
 async fn can_read(client: &Client, room: &RoomId, event_id: &EventId) -> bool {
     let event = client.get_room(room).unwrap().event(event_id, None).await.unwrap();
     matches!(event.kind, TimelineEventKind::Decrypted(_))
+}
+
+/// Waits until a client knows somebody's device.
+async fn knows_device(watcher: &Watcher, person: &Person) {
+    eventually("the client knows the device", async || {
+        let devices = watcher.client.encryption().get_user_devices(person.id()).await.unwrap();
+        match devices.keys().any(|device| *device == person.device_id()) {
+            true => Ok(()),
+            false => Err(devices.keys().map(ToString::to_string).collect::<Vec<_>>()),
+        }
+    })
+    .await;
 }
 
 /// Two who know each other's device, in an encrypted room.
@@ -210,7 +227,7 @@ async fn ours_are_sent_also_where_the_sdks_own_use_up_the_room_key_meanwhile() {
     let room = alice.encrypted_room_of(json!({ "rotation_period_msgs": 1 }), &[&bob]);
     let (alice_watch, mut bob_watch, door, _) = two_in(&alice, &bob, &room).await;
     let sdk_room = alice_watch.client.get_room(&room).unwrap();
-    let _sdks = Background::run(async move {
+    let sdks = Background::run(async move {
         loop {
             let room = sdk_room.clone();
             let body = json!({ "msgtype": "m.text", "body": "" });
@@ -223,6 +240,8 @@ async fn ours_are_sent_also_where_the_sdks_own_use_up_the_room_key_meanwhile() {
     for key in &wanted {
         door.send_raw(TYPE, said(key, "")).await.unwrap();
     }
+    // Each of theirs brings a room key. On a machine that is busy bob would never be done with them.
+    drop(sdks);
     let wanted: Vec<_> = wanted.iter().map(String::as_str).collect();
     bob_watch.until_keys(&wanted).await;
 }
@@ -244,6 +263,9 @@ async fn who_comes_reads_what_follows_and_who_leaves_does_not() {
         room.get_member_no_sync(carol.id()).await.unwrap().map(drop).ok_or("not yet")
     })
     .await;
+    // Her device, too. The client has asked for her devices as soon as she was there, which may have been
+    // before she had one; and until the server says that this has changed, nobody asks again.
+    knows_device(&alice_watch, &carol).await;
     let during = door.send_raw(TYPE, said("during", "")).await.unwrap().event_id;
     bob_watch.added("during").await;
     carol_watch.until_keys(&["during"]).await;
@@ -253,14 +275,7 @@ async fn who_comes_reads_what_follows_and_who_leaves_does_not() {
     // Bob comes with a second device.
     let second = bob.on_another_device();
     let mut second_watch = Watcher::encrypting(&second, &[&room]).await;
-    eventually("alice's client knows bob's second device", async || {
-        let devices = alice_watch.client.encryption().get_user_devices(bob.id()).await.unwrap();
-        match devices.keys().any(|device| *device == second.device_id()) {
-            true => Ok(()),
-            false => Err(devices.keys().map(ToString::to_string).collect::<Vec<_>>()),
-        }
-    })
-    .await;
+    knows_device(&alice_watch, &second).await;
     let both = door.send_raw(TYPE, said("both", "")).await.unwrap().event_id;
     second_watch.until_keys(&["both"]).await;
     carol_watch.until_keys(&["both", "during"]).await;
@@ -308,6 +323,92 @@ async fn every_try_is_the_same_request_with_the_same_ciphertext() {
     alice_watch.room(&room).send_raw(TYPE, said("last", "")).await.unwrap();
     bob_watch.added("last").await;
     bob_watch.assert_silent();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_claim_outlives_callers_who_give_up() {
+    let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+    let room = alice.encrypted_room_with(&[&bob]);
+    let mut bob_watch = Watcher::encrypting(&bob, &[&room]).await;
+    let proxy = Proxy::before(alice.url()).await;
+    let client = alice.encrypting_client_of(BaseClientBuilder::in_memory(), proxy.url()).await;
+    let alice_watch = Watcher::with(client, &[&room]).await;
+    devices_are_there(&alice, &[&alice, &bob]).await;
+    let door = alice_watch.room(&room);
+
+    proxy.answer_claims([Claim::Late(Duration::from_secs(6))]);
+    let mut given_up = 0;
+    let sent = loop {
+        let send = door.send_raw(TYPE, said("k", "")).into_future();
+        // Not so short that the event itself is given up, when its turn has come on a busy machine.
+        match timeout(Duration::from_secs(2), send).await {
+            Ok(sent) => break sent.unwrap(),
+            Err(_) => given_up += 1,
+        }
+    };
+    assert!(given_up > 1, "{given_up}");
+    assert_eq!(proxy.claims(), 1);
+    bob_watch.until_keys(&["k"]).await;
+    assert!(can_read(&bob_watch.client, &room, &sent.event_id).await);
+}
+
+/// The SDK asks again for one-time keys of a device that had none, after 15 s, and only when somebody sends.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_missed_the_room_key_reads_what_follows() {
+    let alice = Person::new("alice");
+    let own_server = alice.id().server_name().to_string();
+    let missed = async |claim: Claim| {
+        let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+        let room = alice.encrypted_room_with(&[&bob]);
+        let mut bob_watch = Watcher::encrypting(&bob, &[&room]).await;
+        let proxy = Proxy::before(alice.url()).await;
+        let client = alice.encrypting_client_of(BaseClientBuilder::in_memory(), proxy.url()).await;
+        let alice_watch = Watcher::with(client, &[&room]).await;
+        devices_are_there(&alice, &[&alice, &bob]).await;
+        let door = alice_watch.room(&room);
+        proxy.answer_claims([claim]);
+        let first = door.send_raw(TYPE, said("first", "")).await.unwrap();
+        sleep(Duration::from_secs(16)).await;
+        door.send_raw(TYPE, said("second", "")).await.unwrap();
+        bob_watch.until_keys(&["second"]).await;
+        assert!(!can_read(&bob_watch.client, &room, &first.event_id).await);
+        assert_eq!(proxy.claims(), 2);
+    };
+    tokio::join!(missed(Claim::Empty), missed(Claim::Fails(own_server)));
+}
+
+/// Prints how long it takes, for a person to read.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "measures, and takes a minute to make the devices"]
+async fn a_room_of_300_devices_is_encrypted_for() {
+    let alice = Person::new("alice");
+    let people: Vec<_> = (0..30).map(|n| Person::new(&format!("many{n}"))).collect();
+    let room = alice.encrypted_room_with(&people.iter().collect::<Vec<_>>());
+    for person in &people {
+        for _ in 0..10 {
+            let device = person.on_another_device();
+            let machine = OlmMachine::new(device.id(), device.device_id().into()).await;
+            let requests = machine.outgoing_requests().await.unwrap();
+            for request in requests {
+                if let AnyOutgoingRequest::KeysUpload(upload) = request.request() {
+                    let keys = json!({
+                        "device_keys": upload.device_keys,
+                        "one_time_keys": upload.one_time_keys,
+                    });
+                    device.api.post("keys/upload", &keys).unwrap();
+                }
+            }
+        }
+    }
+    let proxy = Proxy::before(alice.url()).await;
+    let client = alice.encrypting_client_of(BaseClientBuilder::in_memory(), proxy.url()).await;
+    let alice_watch = Watcher::with(client, &[&room]).await;
+    let door = alice_watch.room(&room);
+    for what in ["first", "second"] {
+        let start = std::time::Instant::now();
+        door.send_raw(TYPE, said(what, "")).await.unwrap();
+        println!("the {what} event: {:?}, claims so far: {}", start.elapsed(), proxy.claims());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

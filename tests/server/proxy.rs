@@ -7,7 +7,7 @@
 //! a client would do that could.
 
 use std::{
-    collections::HashSet,
+    collections::{HashSet, VecDeque},
     fmt,
     sync::{
         Arc, Mutex, MutexGuard,
@@ -46,9 +46,23 @@ struct Shared {
     connections: AtomicU64,
 }
 
+/// What becomes of a claim of one-time keys.
+pub(crate) enum Claim {
+    /// It reaches the server, and so is answered, only after so long.
+    Late(Duration),
+    /// The answer has no keys. The server does not hear of it.
+    Empty,
+    /// The answer says that this server could not be reached. No server hears of it.
+    Fails(String),
+}
+
 #[derive(Default)]
 struct State {
     cut: bool,
+    /// What becomes of the next claims; those after them pass.
+    claims: VecDeque<Claim>,
+    /// How many claims there were.
+    claimed: usize,
     sticky_ms: Option<u64>,
     keeps_to_device: bool,
     /// To-device messages are refused; how many were.
@@ -172,6 +186,16 @@ impl Proxy {
     #[cfg(feature = "media-keys")]
     pub(crate) fn refused_to_device(&self) -> usize {
         self.state().refuses_to_device.unwrap_or_default()
+    }
+
+    /// The next claims of one-time keys are answered so, one each.
+    pub(crate) fn answer_claims(&self, claims: impl IntoIterator<Item = Claim>) {
+        self.state().claims.extend(claims);
+    }
+
+    /// How many claims of one-time keys came.
+    pub(crate) fn claims(&self) -> usize {
+        self.state().claimed
     }
 
     /// How many requests of sticky connections came.
@@ -299,6 +323,27 @@ async fn requests(
     loop {
         let mut request = read_request(&mut from_client, &mut buffer).await?;
         shared.thawed().await;
+        if request.head.contains("/keys/claim") {
+            let claim = {
+                let mut state = shared.state();
+                state.claimed += 1;
+                state.claims.pop_front()
+            };
+            let failures = match claim {
+                Some(Claim::Empty) => Some("{}".to_owned()),
+                Some(Claim::Fails(server)) => Some(format!(r#"{{"{server}":{{"status":503}}}}"#)),
+                Some(Claim::Late(by)) => {
+                    tokio::time::sleep(by).await;
+                    None
+                }
+                None => None,
+            };
+            if let Some(failures) = failures {
+                let body = format!(r#"{{"one_time_keys":{{}},"failures":{failures}}}"#);
+                answer(to_client, "200 OK", &body).await?;
+                continue;
+            }
+        }
         let (is_sticky, is_kept, is_refused) = {
             let mut state = shared.state();
             let name = request.sticky_connection();
@@ -338,17 +383,11 @@ async fn requests(
         };
         if is_refused {
             let body = r#"{"errcode":"M_FORBIDDEN","error":"as the test wants it"}"#;
-            let answer = format!(
-                "HTTP/1.1 403 Forbidden\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-                body.len()
-            );
-            to_client.lock().await.write_all(answer.as_bytes()).await.ok()?;
+            answer(to_client, "403 Forbidden", body).await?;
             continue;
         }
         if is_kept {
-            let answer =
-                b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
-            to_client.lock().await.write_all(answer).await.ok()?;
+            answer(to_client, "200 OK", "{}").await?;
             continue;
         }
         if is_sticky {
@@ -356,6 +395,19 @@ async fn requests(
         }
         to_server.write_all(&request.bytes()).await.ok()?;
     }
+}
+
+/// Answers in the server's place.
+async fn answer(
+    to_client: &tokio::sync::Mutex<OwnedWriteHalf>,
+    status: &str,
+    body: &str,
+) -> Option<()> {
+    let length = body.len();
+    let answer = format!(
+        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+    );
+    to_client.lock().await.write_all(answer.as_bytes()).await.ok()
 }
 
 /// What a sticky connection asks for.
