@@ -17,7 +17,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     fmt,
     panic::AssertUnwindSafe,
-    sync::{Arc, LazyLock, Mutex, PoisonError},
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -35,7 +35,8 @@ use matrix_sdk_base::{
     },
 };
 use ruma::{
-    OneTimeKeyAlgorithm, OwnedDeviceId, OwnedRoomId, OwnedUserId, RoomId, TransactionId, UserId,
+    OneTimeKeyAlgorithm, OwnedDeviceId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId,
+    ServerName, TransactionId, UserId,
     api::client::{
         keys::{claim_keys, get_keys},
         to_device::send_event_to_device,
@@ -49,10 +50,11 @@ use tracing::{debug, warn};
 pub use self::base_client::BaseClientBuilder;
 pub(crate) use self::base_client::store_folder;
 use crate::{
-    driver::{BoxFuture, jittered, pause, to_its_end},
+    driver::{BoxFuture, SystemClock, jittered, pause, to_its_end},
     ext::OfClients,
     readers::{self, News, Readers},
     send::one_try,
+    time::{Clock as _, Deadline},
 };
 
 /// How often the room key may change hands between sharing it and encrypting with it, before we
@@ -74,7 +76,13 @@ const LONGEST_TURN: Duration = Duration::from_secs(180);
 /// How many users' devices are asked for with one request, and how many one-time keys. More would take a
 /// server longer than a request may take, and its answer would be lost.
 const QUERIED_AT_ONCE: usize = 250;
-const CLAIMED_AT_ONCE: usize = 500;
+/// (A test has few devices.)
+const CLAIMED_AT_ONCE: usize = if cfg!(test) { 2 } else { 500 };
+
+/// When to ask again for the devices of users whose server could not be reached: as the SDK's main loop
+/// does, after 15 s, then twice as long each time, up to 15 min. Our server would wait 10 s for each try.
+const FIRST_QUERY_PAUSE: Duration = Duration::from_secs(15);
+const LONGEST_QUERY_PAUSE: Duration = Duration::from_secs(15 * 60);
 
 /// The last messages of a session are left to the SDK's own sends; see [`is_worn`].
 const LEFT_TO_THE_SDK: u64 = 5;
@@ -174,11 +182,20 @@ pub(crate) struct Encryptor {
     turns: Mutex<HashMap<OwnedRoomId, Arc<tokio::sync::Mutex<()>>>>,
     /// Held while one-time keys are claimed, so that no two are for the same device.
     claims: tokio::sync::Mutex<()>,
+    /// The servers that could not be reached when we asked for devices.
+    unreachable: Mutex<HashMap<OwnedServerName, Unreachable>>,
+}
+
+struct Unreachable {
+    /// When to ask again.
+    until: Deadline,
+    pause: Duration,
 }
 
 impl Encryptor {
     fn new(base: BaseClient) -> Self {
-        Self { base, turns: Mutex::default(), claims: tokio::sync::Mutex::default() }
+        let (turns, claims, unreachable) = Default::default();
+        Self { base, turns, claims, unreachable }
     }
 
     /// Has a client encrypt with this base client, as long as the client lives.
@@ -392,6 +409,8 @@ impl Encryptor {
 
     async fn offer_now(&self, room: &Room) -> Result<Readers, EncryptError> {
         let room_id = room.room_id();
+        // Servers that could not be reached are asked at once.
+        self.unreachable().clear();
         let (machine, _store) = self.prepare(room).await?;
         let held = async || {
             let session = machine.store().get_outbound_group_session(room_id).await?;
@@ -519,7 +538,14 @@ impl Encryptor {
         let tracked: HashMap<_, _> =
             tracked.into_iter().map(|user| (user.user_id, user.dirty)).collect();
         let mut unknown = self.members(room, RoomMemberships::ACTIVE).await?;
-        unknown.retain(|member| tracked.get(member) != Some(&false));
+        {
+            let (now, unreachable) = (SystemClock.now(), self.unreachable());
+            unknown.retain(|member| {
+                let server = unreachable.get(member.server_name());
+                tracked.get(member) != Some(&false)
+                    && server.is_none_or(|server| server.until.is_over(now))
+            });
+        }
 
         let client = room.client();
         let own = machine.user_id();
@@ -534,8 +560,26 @@ impl Encryptor {
             request.device_keys = wanted.device_keys;
             let answer = client.send(request).with_request_config(one_try()).await?;
             machine.mark_request_as_sent(&id, &answer).await?;
+            self.handle_failures(&answer);
         }
         Ok(())
+    }
+
+    fn handle_failures(&self, answer: &get_keys::v3::Response) {
+        let (now, mut unreachable) = (SystemClock.now(), self.unreachable());
+        for user in answer.device_keys.keys() {
+            unreachable.remove(user.server_name());
+        }
+        for server in answer.failures.keys().filter_map(|name| ServerName::parse(name).ok()) {
+            let pause = unreachable.get(&server).map_or(FIRST_QUERY_PAUSE, |before| {
+                before.pause.saturating_mul(2).min(LONGEST_QUERY_PAUSE)
+            });
+            unreachable.insert(server, Unreachable { until: now.deadline(pause), pause });
+        }
+    }
+
+    fn unreachable(&self) -> MutexGuard<'_, HashMap<OwnedServerName, Unreachable>> {
+        self.unreachable.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes it possible to send something to each device of the members.
@@ -706,7 +750,7 @@ async fn is_worn(session: &OutboundGroupSession) -> bool {
 /// client lives, which owns it.
 type Attached = OfClients<Encryptor>;
 
-fn attached() -> std::sync::MutexGuard<'static, Attached> {
+fn attached() -> MutexGuard<'static, Attached> {
     static ATTACHED: LazyLock<Mutex<Attached>> = LazyLock::new(Mutex::default);
     ATTACHED.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -15,10 +15,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::{
-    driver::{SystemClock, before},
-    time::Clock as _,
-};
+use crate::driver::before;
 
 fn alice() -> &'static UserId {
     user_id!("@alice:hs")
@@ -30,6 +27,7 @@ fn bob() -> &'static UserId {
 
 /// What becomes of a claim of one-time keys; all are given unless the test says otherwise.
 enum Claim {
+    Given,
     Empty,
     /// This server cannot be reached.
     Fails(&'static str),
@@ -45,6 +43,10 @@ struct State {
     /// User, device, its keys, its one-time keys.
     devices: Vec<(OwnedUserId, OwnedDeviceId, Value, Vec<(String, Value)>)>,
     claims: VecDeque<Claim>,
+    /// The server whose users' devices cannot be asked for.
+    fails: Option<&'static str>,
+    /// Whose devices were asked for.
+    queried: Vec<String>,
     paths: Vec<String>,
     /// Type and messages of what was sent to devices.
     sent: Vec<(String, Value)>,
@@ -112,8 +114,13 @@ impl Server {
                 members.iter().map(|user| membership(user, "join", Some(room_id()))).collect();
             json!({ "chunk": members })
         } else if path.contains("/keys/query") {
-            let mut keys = json!({});
+            let (mut keys, mut failures) = (json!({}), json!({}));
             for user in body["device_keys"].as_object().unwrap().keys() {
+                state.queried.push(user.clone());
+                if let Some(server) = state.fails.filter(|server| user.ends_with(*server)) {
+                    failures[server] = json!({ "status": 503 });
+                    continue;
+                }
                 keys[user] = json!({});
                 for (_, device, theirs, _) in
                     state.devices.iter().filter(|device| device.0 == *user)
@@ -121,7 +128,7 @@ impl Server {
                     keys[user][device.as_str()] = theirs.clone();
                 }
             }
-            json!({ "device_keys": keys })
+            json!({ "device_keys": keys, "failures": failures })
         } else if path.contains("/keys/claim") {
             let (mut fails, mut given) = (None, json!({}));
             match state.claims.pop_front() {
@@ -129,7 +136,7 @@ impl Server {
                 Some(Claim::Refused) => return (wait, 500, json!({ "errcode": "M_UNKNOWN" })),
                 Some(Claim::Fails(server)) => fails = Some(server),
                 Some(Claim::Late(by)) => wait = by,
-                None => {}
+                Some(Claim::Given) | None => {}
             }
             for (user, device, _, keys) in &mut state.devices {
                 let is_wanted = body["one_time_keys"][user.as_str()].get(device.as_str()).is_some();
@@ -402,4 +409,37 @@ async fn what_another_session_encrypted_is_encrypted_again() {
     let used = session(&machine).await.message_index().await;
     assert_eq!(used, 3, "the first try was thrown away");
     assert_eq!(world.read(&sent).await, (true, true));
+}
+
+#[tokio::test]
+async fn keys_from_before_a_refused_claim_are_used() {
+    let world = World::new().await;
+    let carol = Peer::on(&world.server, user_id!("@carol:hs"), device_id!("CAROLS")).await;
+    members(&world.encryptor.base, &[(carol.machine.user_id(), "join")]).await;
+    // Two at once, and then hers.
+    world.claims([Claim::Given, Claim::Refused]);
+    let error = world.encrypt().await.err().unwrap();
+    assert!(matches!(error, EncryptError::Server(_)), "{error:?}");
+    let sent = world.encrypt().await.unwrap();
+    assert_eq!(sent.reached.len(), 3);
+    assert_eq!(world.server.count("/keys/claim"), 3);
+    // Nobody gave two.
+    let left: Vec<_> = world.server.state().devices.iter().map(|device| device.3.len()).collect();
+    assert!(left.iter().all(|one| *one == left[0]), "{left:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_cannot_be_asked_is_left_in_peace() {
+    let world = World::new().await;
+    world.server.state().fails = Some("elsewhere");
+    let queried = || world.server.state().queried.iter().filter(|user| **user == *bob()).count();
+    for _ in 0..3 {
+        assert_eq!(world.encrypt().await.unwrap().reached.len(), 1);
+        assert_eq!(queried(), 1);
+    }
+    world.offer().await;
+    assert_eq!(queried(), 2);
+    world.server.state().fails = None;
+    assert_eq!(world.offer().await.len(), 2);
+    assert!(world.encryptor.unreachable().is_empty());
 }
