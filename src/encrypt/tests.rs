@@ -36,6 +36,7 @@ async fn client_at(url: &str, base: BaseClient) -> Client {
     Client::builder()
         .homeserver_url(url)
         .disable_built_in_root_certificates()
+        .handle_refresh_tokens()
         .server_versions([MatrixVersion::V1_14])
         .base_client(base)
         .build()
@@ -49,7 +50,10 @@ async fn log_in(client: &Client) {
             user_id: user_id!("@me:hs").to_owned(),
             device_id: device_id!("DEVICE").to_owned(),
         },
-        tokens: SessionTokens { access_token: "token".to_owned(), refresh_token: None },
+        tokens: SessionTokens {
+            access_token: "token-0".to_owned(),
+            refresh_token: Some("refresh-0".to_owned()),
+        },
     };
     client.restore_session(session).await.unwrap();
 }

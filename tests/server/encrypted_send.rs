@@ -380,6 +380,7 @@ async fn a_device_that_missed_the_room_key_reads_what_follows() {
 /// Prints how long it takes, for a person to read.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "measures, and takes a minute to make the devices"]
+#[expect(clippy::print_stdout, reason = "that is what it is for")]
 async fn a_room_of_300_devices_is_encrypted_for() {
     let alice = Person::new("alice");
     let people: Vec<_> = (0..30).map(|n| Person::new(&format!("many{n}"))).collect();

@@ -43,6 +43,10 @@ struct State {
     /// User, device, its keys, its one-time keys.
     devices: Vec<(OwnedUserId, OwnedDeviceId, Value, Vec<(String, Value)>)>,
     claims: VecDeque<Claim>,
+    /// Which access token is good, and the refresh token. Each refresh token is good once.
+    token: usize,
+    /// How long a refresh takes.
+    refresh: Duration,
     /// The server whose users' devices cannot be asked for.
     fails: Option<&'static str>,
     /// Whose devices were asked for.
@@ -91,7 +95,8 @@ impl Server {
         let head = String::from_utf8_lossy(&bytes[..head]).into_owned();
         let path = head.split(' ').nth(1).unwrap();
         let body = serde_json::from_slice(&bytes[body..]).unwrap_or_default();
-        let (wait, status, answer) = self.answer(path, &body);
+        let is_good = head.contains(&format!("Bearer token-{}", self.state().token));
+        let (wait, status, answer) = self.answer(path, &body, is_good);
         pause(wait).await;
         let answer = answer.to_string();
         let answer = format!(
@@ -103,11 +108,23 @@ impl Server {
         let _ = stream.write_all(answer.as_bytes()).await;
     }
 
-    fn answer(&self, path: &str, body: &Value) -> (Duration, u16, Value) {
+    fn answer(&self, path: &str, body: &Value, is_good: bool) -> (Duration, u16, Value) {
         let mut state = self.state();
         state.paths.push(path.to_owned());
         let mut wait = Duration::ZERO;
-        let answer = if path.contains("/members") {
+        let unknown = json!({ "errcode": "M_UNKNOWN_TOKEN", "error": "no", "soft_logout": true });
+        let answer = if path.ends_with("/refresh") {
+            if body["refresh_token"] != format!("refresh-{}", state.token - 1) {
+                return (wait, 401, unknown);
+            }
+            wait = state.refresh;
+            json!({
+                "access_token": format!("token-{}", state.token),
+                "refresh_token": format!("refresh-{}", state.token),
+            })
+        } else if !is_good {
+            return (wait, 401, unknown);
+        } else if path.contains("/members") {
             let mut members: Vec<_> = state.devices.iter().map(|(user, ..)| user.clone()).collect();
             members.dedup();
             let members: Vec<_> =
@@ -442,4 +459,28 @@ async fn a_server_that_cannot_be_asked_is_left_in_peace() {
     world.server.state().fails = None;
     assert_eq!(world.offer().await.len(), 2);
     assert!(world.encryptor.unreachable().is_empty());
+}
+
+/// The server has taken the old refresh token when its answer is on the way. An answer that nobody waits
+/// for would be the end of the session.
+#[tokio::test]
+async fn a_token_refresh_outlives_callers_who_give_up() {
+    let world = World::new().await;
+    world.encrypt().await.unwrap();
+    let whole = Duration::from_millis(900);
+    {
+        let mut state = world.server.state();
+        state.token = 1;
+        state.refresh = whole;
+    }
+    let mut given_up = 0;
+    loop {
+        let deadline = SystemClock.now().deadline(whole / 6);
+        match before(&SystemClock, deadline, world.encrypt()).await {
+            Some(sent) => break assert_eq!(sent.unwrap().reached.len(), 2),
+            None => given_up += 1,
+        }
+    }
+    assert!(given_up > 2, "{given_up}");
+    assert_eq!(world.server.count("/refresh"), 1);
 }
