@@ -38,10 +38,17 @@ enum Claim {
 #[derive(Default)]
 struct Server(Mutex<State>);
 
+/// What a device has uploaded.
+struct Uploaded {
+    user_id: OwnedUserId,
+    device_id: OwnedDeviceId,
+    keys: Value,
+    one_time_keys: Vec<(String, Value)>,
+}
+
 #[derive(Default)]
 struct State {
-    /// User, device, its keys, its one-time keys.
-    devices: Vec<(OwnedUserId, OwnedDeviceId, Value, Vec<(String, Value)>)>,
+    devices: Vec<Uploaded>,
     claims: VecDeque<Claim>,
     /// Which access token is good, and the refresh token. Each refresh token is good once.
     token: usize,
@@ -125,10 +132,9 @@ impl Server {
         } else if !is_good {
             return (wait, 401, unknown);
         } else if path.contains("/members") {
-            let mut members: Vec<_> = state.devices.iter().map(|(user, ..)| user.clone()).collect();
-            members.dedup();
+            let members = state.devices.iter();
             let members: Vec<_> =
-                members.iter().map(|user| membership(user, "join", Some(room_id()))).collect();
+                members.map(|of| membership(&of.user_id, "join", Some(room_id()))).collect();
             json!({ "chunk": members })
         } else if path.contains("/keys/query") {
             let (mut keys, mut failures) = (json!({}), json!({}));
@@ -139,10 +145,8 @@ impl Server {
                     continue;
                 }
                 keys[user] = json!({});
-                for (_, device, theirs, _) in
-                    state.devices.iter().filter(|device| device.0 == *user)
-                {
-                    keys[user][device.as_str()] = theirs.clone();
+                for device in state.devices.iter().filter(|device| device.user_id == *user) {
+                    keys[user][device.device_id.as_str()] = device.keys.clone();
                 }
             }
             json!({ "device_keys": keys, "failures": failures })
@@ -155,7 +159,9 @@ impl Server {
                 Some(Claim::Late(by)) => wait = by,
                 Some(Claim::Given) | None => {}
             }
-            for (user, device, _, keys) in &mut state.devices {
+            for Uploaded { user_id: user, device_id: device, one_time_keys: keys, .. } in
+                &mut state.devices
+            {
                 let is_wanted = body["one_time_keys"][user.as_str()].get(device.as_str()).is_some();
                 if is_wanted && Some(user.server_name().as_str()) != fails {
                     let (id, key) = keys.pop().unwrap();
@@ -196,8 +202,9 @@ impl Peer {
         let one_time_keys = upload.one_time_keys.iter();
         let one_time_keys =
             one_time_keys.map(|(id, key)| (id.to_string(), serde_json::to_value(key).unwrap()));
-        let device = (user_id.to_owned(), device_id.to_owned(), keys, one_time_keys.collect());
-        server.state().devices.push(device);
+        let (user_id, device_id) = (user_id.to_owned(), device_id.to_owned());
+        let one_time_keys = one_time_keys.collect();
+        server.state().devices.push(Uploaded { user_id, device_id, keys, one_time_keys });
         Self { machine, looked_at: 0 }
     }
 
@@ -441,7 +448,8 @@ async fn keys_from_before_a_refused_claim_are_used() {
     assert_eq!(sent.reached.len(), 3);
     assert_eq!(world.server.count("/keys/claim"), 3);
     // Nobody gave two.
-    let left: Vec<_> = world.server.state().devices.iter().map(|device| device.3.len()).collect();
+    let state = world.server.state();
+    let left: Vec<_> = state.devices.iter().map(|device| device.one_time_keys.len()).collect();
     assert!(left.iter().all(|one| *one == left[0]), "{left:?}");
 }
 
