@@ -386,18 +386,18 @@ async fn that_we_left_is_found_also_where_too_much_else_came() {
     let state = [slot("$open", "open"), member(ALICE, "join"), call_member];
     let mut sessions = subscribed(&mut world, &state).await;
     assert_eq!(sessions.snapshot.session(ROOM_CALL).len(), 1);
-    // More than the SDK keeps for who is slow.
-    for n in 0..10 {
-        let membership = if n == 9 { "leave" } else { "join" };
-        let event = state_event(
-            &format!("$m{n}"),
-            "m.room.member",
-            ME,
-            json!({ "membership": membership }),
-        );
-        let room = json!({ ROOM: { "timeline": { "events": [event] } } });
-        let kind = if n == 9 { "leave" } else { "join" };
-        world.main_loop(json!({ kind: room })).await;
+    // The SDK keeps eight updates for a slow reader. Nine invites push out that we have left.
+    let left = json!({ "timeline": { "events": [membership("leave", 1_000)] } });
+    world.main_loop(json!({ "leave": { ROOM: left } })).await;
+    for n in 0..9 {
+        let invite = json!({
+            "type": "m.room.member",
+            "state_key": ME,
+            "sender": ALICE,
+            "content": { "membership": "invite", "reason": format!("{n}") },
+        });
+        let room = json!({ "invite_state": { "events": [invite] } });
+        world.main_loop(json!({ "invite": { ROOM: room } })).await;
     }
     let mut told = Vec::new();
     for _ in 0..10 {
@@ -447,13 +447,13 @@ async fn a_state_that_could_not_be_fetched_is_fetched_later() {
     assert_eq!(sessions.snapshot.session(ROOM_CALL).closed_by(), None);
 }
 
-/// The main loop brings gaps, slots and memberships in the state without end, for half an hour.
+/// The main loop brings gaps, slots and memberships in the state without end, for three minutes.
 #[tokio::test]
 async fn repeated_doubts_ask_for_the_state_ever_more_rarely() {
     let (mut world, _poll) = in_plain_room().await;
     let mut sessions = subscribed(&mut world, &[slot("$open", "open")]).await;
     let mut asked_at = Vec::new();
-    for second in 0..600 {
+    for second in 0..180 {
         world.clock.advance(secs(1));
         let event = state_event(&format!("$call-{second}"), CALL_MEMBER, "_@alice:hs_X", json!({}));
         let is_gap = second % 2 == 0;
@@ -467,7 +467,7 @@ async fn repeated_doubts_ask_for_the_state_ever_more_rarely() {
     let pauses: Vec<_> = asked_at.windows(2).map(|pair| pair[1] - pair[0]).collect();
     assert_eq!(asked_at[0], 4);
     assert_eq!(pauses[..4], [10, 20, 30, 30], "{asked_at:?}");
-    assert!(asked_at.len() <= 24, "{asked_at:?}");
+    assert!(asked_at.len() <= 8, "{asked_at:?}");
 
     // After two quiet minutes it is asked as soon as at first.
     world.clock.advance(secs(180));
@@ -696,11 +696,11 @@ async fn a_restart_that_failed_is_tried_again() {
     assert_eq!(membership.state(), State::Rejoining);
     let error = membership.last_error().unwrap();
     assert!(error.contains("has a heartbeat already"), "{error}");
-    drop(other);
-    // What the other one has armed is retired first.
-    for _ in 0..6 {
+    let leaving = tokio::spawn(async move { other.leave().await });
+    for _ in 0..3 {
         for_20_s(&mut world, &mut sent, "open").await;
     }
+    assert_eq!(leaving.await.unwrap(), State::Left);
     assert_eq!(membership.state(), State::Joined);
 }
 
