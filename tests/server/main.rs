@@ -17,6 +17,7 @@ mod heartbeat;
 mod js;
 #[cfg(feature = "media-keys")]
 mod keys;
+mod limits;
 mod live;
 mod main_loops;
 mod outages;

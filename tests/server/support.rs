@@ -466,6 +466,14 @@ impl Watch {
         taken
     }
 
+    /// What was told and not taken, without waiting.
+    pub(crate) fn taken(&mut self) -> Vec<EntryChange> {
+        while let Some(change) = self.changes.next().now_or_never() {
+            self.take(change.expect("the stream does not end").entries);
+        }
+        self.untaken.drain(..).collect()
+    }
+
     /// The keys that are there, by what was told.
     pub(crate) fn keys(&self) -> Vec<&str> {
         let mut keys: Vec<_> = self.entries.values().map(key_of).collect();

@@ -84,6 +84,9 @@ fn homeserver(dir: &Path, port: u16, options: &Options) -> Value {
     if options.delayed_events {
         config["max_event_delay_duration"] = json!("24h");
     }
+    // Who logs in is always the tests themselves.
+    config["rc_login"] =
+        json!({ "address": lifted(), "account": lifted(), "failed_attempts": lifted() });
     if !options.rate_limits {
         for limit in [
             "rc_message",
@@ -102,8 +105,6 @@ fn homeserver(dir: &Path, port: u16, options: &Options) -> Value {
         ] {
             config[limit] = lifted();
         }
-        config["rc_login"] =
-            json!({ "address": lifted(), "account": lifted(), "failed_attempts": lifted() });
         config["rc_joins"] = json!({ "local": lifted(), "remote": lifted() });
         config["rc_joins_per_room"] = lifted();
         config["rc_invites"] =
