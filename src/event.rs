@@ -193,7 +193,8 @@ pub(crate) enum Kind {
     Value,
     /// While it is the value of its key, the key is absent.
     Removal,
-    /// It is encrypted, and its room key has not come yet: nobody knows its key.
+    /// It is encrypted, and its room key has not come yet, or what was inside is malformed: nobody
+    /// knows its key.
     Waiting,
 }
 

@@ -113,8 +113,8 @@
 //!
 //! # Logs
 //!
-//! The crate logs with `tracing`, under the target `matrix_sdk_sticky`: a malformed event is a
-//! warning with its event id. The text of events, access tokens and delay ids are never logged.
+//! The crate logs with `tracing`, under the target `matrix_sdk_sticky`: the first malformed event
+//! of a sender in a room is a warning with its event id, and the others are said at debug level. The text of events, access tokens and delay ids are never logged.
 //!
 //! A [`DelayId`] is a capability, and stands in the path of requests. This crate makes them without
 //! matrix-sdk's HTTP client, which shows paths in its span `send` (level INFO) and the URL of a

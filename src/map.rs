@@ -19,7 +19,7 @@ mod slot;
 use std::{collections::BTreeSet, fmt, hash::BuildHasher, sync::Arc, time::Duration};
 
 use hashbrown::{DefaultHashBuilder, HashMap, HashSet, HashTable};
-use ruma::{EventId, OwnedUserId};
+use ruma::{EventId, OwnedUserId, UserId};
 use serde_json::value::RawValue;
 use smallvec::SmallVec;
 
@@ -127,8 +127,9 @@ pub struct EphemeralMap {
     waiting: HashMap<Box<str>, Waiting>,
     /// Whose slots there are. A sender's uses are slots with something known.
     senders: HashSet<SharedSender>,
-    /// The senders of whom something was dropped.
-    full: HashSet<SharedSender>,
+    /// The senders of whom something was dropped, with the events that were decrypted before: they
+    /// are not decrypted again while the quota is full.
+    full: HashMap<SharedSender, Recent>,
     /// The types of known events. A type's uses are known events.
     types: HashSet<SharedType>,
     ignored: Arc<std::collections::HashSet<OwnedUserId>>,
@@ -137,6 +138,10 @@ pub struct EphemeralMap {
     /// Events whose end has come. A cached response can deliver one again with more time left; the
     /// earliest end counts.
     ended: Recent,
+    /// The senders of malformed events, of whom a warning was given.
+    warned: Recent,
+    /// Whether the malformed event that came last is the first of its sender.
+    warns: bool,
     /// The numbers of the slots whose value may have changed since `poll_changes`.
     touched: SmallVec<[u32; 4]>,
     dropped: u64,
@@ -167,11 +172,13 @@ impl EphemeralMap {
             epoch: Deadline::from_bits(0),
             waiting: HashMap::new(),
             senders: HashSet::new(),
-            full: HashSet::new(),
+            full: HashMap::new(),
             types: HashSet::new(),
             ignored: Arc::default(),
             redacted: Recent::new(REDACTIONS),
             ended: Recent::new(REDACTIONS),
+            warned: Recent::new(REDACTIONS),
+            warns: false,
             touched: SmallVec::new(),
             dropped: 0,
         }
@@ -229,12 +236,21 @@ impl EphemeralMap {
         let Some(mut raw) = self.read(received, outer)? else {
             return Ok(Handled::NotSticky);
         };
-        let inner = wire::read_decrypted(&clear).map_err(|malformed| Malformed {
-            // The outer event's: whoever encrypted it could have written any inside.
-            event_id: Some(raw.event_id.to_string()),
-            ..malformed
-        })?;
         let mut end = end_of(received, path, &raw);
+        let inner = match wire::read_decrypted(&clear) {
+            Ok(inner) => inner,
+            Err(malformed) => {
+                if let Some(handled) = self.keep_malformed(received, &raw, outer, end) {
+                    return Ok(handled);
+                }
+                self.note_malformed(received, outer);
+                return Err(Malformed {
+                    // The outer event's: whoever encrypted it could have written any inside.
+                    event_id: Some(raw.event_id.to_string()),
+                    ..malformed
+                });
+            }
+        };
         raw.event_type = inner.event_type;
         raw.content = inner.content;
         if let Some(known) = self.find_event(raw.event_id.as_str())
@@ -250,7 +266,10 @@ impl EphemeralMap {
         }
         let admitted = match self.admit(received, &raw, end) {
             Ok(admitted) => admitted,
-            Err(handled) => return Ok(handled),
+            Err(handled) => {
+                self.note_refused(received, &raw, handled);
+                return Ok(handled);
+            }
         };
         let event = self.share(&admitted, &raw, clear.get(), end, encryption).keep(clear);
         Ok(self.insert(received, &admitted, event))
@@ -321,7 +340,8 @@ impl EphemeralMap {
     /// When [`poll_changes`](Self::poll_changes) has something to do next.
     pub(crate) fn next_deadline(&self) -> Option<Deadline> {
         let mut next = self.ends.first().map(|end| end.deadline(self.epoch));
-        for last in [self.redacted.last_deadline(), self.ended.last_deadline()] {
+        for recent in [&self.redacted, &self.ended, &self.warned] {
+            let last = recent.last_deadline();
             next = match (next, last) {
                 (Some(next), Some(last)) => Some(next.min(last)),
                 (next, last) => next.or(last),
@@ -365,7 +385,31 @@ impl EphemeralMap {
 
     /// Whether this event is known and was decrypted, or never was encrypted.
     pub(crate) fn is_readable(&self, event_id: &str) -> bool {
-        self.find_event(event_id).is_some_and(|event| event.kind() != Kind::Waiting)
+        self.find_event(event_id).is_some() && !self.waiting.contains_key(event_id)
+    }
+
+    /// Whether decryption may tell something of this encrypted event that is not known. Not where it
+    /// is known already, is over, or would be dropped.
+    #[cfg(any(feature = "client", test))]
+    pub(crate) fn wants_decryption(&self, event_id: &EventId, sender: &UserId) -> bool {
+        if self.find_event(event_id.as_str()).is_some() {
+            return self.waiting.contains_key(event_id.as_str());
+        }
+        let id_hash = self.hash_id(event_id.as_str());
+        if self.redacted.contains(id_hash) || self.ended.contains(id_hash) {
+            return false;
+        }
+        // While the quota is full, only what refreshes one of the sender's keys could come in. What
+        // was decrypted once and dropped does not; nor does more of that than is remembered.
+        let Some(refused) = self.full.get(sender).filter(|_| !self.has_room(sender)) else {
+            return true;
+        };
+        !refused.contains(id_hash) && !refused.is_full()
+    }
+
+    /// Whether the malformed event that came last is the first of its sender, within an hour.
+    pub(crate) fn poll_warning(&mut self) -> bool {
+        std::mem::take(&mut self.warns)
     }
 
     /// How many events were dropped because their sender had used up [`Limits::per_sender`].
@@ -385,7 +429,8 @@ impl EphemeralMap {
 
     /// Whether there is nothing that this map remembers.
     pub fn is_empty(&self) -> bool {
-        self.slots.is_empty() && self.redacted.is_empty() && self.ended.is_empty()
+        let recent = [&self.redacted, &self.ended, &self.warned];
+        self.slots.is_empty() && recent.iter().all(|recent| recent.is_empty())
     }
 
     fn read<'a>(
@@ -393,7 +438,14 @@ impl EphemeralMap {
         now: Moment,
         event: &'a RawValue,
     ) -> Result<Option<RawSticky<'a>>, Malformed> {
-        let (raw, redacts) = match wire::read(event)? {
+        let wire = match wire::read(event) {
+            Ok(wire) => wire,
+            Err(malformed) => {
+                self.note_malformed(now, event);
+                return Err(malformed);
+            }
+        };
+        let (raw, redacts) = match wire {
             Wire::Sticky(mut raw) => {
                 let redacts = raw.redacts.take();
                 (Some(raw), redacts)
@@ -439,14 +491,66 @@ impl EphemeralMap {
             return Err(Handled::Full { first: false });
         }
         if slot.is_none_or(|number| self.slots.is_vacant(number))
+            && !self.has_room(&raw.sender)
             && let Some(sender) = self.senders.get(raw.sender.as_ref())
-            && sender.uses() as usize >= self.limits.per_sender
         {
             self.dropped += 1;
-            let first = self.full.insert(sender.clone());
+            let first = !self.full.contains_key(sender);
+            if first {
+                self.full.insert(sender.clone(), Recent::new(self.limits.per_sender));
+            }
             return Err(Handled::Full { first });
         }
         Ok(Admitted { id_hash, place_hash, slot })
+    }
+
+    /// Whether a sender's quota is not full.
+    fn has_room(&self, sender: &UserId) -> bool {
+        let sender = self.senders.get(sender);
+        sender.is_none_or(|sender| (sender.uses() as usize) < self.limits.per_sender)
+    }
+
+    /// Keeps an event whose inside is malformed as one that nobody sees: so it counts for its
+    /// sender's quota, and is not decrypted again. Returns what became of it; `None` if that it is
+    /// malformed is news.
+    fn keep_malformed(
+        &mut self,
+        now: Moment,
+        raw: &RawSticky<'_>,
+        outer: &RawValue,
+        end: Deadline,
+    ) -> Option<Handled> {
+        if let Some(known) = self.find_event(raw.event_id.as_str()).cloned() {
+            self.bring_forward(&known, end);
+            let waited = self.waiting.remove(raw.event_id.as_str()).is_some();
+            return (!waited).then_some(Handled::Repeated);
+        }
+        match self.admit(now, raw, end) {
+            Ok(admitted) => {
+                let unkept = self.share(&admitted, raw, outer.get(), end, Encryption::Plaintext);
+                self.insert(now, &admitted, unkept.keep(outer.to_owned()));
+                None
+            }
+            Err(handled) => {
+                self.note_refused(now, raw, handled);
+                Some(handled)
+            }
+        }
+    }
+
+    /// An event that was decrypted was dropped, as its sender's quota is full.
+    fn note_refused(&mut self, now: Moment, raw: &RawSticky<'_>, handled: Handled) {
+        let id_hash = self.hash_id(raw.event_id.as_str());
+        if let Handled::Full { .. } = handled
+            && let Some(refused) = self.full.get_mut(raw.sender.as_ref())
+        {
+            refused.remember(id_hash, now.deadline(REMEMBERED));
+        }
+    }
+
+    fn note_malformed(&mut self, now: Moment, event: &RawValue) {
+        let sender = self.hasher.hash_one(wire::sender_of(event));
+        self.warns = self.warned.remember(sender, now.deadline(REMEMBERED));
     }
 
     /// The event, which is then inserted, sharing the texts of its sender and type with the others
@@ -549,7 +653,7 @@ impl EphemeralMap {
                 self.forget_taken(&event, changes);
             }
         }
-        for recent in [&mut self.redacted, &mut self.ended] {
+        for recent in [&mut self.redacted, &mut self.ended, &mut self.warned] {
             if !recent.is_empty() {
                 recent.purge(now);
             }

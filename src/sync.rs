@@ -1109,8 +1109,8 @@ impl Worker {
     }
 
     async fn arrive(&self, room_id: &RoomId, event: Box<RawValue>) -> Arrival {
-        let is_unread = match wire::encrypted_event_id(&event) {
-            Some(event_id) => !self.maps.is_readable(room_id, &event_id),
+        let is_unread = match wire::encrypted_event(&event) {
+            Some((event_id, sender)) => self.maps.wants_decryption(room_id, &event_id, &sender),
             None => false,
         };
         let decrypted = if is_unread { self.decrypt(room_id, &event).await } else { None };

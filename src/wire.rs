@@ -257,20 +257,17 @@ pub fn read(event: &RawValue) -> Result<Wire<'_>, Malformed> {
     }))
 }
 
-/// The id of an event, if it is a sticky one that is encrypted.
+/// The id and the sender of an event, if it is a sticky one that is encrypted.
 #[cfg(any(feature = "client", test))]
-pub(crate) fn encrypted_event_id(event: &RawValue) -> Option<Cow<'_, str>> {
+pub(crate) fn encrypted_event(event: &RawValue) -> Option<(Cow<'_, EventId>, Cow<'_, UserId>)> {
     // A look at the text first: an event in the clear is read once, and not here.
     if !event.get().contains("m.room.encrypted") {
         return None;
     }
     match read(event).ok()? {
-        Wire::Sticky(RawSticky { event_id, content: RawContent::Encrypted { .. }, .. }) => {
-            Some(match event_id {
-                Cow::Borrowed(event_id) => Cow::Borrowed(event_id.as_str()),
-                Cow::Owned(event_id) => Cow::Owned(event_id.to_string()),
-            })
-        }
+        Wire::Sticky(RawSticky {
+            event_id, sender, content: RawContent::Encrypted { .. }, ..
+        }) => Some((event_id, sender)),
         _ => None,
     }
 }
@@ -330,8 +327,14 @@ fn parse_carefully(text: &str) -> Result<Event<'_>, serde_json::Error> {
 /// The id of an event that could not be read otherwise, for the log.
 fn id_of(text: &str) -> Option<String> {
     let mut deserializer = serde_json::Deserializer::from_str(text);
-    let event_id = deserializer.deserialize_map(Lenient(OnlyId)).ok()??;
+    let event_id = deserializer.deserialize_map(Lenient(OnlyText(&["event_id"]))).ok()??;
     valid_event_id(event_id).map(|event_id| event_id.to_string())
+}
+
+/// The sender of an event that could not be read otherwise, whatever it says there.
+pub(crate) fn sender_of(event: &RawValue) -> Option<Cow<'_, str>> {
+    let mut deserializer = serde_json::Deserializer::from_str(event.get());
+    deserializer.deserialize_map(Lenient(OnlyText(&["sender"]))).ok()?
 }
 
 /// The content of an event, as text. The last one, where there are more: as in all that is read
@@ -608,21 +611,21 @@ impl<'de> DeserializeSeed<'de> for Natural {
     }
 }
 
-/// The event id of an event.
-struct OnlyId;
+/// The string that an event has under this name.
+struct OnlyText(&'static [&'static str]);
 
-impl<'de> Take<'de> for OnlyId {
+impl<'de> Take<'de> for OnlyText {
     type Value = Option<Cow<'de, str>>;
 
     fn object<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut event_id = None;
-        while let Some(name) = map.next_key_seed(AnyName(&["event_id"]))? {
+        let mut text = None;
+        while let Some(name) = map.next_key_seed(AnyName(self.0))? {
             match name {
-                Some(_) => event_id = map.next_value_seed(Lenient(Text))?,
+                Some(_) => text = map.next_value_seed(Lenient(Text))?,
                 None => drop(map.next_value::<IgnoredAny>()?),
             }
         }
-        Ok(event_id)
+        Ok(text)
     }
 }
 

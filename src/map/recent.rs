@@ -25,9 +25,10 @@ impl Recent {
         Self { most, order: VecDeque::new(), ids: HashTable::new() }
     }
 
-    pub(super) fn remember(&mut self, id: u64, until: Deadline) {
+    /// Remembers one; whether it was not remembered yet.
+    pub(super) fn remember(&mut self, id: u64, until: Deadline) -> bool {
         match self.ids.entry(id, |known| *known == id, |known| *known) {
-            Entry::Occupied(_) => return,
+            Entry::Occupied(_) => return false,
             Entry::Vacant(vacant) => drop(vacant.insert(id)),
         }
         // What was received first can come second. In order all the same: else what is over could
@@ -39,6 +40,12 @@ impl Recent {
         {
             self.forget(oldest);
         }
+        true
+    }
+
+    /// Whether it remembers as many as it can.
+    pub(super) fn is_full(&self) -> bool {
+        self.order.len() >= self.most
     }
 
     pub(super) fn contains(&self, id: u64) -> bool {

@@ -928,6 +928,109 @@ fn an_encrypted_event_waits_and_shows_nothing() {
     assert!(!room.map.is_readable("$e"));
 }
 
+fn wants(room: &Room, event_id: &str, sender: &str) -> bool {
+    let sender = <&UserId>::try_from(sender).unwrap();
+    room.map.wants_decryption(<&EventId>::try_from(event_id).unwrap(), sender)
+}
+
+#[test]
+fn what_is_known_wants_no_decryption() {
+    let mut room = Room::new();
+    assert!(wants(&room, "$e", ALICE));
+    let outer = event("$e").encrypted("s");
+    room.section(&outer);
+    assert!(wants(&room, "$e", ALICE), "it waits");
+    room.decrypted(&outer, &event("$e"));
+    assert!(!wants(&room, "$e", ALICE));
+    room.redact("$early");
+    assert!(!wants(&room, "$early", ALICE));
+    room.pass(secs(60));
+    assert_eq!(room.live(), [""; 0]);
+    assert!(!wants(&room, "$e", ALICE), "it is over");
+}
+
+/// Each time somebody's cache delivers it again it would be decrypted, and logged.
+#[test]
+fn a_malformed_inside_is_decrypted_once() {
+    for waits_first in [false, true] {
+        let mut room = Room::keeping(2);
+        for (n, inside) in [r#"{"content":{}}"#, r#"{"type":"t","content":[]}"#].iter().enumerate()
+        {
+            let id = format!("$e{n}");
+            let outer = event(&id).encrypted("s");
+            if waits_first {
+                room.section(&outer);
+            }
+            let mut decrypt = || {
+                let (outer, clear) = (outer.raw(), raw(*inside));
+                let encryption = Encryption::Plaintext;
+                room.map.handle_decrypted(room.now, Path::Section, &outer, clear, encryption)
+            };
+            assert_eq!(decrypt().unwrap_err().event_id.as_deref(), Some(&*id));
+            assert_eq!(decrypt(), Ok(Handled::Repeated));
+            assert_eq!(room.map.poll_warning(), n == 0, "once of a sender");
+            assert!(!wants(&room, &id, ALICE) && room.map.is_readable(&id));
+            assert_eq!(room.section(&outer), Handled::Repeated);
+        }
+        assert_eq!((room.map.waiting_len(), room.live().len(), room.map.known()), (0, 0, 2));
+        // They count for the quota, and end like any other.
+        assert_eq!(room.section(&event("$c")), Handled::Full { first: true });
+        room.pass(secs(60));
+        assert_eq!((room.live().len(), room.map.known()), (0, 0));
+        assert_eq!(room.section(&event("$d")), Handled::Kept);
+    }
+}
+
+#[test]
+fn what_a_full_quota_dropped_is_decrypted_once() {
+    let mut room = Room::keeping(10);
+    let outer = |n: usize| {
+        event(&format!("$e{n}")).encrypted("s").lasting(if n < 5 { 1_000 } else { 60_000 })
+    };
+    let clear = |n: usize| event(&format!("$e{n}")).key(&n.to_string());
+    for n in 0..20 {
+        assert!(wants(&room, &format!("$e{n}"), ALICE));
+        room.decrypted(&outer(n), &clear(n));
+    }
+    assert_eq!(room.map.dropped(), 10);
+    for n in 0..20 {
+        assert!(!wants(&room, &format!("$e{n}"), ALICE), "{n}");
+        room.section(&outer(n));
+    }
+    // Another one could refresh a key, unless too many were dropped to remember them.
+    assert!(!wants(&room, "$refresh", ALICE));
+    assert!(wants(&room, "$e11", BOB), "another's");
+    // As soon as there is room, what was dropped may come in.
+    room.pass(secs(1));
+    assert_eq!(room.live().len(), 5);
+    assert!(wants(&room, "$e11", ALICE));
+
+    let mut room = Room::keeping(10);
+    for n in 0..19 {
+        room.decrypted(&outer(n), &clear(n));
+    }
+    assert!(wants(&room, "$refresh", ALICE));
+    let refresh = event("$refresh").encrypted("s").sent(1);
+    assert_eq!(room.decrypted(&refresh, &event("$refresh").key("7")), Handled::Kept);
+}
+
+#[test]
+fn malformed_events_warn_once_a_sender_and_hour() {
+    let mut room = Room::new();
+    let warns = |room: &mut Room, sender: &str| {
+        let odd = event("$x").by(sender).with("/content", json!([]));
+        room.map.handle_event(room.now, Path::Section, odd.raw()).unwrap_err();
+        room.map.poll_warning()
+    };
+    assert!(warns(&mut room, ALICE));
+    assert!(!warns(&mut room, ALICE) && warns(&mut room, BOB) && !warns(&mut room, BOB));
+    assert!(!room.map.is_empty(), "it is remembered");
+    room.pass(secs(3_600));
+    room.changes();
+    assert!(room.map.is_empty());
+    assert!(warns(&mut room, ALICE));
+}
+
 #[test]
 fn waiting_events_are_found_by_their_session() {
     let mut room = Room::new();
@@ -1033,7 +1136,7 @@ fn a_decrypted_removal_removes() {
 }
 
 #[test]
-fn an_event_whose_decryption_is_malformed_goes_on_waiting() {
+fn an_event_that_is_malformed_inside_waits_no_more() {
     let mut room = Room::new();
     let outer = event("$e").encrypted("s");
     room.section(&outer);
@@ -1044,7 +1147,7 @@ fn an_event_whose_decryption_is_malformed_goes_on_waiting() {
         .handle_decrypted(room.now, Path::Section, &outer.raw(), clear, Encryption::Plaintext)
         .expect_err("no content");
     assert_eq!(malformed.event_id.as_deref(), Some("$e"), "not what stands inside");
-    assert_eq!(room.map.waiting_len(), 1);
+    assert_eq!(room.map.waiting_len(), 0);
 }
 
 #[test]

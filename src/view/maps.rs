@@ -9,10 +9,10 @@ use std::{
 };
 
 use hashbrown::HashMap;
-use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId};
+use ruma::{EventId, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId};
 use serde_json::value::RawValue;
 use smallvec::SmallVec;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::{
     changes::{Change, Subscriber},
@@ -142,7 +142,8 @@ impl EphemeralMaps {
     }
 
     /// Takes what one response brought, for all its rooms: subscribers are told its net effect as
-    /// one change. A malformed event is dropped alone and logged with its event id.
+    /// one change. A malformed event is dropped alone and logged with its event id: the first of a
+    /// sender in a room is a warning, and after an hour the next.
     pub fn handle(&self, deliveries: impl IntoIterator<Item = Delivery>) {
         let mut state = self.lock();
         let now = self.now();
@@ -167,7 +168,8 @@ impl EphemeralMaps {
             };
             for arrival in arrivals {
                 let handled = arrive(&mut room.map, received, path, arrival);
-                log(&room_id, &self.shared.limits, &handled);
+                let warns = handled.is_err() && room.map.poll_warning();
+                log(&room_id, &self.shared.limits, &handled, warns);
             }
             rooms.push(room_id);
         }
@@ -296,6 +298,18 @@ impl EphemeralMaps {
     #[cfg(feature = "client")]
     pub(crate) fn hidden(&self) -> Vec<OwnedRoomId> {
         self.lock().hidden.iter().cloned().collect()
+    }
+
+    /// Whether decryption may tell something of this encrypted event that is not known.
+    #[cfg(feature = "client")]
+    pub(crate) fn wants_decryption(
+        &self,
+        room_id: &RoomId,
+        event_id: &EventId,
+        sender: &UserId,
+    ) -> bool {
+        let state = self.lock();
+        state.rooms.get(room_id).is_none_or(|room| room.map.wants_decryption(event_id, sender))
     }
 
     pub(super) fn snapshot(&self, filter: &Filter) -> Snapshot {
@@ -500,9 +514,11 @@ fn arrive(
     }
 }
 
-fn log(room_id: &RoomId, limits: &Limits, handled: &Result<Handled, Malformed>) {
+fn log(room_id: &RoomId, limits: &Limits, handled: &Result<Handled, Malformed>, warns: bool) {
     match handled {
-        Err(malformed) => warn!(%room_id, "dropped a {malformed}"),
+        Err(malformed) if warns => warn!(%room_id, "dropped a {malformed}"),
+        // Of a sender of whom a warning was given: one member could fill the log.
+        Err(malformed) => debug!(%room_id, "dropped a {malformed}"),
         Ok(Handled::Full { first: true }) => warn!(
             %room_id,
             "a sender has {} sticky events here, which is the most that is kept; \

@@ -589,9 +589,13 @@ async fn a_malformed_event_is_dropped_alone_and_logged_with_its_id() {
         let log = log();
         let mut lines = log.lines().filter(|line| line.contains(id));
         let line = lines.next().unwrap_or_else(|| panic!("{id} is not in\n{log}"));
-        assert!(line.contains("WARN"), "{line}");
+        assert!(line.contains("dropped a"), "{line}");
         assert_eq!(lines.next(), None, "said once");
     }
+    // One of alice, and one of those that name no sender.
+    let log = log();
+    let warned = log.lines().filter(|line| line.contains("WARN") && line.contains("dropped a"));
+    assert_eq!(warned.count(), 2, "{log}");
 }
 
 #[tokio::test]
