@@ -455,6 +455,12 @@ impl KeyExchange {
         self.outbound.handle_devices_change(user_id);
     }
 
+    /// Takes the news that anybody's devices may not be as they were: see
+    /// [`handle_devices_change`](Self::handle_devices_change).
+    pub fn handle_devices_missed(&mut self) {
+        self.outbound.handle_devices_missed();
+    }
+
     /// Takes what is known by now of a device that has sent something.
     pub fn handle_verification(&mut self, sender: &Sender) {
         self.inbound.handle_verification(sender, &mut self.changes);

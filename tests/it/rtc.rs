@@ -721,3 +721,38 @@ async fn an_update_keeps_the_applications_type() {
     assert_eq!(said, Some(json!({ "type": "m.call", "com.example.hand": true })));
     assert_eq!((membership.state(), sent), (State::Joined, 2));
 }
+
+/// Anybody can send these, to whoever is in a call in an encrypted room; this application has no media keys.
+#[cfg(feature = "media-keys")]
+#[tokio::test]
+async fn a_flood_of_key_messages_is_warned_of_once() {
+    let mut world = World::start().await;
+    world.server.ask().await.page("pos-1", "batch-1", ROOM, Vec::new()).await;
+    tokio::spawn(world.server.ask().await.given_up());
+    let algorithm = json!({ "algorithm": "m.megolm.v1.aes-sha2" });
+    world.server.answers_to("/state/m.room.encryption/", 200, algorithm.clone());
+    let encryption = state_event("$enc", "m.room.encryption", "", algorithm);
+    let state = [membership("join", 86_400_000), encryption.clone()];
+    world.main_loop(json!({ "join": { ROOM: { "state": { "events": state } } } })).await;
+    let session = world.sticky.room(ROOM.try_into().unwrap()).unwrap().rtc().session(ROOM_CALL);
+    let join = session.join(Transports::default()).dialect(Dialect::ElementCall);
+    let (membership, ()) = tokio::join!(join.into_future(), async {
+        tell(world.server.ask().await, &[encryption]).await;
+    });
+    let membership = membership.unwrap();
+    let messages: Vec<_> = (0..1_000)
+        .map(|n| {
+            json!({
+                "type": "io.element.call.encryption_keys",
+                "sender": format!("@mallory-{}:hs", n % 10),
+                "content": { "room_id": ROOM, "keys": { "index": 0, "key": "secret" } },
+            })
+        })
+        .collect();
+    world.main_loop_with(json!({ "to_device": { "events": messages } })).await;
+    let log = crate::support::log();
+    let warned = log.lines().filter(|line| line.contains("too many media keys")).count();
+    assert_eq!(warned, 1, "{log}");
+    assert!(!log.contains("secret"));
+    drop(membership);
+}

@@ -16,7 +16,7 @@ use matrix_sdk::{
 use matrix_sdk_sticky::{
     BaseClientBuilder,
     heartbeat::State,
-    matrix_sdk_base::crypto::CollectStrategy,
+    matrix_sdk_base::crypto::{CollectStrategy, LocalTrust},
     rtc::{
         Membership, ROOM_CALL, Transports,
         keys::{
@@ -30,7 +30,7 @@ use tokio::time::timeout;
 
 use crate::{
     proxy::Proxy,
-    rtc::{open_slot, until},
+    rtc::{Call, open_slot, until},
     support::{DEADLINE, Person, Watcher, eventually, in_room, sync},
 };
 
@@ -454,10 +454,9 @@ async fn a_device_that_is_not_cross_signed_is_left_out_until_it_is() {
     ours.client.encryption().bootstrap_cross_signing(None).await.unwrap();
     let seen = (Seen::by(&ours.client), Seen::by(&bobs.client));
     let strict = KeyConfig::default().with_use_after(Duration::from_secs(1));
-    let (mut alice, mut bob) = tokio::join!(
-        Caller::new(alice, ours, &room, strict),
-        Caller::new(bob, bobs, &room, strict),
-    );
+    let mut bob = Caller::new(bob, bobs, &room, strict).await;
+    Call::of(&ours.room(&room).rtc()).await.len(1).await;
+    let mut alice = Caller::new(alice, ours, &room, strict).await;
     // Bob trusts alice, and gives her his key; she does not take it.
     eventually("bob's key has come", async || match seen.0.all().len() {
         0 => Err("not yet"),
@@ -465,13 +464,54 @@ async fn a_device_that_is_not_cross_signed_is_left_out_until_it_is() {
     })
     .await;
     bob.until("its own key", |it| it.own.is_some()).await;
-    alice.apply_all().await;
+    // Bob was there when alice began: she uses her key once she has tried to send it to him.
+    alice.until("its own key", |it| it.own.is_some()).await;
     assert_eq!(alice.peers, BTreeMap::new());
-    assert!(seen.1.all().is_empty());
+    // What she sends him now comes after whatever she has sent before.
+    let marker = key_content(&room, "marker", 1);
+    send_to_device(&alice.watch.client, &bob.person, KEY, &marker).await;
+    let first = eventually("the marker has come", async || {
+        seen.1.all().into_iter().next().ok_or("not yet")
+    });
+    assert_eq!(first.await.1["member_id"], "marker");
 
     bob.watch.client.encryption().bootstrap_cross_signing(None).await.unwrap();
     alice.hears(&bob).await;
     alice.until("its own key", |it| it.own.is_some()).await;
+    bob.hears(&alice).await;
+}
+
+/// Alice has blocked bob's device: it is sent nothing, and nothing of it is taken, until she changes her mind.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blocked_device_is_left_out_until_it_is_not() {
+    let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+    let room = alice.encrypted_room_with(&[&bob]);
+    open_slot(&alice, &room, true);
+    let [ours, bobs] = acquainted([&alice, &bob], &room).await;
+    let seen = Seen::by(&bobs.client);
+    let mut bob = Caller::new(bob, bobs, &room, any_device()).await;
+    // As alice cannot be read by whom she blocks, she joins first.
+    let guest = Guest::new(alice, ours, &room).await;
+    until(&guest.membership, State::Joined).await;
+    Call::of(&guest.watch.room(&room).rtc()).await.len(2).await;
+    Call::of(&bob.watch.room(&room).rtc()).await.len(2).await;
+    let encryption = guest.watch.client.encryption();
+    let device = encryption.get_device(bob.person.id(), bob.person.device_id().into()).await;
+    let device = device.unwrap().unwrap();
+    device.set_local_trust(LocalTrust::BlackListed).await.unwrap();
+    let mut alice = guest.exchanges(any_device()).await;
+    alice.until("its own key", |it| it.own.is_some()).await;
+    bob.until("its own key", |it| it.own.is_some()).await;
+    // Bob's key comes before what he sends now.
+    let marker = key_content(&room, "marker", 1);
+    send_to_device(&bob.watch.client, &alice.person, KEY, &marker).await;
+    assert_eq!(alice.discarded(1).await, [DiscardReason::Malformed("format")]);
+    alice.apply_all().await;
+    assert_eq!(alice.peers, BTreeMap::new());
+    assert!(seen.all().is_empty(), "the SDK leaves out a blocked device");
+
+    device.set_local_trust(LocalTrust::Unset).await.unwrap();
+    alice.hears(&bob).await;
     bob.hears(&alice).await;
 }
 

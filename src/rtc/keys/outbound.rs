@@ -181,8 +181,17 @@ impl Outbound {
     }
 
     pub(super) fn handle_devices_change(&mut self, user_id: &UserId) {
+        self.retry_now(|participant| participant.user_id == user_id);
+    }
+
+    pub(super) fn handle_devices_missed(&mut self) {
+        self.retry_now(|_| true);
+    }
+
+    /// What could not be sent to these is tried again at once.
+    fn retry_now(&mut self, is_one: impl Fn(&Participant) -> bool) {
         for (participant, share) in &mut self.peers {
-            if participant.user_id == user_id
+            if is_one(participant)
                 && let ShareState::Owed(again_at) = &mut share.state
             {
                 *again_at = None;

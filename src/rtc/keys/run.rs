@@ -7,13 +7,19 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     fmt,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use futures_core::Stream;
-use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use futures_util::{
+    StreamExt as _,
+    stream::{self, BoxStream, FuturesUnordered},
+};
 use matrix_sdk::{
     Client, Room,
     deserialized_responses::{AlgorithmInfo, EncryptionInfo},
@@ -30,6 +36,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, value::RawValue};
 use tokio::sync::Notify;
 use tracing::{debug, warn};
+use zeroize::Zeroizing;
 
 use super::{
     DevicePolicy, DiscardReason, Discards, Failure, KeyChange, KeyConfig, KeyExchange, KeyMessage,
@@ -55,6 +62,9 @@ const INCOMING: usize = 1_024;
 
 /// How many of one sender's: of each of a few devices, with a rotation or two.
 const INCOMING_OF_ONE: usize = 32;
+
+/// The longest message that may have a key, in bytes: several times what one takes.
+const LONGEST_MESSAGE: usize = 4_096;
 
 /// How long to wait, in milliseconds, for another process that works on the same crypto store.
 const LONGEST_STORE_WAIT: u32 = 30_000;
@@ -109,7 +119,8 @@ pub(in crate::rtc) struct KeyInbox {
 
 impl KeyInbox {
     /// Collects from now on. Of what nobody reads the first thousand are kept, and of each sender the
-    /// last 32: anybody can send such messages, also who is not in the room.
+    /// last 32, each of at most 4 KB: anybody can send such messages, also who is not in the room. What does
+    /// not name the room is not kept.
     pub(in crate::rtc) fn open(room: &Room) -> Self {
         let waiting = Arc::<Waiting>::default();
         let (into, room_id) = (waiting.clone(), room.room_id().to_owned());
@@ -145,6 +156,8 @@ impl fmt::Debug for KeyInbox {
 #[derive(Default)]
 struct Waiting {
     messages: Mutex<VecDeque<Incoming>>,
+    /// Whether it has been said that messages are dropped. Whoever sends many shall not fill the log.
+    has_warned: AtomicBool,
     is_more: Notify,
 }
 
@@ -154,8 +167,9 @@ impl Waiting {
         let is_theirs = |(other, _): &Incoming| other.sender == message.sender;
         let oldest = messages.iter().position(is_theirs);
         let are_many = messages.iter().filter(|it| is_theirs(it)).count() >= INCOMING_OF_ONE;
-        if are_many || messages.len() >= INCOMING {
-            warn!(sender = %message.sender, "too many media keys at once: one was dropped");
+        if (are_many || messages.len() >= INCOMING) && !self.has_warned.swap(true, Relaxed) {
+            let sender = &message.sender;
+            warn!(%sender, "too many media keys at once: some are dropped; said only once");
         }
         match oldest {
             // The key that is in use now is among the newest.
@@ -181,18 +195,24 @@ impl Waiting {
 struct KeyEvent {
     dialect: Dialect,
     sender: OwnedUserId,
-    content: Map<String, Value>,
+    /// As text: what is read takes many times as much.
+    content: Zeroizing<String>,
 }
 
 impl KeyEvent {
-    /// Reads it, if it is one, and is not for another room.
+    /// Reads it, if it is one, and is for this room.
     fn read(raw: &RawValue, room_id: &RoomId) -> Option<Self> {
         #[derive(Deserialize)]
-        struct Event {
+        struct Event<'a> {
             #[serde(rename = "type")]
             event_type: String,
             sender: OwnedUserId,
-            content: Map<String, Value>,
+            #[serde(borrow)]
+            content: &'a RawValue,
+        }
+        #[derive(Deserialize)]
+        struct Named {
+            room_id: String,
         }
         // Most are room keys, of which there are many.
         if !raw.get().contains("encryption_key") {
@@ -200,11 +220,12 @@ impl KeyEvent {
         }
         let Event { event_type, sender, content } = serde_json::from_str(raw.get()).ok()?;
         let dialect = KeyMessage::dialect_of(&event_type)?;
-        let named = content.get("room_id").and_then(Value::as_str);
-        named.is_none_or(|named| named == room_id.as_str()).then_some(Self {
+        let content = content.get();
+        let named: Named = serde_json::from_str(content).ok()?;
+        (named.room_id == room_id.as_str() && content.len() <= LONGEST_MESSAGE).then(|| Self {
             dialect,
             sender,
-            content,
+            content: Zeroizing::new(content.to_owned()),
         })
     }
 }
@@ -420,7 +441,7 @@ impl Run {
         S: Stream<Item = (String, SessionSnapshot)> + Send + Unpin,
     {
         let mut sessions_are_over = false;
-        let mut news = news_of_devices(&self.performer.room.client()).await;
+        let mut news = news_of_devices(&self.performer.room.client());
         let mut sends: FuturesUnordered<BoxFuture<'static, Sent>> = FuturesUnordered::new();
         let mut looking: Option<BoxFuture<'static, Vec<Sender>>> = None;
         let mut must_look = false;
@@ -450,9 +471,12 @@ impl Run {
                 Some((id, failures)) = sends.next() => {
                     self.with(|exchange| exchange.handle_sent(timer.now(), id, &failures));
                 }
-                Some(users) = news.next() => {
-                    self.with(|exchange| {
-                        users.iter().for_each(|user_id| exchange.handle_devices_change(user_id));
+                Some(devices) = news.next() => {
+                    self.with(|exchange| match devices {
+                        Devices::Of(users) => {
+                            users.iter().for_each(|user_id| exchange.handle_devices_change(user_id));
+                        }
+                        Devices::Missed => exchange.handle_devices_missed(),
                     });
                     must_look = true;
                 }
@@ -502,7 +526,7 @@ impl Run {
 
     async fn handle_incoming(&self, event: KeyEvent, info: Option<EncryptionInfo>) {
         let KeyEvent { dialect, sender, content } = event;
-        match self.check(dialect, content, info).await {
+        match self.check(dialect, &content, info).await {
             Ok((sender, message)) => {
                 let now = self.shared.timer.now();
                 self.with(|exchange| exchange.handle_message(now, sender, message));
@@ -514,7 +538,7 @@ impl Run {
     async fn check(
         &self,
         dialect: Dialect,
-        content: Map<String, Value>,
+        content: &str,
         info: Option<EncryptionInfo>,
     ) -> Result<(Sender, KeyMessage), DiscardReason> {
         let info = info.ok_or(DiscardReason::NotEncrypted)?;
@@ -524,6 +548,8 @@ impl Run {
             return Err(DiscardReason::NotEncrypted);
         };
         let device_id = info.sender_device.ok_or(DiscardReason::UnknownDevice)?;
+        let content = serde_json::from_str::<Map<String, Value>>(content);
+        let content = content.map_err(|_| DiscardReason::Malformed("content"))?;
         let message = KeyMessage::read(dialect, content).map_err(DiscardReason::Malformed)?;
         let mut sender = Sender::new(
             info.sender,
@@ -745,24 +771,56 @@ fn may_ask(asked: &Asked, timer: &dyn Timer, user_id: &UserId) -> bool {
     asked.insert(user_id.to_owned(), now.deadline(ASK_AGAIN)).is_none()
 }
 
-/// Whose devices, or whose identity, are not as they were.
-async fn news_of_devices(
-    client: &Client,
-) -> impl Stream<Item = BTreeSet<OwnedUserId>> + Send + Unpin + use<> {
-    let encryption = client.encryption();
-    let devices = match encryption.devices_stream().await {
-        Ok(devices) => devices
-            .map(|it| it.new.into_keys().chain(it.changed.into_keys()).collect::<BTreeSet<_>>())
-            .boxed(),
-        Err(_) => futures_util::stream::pending().boxed(),
-    };
-    let identities = match encryption.user_identities_stream().await {
-        Ok(identities) => identities
-            .map(|it| it.new.into_keys().chain(it.changed.into_keys()).collect::<BTreeSet<_>>())
-            .boxed(),
-        Err(_) => futures_util::stream::pending().boxed(),
-    };
-    futures_util::stream::select(devices, identities)
+/// Which devices are not as they were.
+enum Devices {
+    /// Those of these users, or their identities.
+    Of(BTreeSet<OwnedUserId>),
+    /// Those of anybody may not be: nobody told us for a moment.
+    Missed,
+}
+
+fn news_of_devices(client: &Client) -> impl Stream<Item = Devices> + Send + Unpin + use<> {
+    let (of_devices, of_identities) = (client.encryption(), client.encryption());
+    let devices = listening(move || {
+        let encryption = of_devices.clone();
+        async move {
+            let changes = encryption.devices_stream().await.ok()?;
+            Some(
+                changes
+                    .map(|it| it.new.into_keys().chain(it.changed.into_keys()).collect())
+                    .boxed(),
+            )
+        }
+    });
+    let identities = listening(move || {
+        let encryption = of_identities.clone();
+        async move {
+            let changes = encryption.user_identities_stream().await.ok()?;
+            Some(
+                changes
+                    .map(|it| it.new.into_keys().chain(it.changed.into_keys()).collect())
+                    .boxed(),
+            )
+        }
+    });
+    stream::select(devices, identities)
+}
+
+/// Listens, and listens again once a stream has ended: they end when the SDK makes its Olm machine anew, as
+/// after another process has written the crypto store.
+fn listening<F>(listen: impl Fn() -> F + Send + 'static) -> BoxStream<'static, Devices>
+where
+    F: Future<Output = Option<BoxStream<'static, BTreeSet<OwnedUserId>>>> + Send + 'static,
+{
+    let streams = stream::unfold((listen, false), |(listen, is_another)| {
+        let listening = listen();
+        async move {
+            let changes = listening.await?.map(Devices::Of);
+            let missed = stream::iter(is_another.then_some(Devices::Missed));
+            Some((missed.chain(changes), (listen, true)))
+        }
+    });
+    streams.flatten().boxed()
 }
 
 /// Others who follow MSC4143 to the letter take no keys from such a device: that should be known.
@@ -790,14 +848,14 @@ mod tests {
         let waiting = Waiting::default();
         let add = |sender: &str, number: usize| {
             let sender = UserId::parse(sender).unwrap();
-            let content = Map::from_iter([("number".to_owned(), number.into())]);
+            let content = Zeroizing::new(number.to_string());
             waiting.add(KeyEvent { dialect: Dialect::Msc4143, sender, content }, None);
         };
         let take = || waiting.take().map(|(it, _)| (it.sender.to_string(), it.content));
         add("@bob:hs", 0);
         (0..100).for_each(|number| add("@alice:hs", number));
         add("@bob:hs", 1);
-        let number = |content: Map<String, Value>| content["number"].as_u64().unwrap();
+        let number = |content: Zeroizing<String>| content.parse::<u64>().unwrap();
         let waited: Vec<_> = std::iter::from_fn(take).map(|(who, it)| (who, number(it))).collect();
         let alices = (100 - INCOMING_OF_ONE..100).map(|it| ("@alice:hs".to_owned(), it as u64));
         let bobs = |it| ("@bob:hs".to_owned(), it);
@@ -812,6 +870,24 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_of_devices_that_ends_is_opened_again() {
+        let user_id = user_id!("@alice:hs").to_owned();
+        let opened = Arc::<std::sync::atomic::AtomicUsize>::default();
+        let count = opened.clone();
+        let mut devices = listening(move || {
+            count.fetch_add(1, Relaxed);
+            let changes = stream::once(std::future::ready(BTreeSet::from([user_id.clone()])));
+            std::future::ready(Some(changes.boxed()))
+        });
+        let mut next = || devices.next().now_or_never().unwrap().unwrap();
+        assert!(matches!(next(), Devices::Of(users) if users.len() == 1));
+        // Whatever changed between the two streams nobody has told us.
+        assert!(matches!(next(), Devices::Missed));
+        assert!(matches!(next(), Devices::Of(_)));
+        assert_eq!(opened.load(Relaxed), 2);
+    }
+
+    #[test]
     fn a_key_message_is_of_a_type_that_has_keys_and_not_for_another_room() {
         let room_id = owned_room_id!("!room:hs");
         let read = |event_type: &str, content: Value| {
@@ -823,8 +899,13 @@ mod tests {
         for event_type in [unstable, "m.rtc.encryption_key", "io.element.call.encryption_keys"] {
             assert!(read(event_type, ours()), "{event_type}");
             assert!(!read(event_type, json!({ "room_id": "!other:hs" })), "{event_type}");
-            // It is told that it is malformed.
-            assert!(read(event_type, json!({})), "{event_type}");
+            // Anybody can send these, and nobody needs to know.
+            for content in [json!({}), json!({ "room_id": 1 }), json!([])] {
+                assert!(!read(event_type, content), "{event_type}");
+            }
+            let mut long = ours();
+            long["x"] = "x".repeat(LONGEST_MESSAGE).into();
+            assert!(!read(event_type, long), "{event_type}");
         }
         assert!(!read("m.room_key", json!({ "room_id": "!room:hs", "x": "encryption_key" })));
         assert!(!read("com.example.encryption_key", ours()));
