@@ -306,11 +306,12 @@ impl Encryptor {
         T: Send + 'static,
         F: Future<Output = Result<T, EncryptError>> + Send + 'static,
     {
+        // Not in the task: who gives up before its turn has come leaves nothing behind.
+        let turn = self.turn(room.room_id()).lock_owned().await;
+        // Not before: we may have been put out of the room meanwhile.
         if room.state() != RoomState::Joined {
             return Err(EncryptError::NotJoined);
         }
-        // Not in the task: who gives up before its turn has come leaves nothing behind.
-        let turn = self.turn(room.room_id()).lock_owned().await;
         let work: BoxFuture<'static, _> = Box::pin(work(self.clone(), room.clone()));
         let done = to_its_end(LONGEST_TURN, async move {
             let _turn = turn;
@@ -424,9 +425,7 @@ impl Encryptor {
         let mut is_reachable = false;
         for user in self.members(room, recipients_of(room)).await? {
             for (id, key) in self.devices(&machine, &user).await? {
-                if before
-                    .covers(&[readers::device(&user, &id, key.as_bytes())].into_iter().collect())
-                {
+                if before.has(&readers::device(&user, &id, key.as_bytes())) {
                     continue;
                 }
                 let sessions = crypto_store(&machine).get_sessions(&key.to_base64()).await?;

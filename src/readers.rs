@@ -77,6 +77,10 @@ impl Readers {
         self.devices().any(|device| others.has(device))
     }
 
+    pub(crate) fn has(&self, device: &Reader) -> bool {
+        self.0.binary_search(device).is_ok()
+    }
+
     /// Whether this user is in the room whose readers these are, with or without a device.
     pub(crate) fn has_member(&self, user_id: &UserId) -> bool {
         !self.of_hash(hash(user_id)).is_empty()
@@ -104,10 +108,6 @@ impl Readers {
 
     fn devices(&self) -> impl Iterator<Item = &Reader> {
         self.0.iter().filter(|(_, device)| *device != NO_DEVICE)
-    }
-
-    fn has(&self, device: &Reader) -> bool {
-        self.0.binary_search(device).is_ok()
     }
 }
 
