@@ -49,6 +49,8 @@ pub(crate) struct Chair {
     /// How many have been started.
     runs: u32,
     again_at: Duration,
+    /// When the calm began, if there is one.
+    calm: Option<Duration>,
     /// The names of those who ended, and when.
     past: Vec<(String, Duration)>,
     /// How the last one ended that was asked to leave, if not well.
@@ -83,6 +85,7 @@ impl Chair {
             sits: None,
             runs: 0,
             again_at: Duration::ZERO,
+            calm: None,
             past: Vec::new(),
             rude: None,
         })
@@ -126,7 +129,8 @@ impl Chair {
         Ok(())
     }
 
-    /// Looks whether the process is still there. Who ended by itself, once started, broke a law: how.
+    /// Looks whether the process is still there. Who ended by itself broke a law, but for one that
+    /// could not start as things went wrong: how.
     pub(crate) fn look(&mut self, now: Duration) -> Option<String> {
         let sits = self.sits.as_mut()?;
         let said = sits.member.said();
@@ -140,6 +144,7 @@ impl Chair {
         };
         let words = sits.member.last_words();
         let (name, leaving) = (sits.name.clone(), sits.leaving.is_some());
+        let started = sits.started;
         let ended = format!("{name} ended ({status}): {words}");
         self.sits = None;
         self.past.push((name.clone(), now));
@@ -147,7 +152,8 @@ impl Chair {
         let has_left = status.success() && said.own.as_deref() == Some("left");
         self.rude = (leaving && !has_left)
             .then(|| format!("{name} was asked to leave and is {:?}; {ended}", said.own));
-        (!leaving && said.ready).then(|| format!("by itself {ended}"))
+        let was_well = self.calm.is_some_and(|calm| started >= calm);
+        (!leaving && (said.ready || was_well)).then(|| format!("by itself {ended}"))
     }
 
     pub(crate) fn suffer(&mut self, process: Process, now: Duration) {
@@ -198,8 +204,15 @@ impl Chair {
         }
     }
 
-    /// From now on the network is there.
-    pub(crate) fn begin_calm(&mut self) {
+    /// From now on things go wrong, and whoever is away comes back.
+    pub(crate) fn begin_faults(&mut self) {
+        self.calm = None;
+        self.wanted = true;
+    }
+
+    /// From now on all is well.
+    pub(crate) fn begin_calm(&mut self, calm: Duration) {
+        self.calm = Some(calm);
         if let Some(sits) = &mut self.sits {
             sits.was_starting = !sits.member.said().ready;
         }

@@ -141,13 +141,13 @@ impl<'a> Show<'a> {
 
     /// Has all come, before anything goes wrong.
     pub(crate) fn begin(&mut self) -> anyhow::Result<Outcome> {
-        self.chairs.iter_mut().for_each(|chair| chair.wanted = true);
+        self.chairs.iter_mut().for_each(Chair::begin_faults);
         self.calm(Duration::ZERO)
     }
 
     /// Lives through a round: its faults, then the calm.
     pub(crate) fn round(&mut self, round: &Round) -> anyhow::Result<Outcome> {
-        self.chairs.iter_mut().for_each(|chair| chair.wanted = true);
+        self.chairs.iter_mut().for_each(Chair::begin_faults);
         let began = Instant::now();
         let mut steps: Vec<(Duration, Step)> = Vec::new();
         for fault in &round.faults {
@@ -233,7 +233,7 @@ impl<'a> Show<'a> {
             }
         }
         let calm = self.now();
-        self.chairs.iter_mut().for_each(Chair::begin_calm);
+        self.chairs.iter_mut().for_each(|chair| chair.begin_calm(calm));
         self.teller.say("calm", "the calm begins");
         let mut watch = Watch::new(goes_on);
         loop {
