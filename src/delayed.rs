@@ -16,6 +16,7 @@
 
 mod answer;
 mod error;
+mod proof;
 
 use std::{
     error::Error as _,
@@ -40,7 +41,10 @@ use ruma::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json, value::RawValue};
 
-use self::answer::Answer;
+use self::{
+    answer::Answer,
+    proof::{Dedicated, Probe},
+};
 pub use self::{answer::DelayedLimits, error::DelayedError};
 use crate::{
     driver::{BoxFuture, Timer, before, jittered, to_its_end},
@@ -173,14 +177,14 @@ impl PreparedEvent {
             && value(&scheduled.content) == value(&self.content)
     }
 
-    /// Its request. [MSC4140] has a new form, which no server of today answers, and the old form is
-    /// an ordinary send with one parameter more.
+    /// Its request. [MSC4140] has a new form, the dedicated endpoint, which no server of today answers.
+    /// The old one, the query form, is an ordinary send with one parameter more.
     ///
     /// [MSC4140]: https://github.com/matrix-org/matrix-spec-proposals/pull/4140
     fn request(&self, form: Form) -> Result<Request<'_>, serde_json::Error> {
         let room = self.room_id.as_str();
         let transaction_id = self.transaction_id.as_str();
-        let sticky = self.sticky_ms.map(|ms| (names::STICKY_DURATION, ms));
+        let sticky = self.sticky_ms.map(|ms| (names::STICKY_DURATION, ms.to_string()));
         Ok(match form {
             Form::New => {
                 /// The delay under both its names: ruma's types say `delay`, the proposal has come
@@ -212,7 +216,10 @@ impl PreparedEvent {
             Form::Old => Request {
                 method: Method::PUT,
                 path: vec!["v3", "rooms", room, "send", &self.event_type, transaction_id],
-                query: [(names::DELAY, self.delay_ms)].into_iter().chain(sticky).collect(),
+                query: [(names::DELAY, self.delay_ms.to_string())]
+                    .into_iter()
+                    .chain(sticky)
+                    .collect(),
                 body: Some(self.content.get().to_owned()),
                 auth: Auth::Needed,
             },
@@ -251,7 +258,7 @@ impl ReadyEvent {
         Request {
             method: Method::PUT,
             path: vec!["v3", "rooms", room, "send", &self.event_type, transaction_id],
-            query: vec![(names::STICKY_DURATION, self.sticky_ms)],
+            query: vec![(names::STICKY_DURATION, self.sticky_ms.to_string())],
             body: Some(self.content.get().to_owned()),
             auth: Auth::Needed,
         }
@@ -431,7 +438,9 @@ impl fmt::Debug for ScheduleDelayed {
 ///
 /// Each call is **one** try: what to do after an answer was lost only the caller knows. (The first
 /// call on a server may make one request more, to find out which form of [MSC4140] it speaks, and a
-/// refusal is followed by a look at the server's limits, to tell what was meant.)
+/// refusal is followed by a look at the server's limits, to tell what was meant. Before a sticky event
+/// goes to the dedicated endpoint, a removal of a key that nobody has is sent by it, to see that the
+/// endpoint keeps events sticky.)
 ///
 /// Rather than dropping one of these futures, give it a time: `.with_timeout(..)`. One that is
 /// dropped leaves open what was done, and may break off a refresh of the access token.
@@ -580,8 +589,18 @@ impl DelayedEvents {
         deadline: Deadline,
     ) -> Result<DelayId, DelayedError> {
         self.ensure_supported(event.sticky_ms.is_some(), deadline).await?;
-        let known = self.known().schedule;
-        for form in Form::order(known) {
+        let is_sticky = event.sticky_ms.is_some();
+        let mut refused = None;
+        let forms = self.known().forms(is_sticky);
+        for form in forms {
+            if is_sticky && form == Form::New {
+                match self.ensure_keeps_stickiness(event, deadline).await {
+                    Ok(()) => {}
+                    // There is no such endpoint.
+                    Err(DelayedError::NotSupported { may_have_been_sent: false }) => continue,
+                    Err(error) => return Err(error),
+                }
+            }
             // It is as the room was when it was prepared, which may be long ago.
             let room = self.client.get_room(&event.room_id);
             if room.is_some_and(|room| room.encryption_state().is_encrypted())
@@ -612,10 +631,15 @@ impl DelayedEvents {
             } else {
                 None
             };
-            return Err(answer.schedule_error(event.delay(), limits, self.unix_now()));
+            let error = answer.schedule_error(event.delay(), limits, self.unix_now());
+            if is_sticky && form == Form::Old && answer.may_refuse_the_form() {
+                refused = Some(error);
+                continue;
+            }
+            return Err(error);
         }
         self.known().schedule = None;
-        Err(DelayedError::NotSupported { may_have_been_sent: false })
+        Err(refused.unwrap_or(DelayedError::NotSupported { may_have_been_sent: false }))
     }
 
     /// Sends an event, in one try.
@@ -710,8 +734,7 @@ impl DelayedEvents {
             .extend(["_matrix", "client"])
             .extend(&request.path);
         if !request.query.is_empty() {
-            let pairs = request.query.iter().map(|(name, value)| (name, value.to_string()));
-            url.query_pairs_mut().extend_pairs(pairs);
+            url.query_pairs_mut().extend_pairs(&request.query);
         }
         let mut builder =
             self.client.http_client().request(request.method.clone(), url).timeout(left);
@@ -905,6 +928,23 @@ pub(crate) struct Known {
     schedule: Option<Form>,
     /// The form in which they are restarted, sent and cancelled.
     manage: Option<Form>,
+    /// Whether what is scheduled in the new form stays sticky.
+    dedicated: Dedicated,
+    /// What finds that out, and is under way.
+    probe: Option<Probe>,
+    /// Held by whoever finds it out.
+    proving: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Known {
+    /// In which order the forms are tried. What is to be sticky is not given to the new form before
+    /// that is known to keep it so.
+    fn forms(&self, is_sticky: bool) -> [Form; 2] {
+        if is_sticky && self.dedicated != Dedicated::Proven {
+            return [Form::Old, Form::New];
+        }
+        Form::order(self.schedule)
+    }
 }
 
 /// Which iteration of MSC4140 a server speaks. Each endpoint has had one more form.
@@ -972,7 +1012,7 @@ struct Request<'a> {
     method: Method,
     /// Below `/_matrix/client`.
     path: Vec<&'a str>,
-    query: Vec<(&'static str, u64)>,
+    query: Vec<(&'static str, String)>,
     body: Option<String>,
     auth: Auth,
 }

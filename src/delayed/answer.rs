@@ -7,7 +7,7 @@ use ruma::{
     api::error::RetryAfter,
     exports::http::{HeaderMap, StatusCode, header},
 };
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value, value::RawValue};
 
 use super::{Action, DelayId, DelayedError, ScheduledEvent, unix, unreachable};
@@ -121,6 +121,16 @@ impl Answer {
         }
     }
 
+    /// Whether it may be the query form that is refused, and not the event: [MSC4140] has servers that
+    /// give that form up reject it, and does not say how.
+    ///
+    /// [MSC4140]: https://github.com/matrix-org/matrix-spec-proposals/pull/4140
+    pub(super) fn may_refuse_the_form(&self) -> bool {
+        let (gone, unknown) = (StatusCode::GONE, StatusCode::NOT_IMPLEMENTED);
+        let is_bad = self.status == StatusCode::BAD_REQUEST && !self.refusal.is_too_long();
+        is_bad || [gone, unknown].contains(&self.status)
+    }
+
     /// Whether another access token might do, or none.
     pub(super) fn is_about_the_token(&self) -> bool {
         self.status == StatusCode::UNAUTHORIZED
@@ -135,6 +145,11 @@ impl Answer {
         let body = self.object().ok_or_else(Self::unreadable)?;
         let delay_id = body.get("delay_id").and_then(Value::as_str).filter(|id| !id.is_empty());
         Ok(delay_id.map(|id| DelayId(id.to_owned())))
+    }
+
+    /// The answer as what it should be.
+    pub(super) fn read<T: DeserializeOwned>(&self) -> Option<T> {
+        serde_json::from_slice(&self.body).ok()
     }
 
     /// The answer, if it is an object of JSON: a portal in the way answers with a page.

@@ -19,6 +19,9 @@ pub enum DelayedError {
     },
     /// The server knows delayed events, and its administrator has not allowed any.
     Disabled,
+    /// The server takes what is to be sticky only by an endpoint that has not been seen to keep it so.
+    /// What it sent would remove nobody, so nothing was scheduled: let a sticky event end soon.
+    ForgetsStickiness,
     /// The delay is longer than the server allows: ask for less.
     TooLong {
         /// The longest that it allows, where it says so.
@@ -130,6 +133,11 @@ impl fmt::Display for DelayedError {
             Self::Disabled => f.write_str(
                 "the homeserver's administrator has not allowed delayed events: send by yourself \
                  when it is time, or let a sticky event end soon",
+            ),
+            Self::ForgetsStickiness => f.write_str(
+                "the homeserver's endpoint for delayed events has not been seen to keep them sticky, \
+                 and nothing was scheduled: send by yourself when it is time, or let a sticky event \
+                 end soon",
             ),
             Self::TooLong { max: Some(max) } => {
                 write!(f, "the delay is too long: the server allows {max:?} at most")

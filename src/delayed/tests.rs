@@ -124,7 +124,7 @@ fn a_prepared_event_is_found_in_a_list() {
 #[test]
 fn one_that_is_not_sticky_has_no_such_parameter() {
     let event = prepared(None);
-    assert_eq!(event.request(Form::Old).unwrap().query, [(names::DELAY, 15_000)]);
+    assert_eq!(event.request(Form::Old).unwrap().query, [(names::DELAY, "15000".to_owned())]);
     assert!(event.request(Form::New).unwrap().query.is_empty());
 }
 

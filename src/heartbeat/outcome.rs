@@ -12,7 +12,9 @@ pub(super) fn outcome(step: Step, error: &DelayedError) -> Outcome {
     match error {
         // Every server can send events. A worker that is just starting cannot.
         DelayedError::NotSupported { .. } if is_event => Outcome::Blocked,
-        DelayedError::NotSupported { .. } | DelayedError::Disabled => Outcome::NoDelayedEvents,
+        DelayedError::NotSupported { .. }
+        | DelayedError::Disabled
+        | DelayedError::ForgetsStickiness => Outcome::NoDelayedEvents,
         DelayedError::TooLong { max } => Outcome::TooLong { max: *max },
         DelayedError::QuotaFull { retry_after } => Outcome::QuotaFull { retry_after: *retry_after },
         DelayedError::RateLimited { retry_after } => {

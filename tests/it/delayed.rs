@@ -128,44 +128,232 @@ fn content() -> Value {
     json!({ "status": "gone", "sticky_key": "k", "msc4354_sticky_key": "k" })
 }
 
+/// The dedicated endpoint may forget that the event is to be sticky.
 #[tokio::test]
-async fn an_event_is_scheduled_in_the_old_form_where_the_new_is_not_known_and_that_is_remembered() {
+async fn a_sticky_event_is_scheduled_by_the_query_form_first() {
     let (mut world, door, _poll) = at_the_door().await;
-    let doing = schedule(&door);
-    let ask = world.server.sent().await;
-    let transaction = new_form(&ask).to_owned();
-    assert_eq!(ask.authorization.as_deref(), Some(&*format!("Bearer {TOKEN}")));
-    ask.refuse(404, "M_UNRECOGNIZED").await;
-    let ask = world.server.sent().await;
-    assert_eq!(old_form(&ask), transaction);
-    scheduled(ask).await;
-    assert_eq!(outcome(doing).await.unwrap().as_secret_str(), SECRET);
-    assert_no_more(&mut world);
+    let mut transactions = Vec::new();
+    for _ in 0..2 {
+        let doing = schedule(&door);
+        let ask = world.server.sent().await;
+        transactions.push(old_form(&ask).to_owned());
+        assert_eq!(ask.authorization.as_deref(), Some(&*format!("Bearer {TOKEN}")));
+        scheduled(ask).await;
+        assert_eq!(outcome(doing).await.unwrap().as_secret_str(), SECRET);
+        assert_no_more(&mut world);
+    }
+    assert_ne!(transactions[0], transactions[1]);
+    assert_eq!(world.server.count("/client/versions"), VERSIONS_OF_THE_SYNC + 1);
+}
 
-    let doing = schedule(&door);
-    let ask = world.server.sent().await;
-    assert_ne!(old_form(&ask), transaction, "another one");
-    scheduled(ask).await;
-    outcome(doing).await.unwrap();
-    assert_no_more(&mut world);
+#[tokio::test]
+async fn an_ordinary_event_is_scheduled_by_the_form_that_is_known() {
+    let (mut world, door, _poll) = at_the_door().await;
+    let ordinary = || start(door.schedule(&gone(), secs(15)).not_sticky());
+    for is_new in [true, false, true] {
+        // The form that was known is not, any more.
+        let doing = ordinary();
+        let ask = world.server.sent().await;
+        assert_eq!(ask.path.contains("/delayed_event/"), is_new, "{}", ask.path);
+        ask.refuse(404, "M_UNRECOGNIZED").await;
+        let ask = world.server.sent().await;
+        assert_eq!(ask.path.contains("/delayed_event/"), !is_new, "{}", ask.path);
+        scheduled(ask).await;
+        outcome(doing).await.unwrap();
 
-    // The server has become a newer one.
-    let doing = schedule(&door);
+        let doing = ordinary();
+        let ask = world.server.sent().await;
+        assert_eq!(ask.path.contains("/delayed_event/"), !is_new, "{}", ask.path);
+        scheduled(ask).await;
+        outcome(doing).await.unwrap();
+        assert_no_more(&mut world);
+    }
+}
+
+const PROBE: &str = "syd_the_probe";
+
+/// The server refuses the query form, and takes what is to be sent to try the dedicated one. Who
+/// looks for it next.
+async fn probed(world: &mut World) -> Ask {
     let ask = world.server.sent().await;
     old_form(&ask);
     ask.refuse(404, "M_UNRECOGNIZED").await;
     let ask = world.server.sent().await;
-    new_form(&ask);
-    scheduled(ask).await;
-    outcome(doing).await.unwrap();
+    assert!(ask.path.contains("/delayed_event/com.example.t/"), "{}", ask.path);
+    assert_eq!(ask.param("org.matrix.msc4354.sticky_duration_ms"), Some("3600000"));
+    let content = ask.body["content"].as_object().unwrap();
+    assert_eq!(content.len(), 2, "nothing but a key: {content:?}");
+    assert!(content["sticky_key"].as_str().unwrap().len() >= 32, "{content:?}");
+    assert_eq!(content["sticky_key"], content["msc4354_sticky_key"]);
+    ask.answer(200, json!({ "delay_id": PROBE }).to_string()).await;
+    fired(world).await
+}
 
+/// The probe is sent. Who looks for it next.
+async fn fired(world: &mut World) -> Ask {
+    let ask = world.server.sent().await;
+    assert_eq!(ask.path, format!("{BASE}/delayed_events/{PROBE}/send"));
+    ask.answer(200, "{}").await;
+    looked_for(world).await
+}
+
+async fn looked_for(world: &mut World) -> Ask {
+    let ask = world.server.ask().await;
+    assert_eq!(ask.path, format!("/_matrix/client/v3/rooms/{ROOM}/messages"));
+    assert_eq!((ask.param("dir"), ask.param("limit")), (Some("b"), Some("20")));
+    assert_eq!(ask.filter(), Some(json!({ "types": ["com.example.t"], "senders": [ME] })));
+    ask
+}
+
+/// The room's history has the probe, sticky or not, behind another event.
+async fn show_probe(ask: Ask, is_sticky: bool) {
+    let event = |delay_id: &str, is_sticky: bool| {
+        let mut event = json!({
+            "event_id": "$probe", "sender": ME, "type": "com.example.t", "origin_server_ts": 1,
+            "content": {}, "unsigned": { "org.matrix.msc4140.delay_id": delay_id },
+        });
+        if is_sticky {
+            event["msc4354_sticky"] = json!({ "duration_ms": 3_600_000 });
+        }
+        event
+    };
+    let chunk = [event("syd_other", !is_sticky), event(PROBE, is_sticky)];
+    ask.answer(200, json!({ "start": "s", "end": "e", "chunk": chunk }).to_string()).await;
+}
+
+async fn show_nothing(ask: Ask) {
+    ask.answer(200, json!({ "start": "s", "end": "e", "chunk": [] }).to_string()).await;
+}
+
+#[tokio::test]
+async fn the_dedicated_endpoint_is_proved_once_to_keep_stickiness() {
+    let (mut world, door, _poll) = at_the_door().await;
+    // Both at once.
+    let both = [schedule(&door), schedule(&door)];
+    let ask = world.server.sent().await;
+    let other = world.server.sent().await;
+    old_form(&other);
+    other.refuse(404, "M_UNRECOGNIZED").await;
+    old_form(&ask);
+    ask.refuse(404, "M_UNRECOGNIZED").await;
+    let ask = world.server.sent().await;
+    assert!(ask.path.contains("/delayed_event/com.example.t/"), "{}", ask.path);
+    ask.answer(200, json!({ "delay_id": PROBE }).to_string()).await;
+    let ask = fired(&mut world).await;
+    world.settle().await;
+    assert_no_more(&mut world);
+    show_probe(ask, true).await;
+    for _ in 0..2 {
+        let ask = world.server.sent().await;
+        new_form(&ask);
+        scheduled(ask).await;
+    }
+    for doing in both {
+        outcome(doing).await.unwrap();
+    }
+    // From now on it comes first.
     let doing = schedule(&door);
     let ask = world.server.sent().await;
     new_form(&ask);
     scheduled(ask).await;
     outcome(doing).await.unwrap();
     assert_no_more(&mut world);
-    assert_eq!(world.server.count("/client/versions"), VERSIONS_OF_THE_SYNC + 1);
+}
+
+#[tokio::test]
+async fn an_endpoint_that_forgets_stickiness_gets_no_sticky_event() {
+    let (mut world, door, _poll) = at_the_door().await;
+    let doing = schedule(&door);
+    let ask = probed(&mut world).await;
+    show_probe(ask, false).await;
+    let error = outcome(doing).await.unwrap_err();
+    assert!(matches!(error, DelayedError::ForgetsStickiness), "{error:?}");
+    assert!(!error.may_have_happened() && error.to_string().contains("sticky"), "{error}");
+
+    // It is not tried each time,
+    let doing = schedule(&door);
+    world.server.sent().await.refuse(404, "M_UNRECOGNIZED").await;
+    let error = outcome(doing).await.unwrap_err();
+    assert!(matches!(error, DelayedError::ForgetsStickiness), "{error:?}");
+    assert_no_more(&mut world);
+    // an ordinary event may have it,
+    let doing = start(door.schedule(&gone(), secs(15)).not_sticky());
+    let ask = world.server.sent().await;
+    assert!(ask.path.contains("/delayed_event/"), "{}", ask.path);
+    scheduled(ask).await;
+    outcome(doing).await.unwrap();
+    // and an hour later it may be a newer one.
+    world.clock.advance(secs(3_600));
+    let doing = schedule(&door);
+    let ask = probed(&mut world).await;
+    show_probe(ask, true).await;
+    let ask = world.server.sent().await;
+    new_form(&ask);
+    scheduled(ask).await;
+    outcome(doing).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_probe_whose_fate_is_unknown_is_asked_for_and_not_repeated() {
+    let (mut world, door, _poll) = at_the_door().await;
+    let event = prepared(&door).await;
+    // The answer to its sending is lost.
+    let doing = put(&world, &event);
+    world.server.sent().await.refuse(404, "M_UNRECOGNIZED").await;
+    let ask = world.server.sent().await;
+    ask.answer(200, json!({ "delay_id": PROBE }).to_string()).await;
+    drop(world.server.sent().await);
+    let error = outcome(doing).await.unwrap_err();
+    assert!(matches!(error, DelayedError::Unreachable { .. }), "{error:?}");
+    // It is not there in time.
+    let doing = put(&world, &event);
+    world.server.sent().await.refuse(404, "M_UNRECOGNIZED").await;
+    let mut ask = fired(&mut world).await;
+    let error = loop {
+        show_nothing(ask).await;
+        world.settle().await;
+        if doing.is_finished() {
+            break outcome(doing).await.unwrap_err();
+        }
+        world.sleep_over().await;
+        ask = looked_for(&mut world).await;
+    };
+    assert!(matches!(error, DelayedError::ForgetsStickiness), "{error:?}");
+    // It is there now, and was sent before.
+    let doing = put(&world, &event);
+    world.server.sent().await.refuse(404, "M_UNRECOGNIZED").await;
+    world.server.sent().await.refuse(404, "M_NOT_FOUND").await;
+    let ask = looked_for(&mut world).await;
+    show_probe(ask, true).await;
+    let ask = world.server.sent().await;
+    assert_eq!(new_form(&ask), event.transaction_id().as_str());
+    scheduled(ask).await;
+    outcome(doing).await.unwrap();
+}
+
+/// MSC4140 has a server reject the query form once it has given it up, and not with which words.
+#[tokio::test]
+async fn a_rejected_query_form_leads_to_the_proof() {
+    for (status, errcode) in [
+        (404, "M_UNRECOGNIZED"),
+        (400, "M_UNRECOGNIZED"),
+        (400, "M_INVALID_PARAM"),
+        (410, "M_UNKNOWN"),
+    ] {
+        let (mut world, door, _poll) = at_the_door().await;
+        let doing = schedule(&door);
+        world.server.sent().await.refuse(status, errcode).await;
+        let ask = world.server.sent().await;
+        assert!(ask.path.contains("/delayed_event/"), "{status} {errcode}: {}", ask.path);
+        // A server that has no such endpoint has meant the event.
+        ask.refuse(404, "M_UNRECOGNIZED").await;
+        let error = outcome(doing).await.unwrap_err();
+        let is_right = match errcode {
+            "M_UNRECOGNIZED" => matches!(error, DelayedError::NotSupported { .. }),
+            _ => matches!(&error, DelayedError::Refused { status: said, .. } if *said == status),
+        };
+        assert!(is_right, "{status} {errcode}: {error:?}");
+    }
 }
 
 /// How often the sync asks for `/versions` until it is live.
@@ -255,7 +443,6 @@ async fn an_answer_without_a_delay_id_says_that_the_event_may_have_been_sent() {
     for answer in [json!({ "event_id": "$sent" }), json!({}), json!({ "delay_id": "" })] {
         let (mut world, door, _poll) = at_the_door().await;
         let doing = schedule(&door);
-        world.server.sent().await.refuse(404, "M_UNRECOGNIZED").await;
         world.server.sent().await.answer(200, answer.to_string()).await;
         let error = outcome(doing).await.unwrap_err();
         assert!(
@@ -487,7 +674,7 @@ async fn what_was_prepared_is_one_try_each_time_and_the_same_request_after_a_res
     let doing = put(&world, &event);
     let first = world.server.sent().await;
     let what = (first.path.clone(), first.query.clone(), first.body.clone());
-    assert_eq!(new_form(&first), event.transaction_id().as_str());
+    assert_eq!(old_form(&first), event.transaction_id().as_str());
     drop(first);
     let error = outcome(doing).await.unwrap_err();
     assert!(
@@ -747,6 +934,10 @@ async fn no_error_and_no_log_of_anybody_has_a_delay_id() {
     for status in [400, 403, 404, 409, 429, 500] {
         let doing = put(&world, &event);
         world.server.sent().await.answer(status, said.to_string()).await;
+        if status == 400 {
+            // It may be the form that is refused.
+            world.server.sent().await.answer(status, said.to_string()).await;
+        }
         errors.push(outcome(doing).await.unwrap_err());
     }
     let events = world.sticky.delayed_events();

@@ -112,6 +112,27 @@ async fn without_delayed_events_it_is_degraded_and_short() {
     }
 }
 
+/// It is degraded where the endpoint forgets that its leave is to be sticky.
+#[tokio::test]
+async fn the_dedicated_endpoint_is_relied_on_once_it_is_proved() {
+    for keeps in [true, false] {
+        let mut life = Life::new().await;
+        life.has_only_the_dedicated_endpoint(keeps);
+        life.start(|start| start).await;
+        let state = if keeps { State::Joined } else { State::Degraded };
+        life.until(state).await;
+        let arms = life.seen_of(Kind::Arm);
+        assert_eq!(arms.len(), 1 + usize::from(keeps), "{arms:#?}");
+        let key = &arms[0].content["sticky_key"];
+        assert_ne!(*key, json!(KEY), "a key of its own");
+        assert_eq!(life.count(Kind::Fire), 1);
+        assert_eq!(life.leave().await, State::Left);
+        assert_eq!(life.count(Kind::Leave), usize::from(!keeps));
+        let kinds = life.seen.iter().map(|seen| seen.kind);
+        assert_eq!(kinds.filter(|kind| *kind == Kind::Join).count(), 1);
+    }
+}
+
 /// Whatever becomes of a try, the next one is the same request.
 #[tokio::test]
 async fn every_try_of_a_step_is_the_same_request() {

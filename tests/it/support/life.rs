@@ -137,6 +137,10 @@ pub(crate) struct Life {
     /// The answers by transaction id.
     transactions: HashMap<String, Value>,
     is_cut: bool,
+    /// Whether the dedicated endpoint keeps events sticky, where it is the only one.
+    dedicated: Option<bool>,
+    /// All events that were sent, the newest first.
+    history: VecDeque<Value>,
     /// The answers that come later.
     late: Vec<(Deadline, Ask, Answer)>,
     poll: Option<(Deadline, Ask)>,
@@ -177,6 +181,8 @@ impl Life {
             always: HashMap::new(),
             transactions: HashMap::new(),
             is_cut: false,
+            dedicated: None,
+            history: VecDeque::new(),
             late: Vec::new(),
             poll: Some((began.deadline(HELD), poll)),
             unshown: Vec::new(),
@@ -201,6 +207,12 @@ impl Life {
             self.poll = None;
             self.late.clear();
         }
+    }
+
+    /// The server takes delayed events by the dedicated endpoint alone, which keeps events sticky or
+    /// not.
+    pub(crate) fn has_only_the_dedicated_endpoint(&mut self, keeps_sticky: bool) {
+        self.dedicated = Some(keeps_sticky);
     }
 
     /// The server restarts: it has forgotten its transaction ids, and kept what is scheduled.
@@ -383,6 +395,7 @@ impl Life {
                     ((*event_type).to_owned(), (*transaction_id).to_owned());
                 let status = ask.body["status"].as_str();
                 seen.kind = match number("org.matrix.msc4140.delay") {
+                    Some(_) if self.dedicated.is_some() => return None,
                     Some(delay) => {
                         seen.delay = Duration::from_millis(delay);
                         Kind::Arm
@@ -391,6 +404,16 @@ impl Life {
                     None if status.is_none_or(|status| LEAVES.contains(&status)) => Kind::Leave,
                     None => Kind::Join,
                 };
+            }
+            ("PUT", [.., "delayed_event", event_type, transaction_id]) => {
+                seen.kind = Kind::Arm;
+                (seen.event_type, seen.id) =
+                    ((*event_type).to_owned(), (*transaction_id).to_owned());
+                seen.content = ask.body["content"].clone();
+                seen.delay = Duration::from_millis(ask.body["delay_ms"].as_u64().unwrap());
+                if !self.dedicated? {
+                    seen.sticky_ms = None;
+                }
             }
             ("POST", [.., "delayed_events", delay_id, action]) => {
                 seen.id = (*delay_id).to_owned();
@@ -486,15 +509,20 @@ impl Life {
     /// Everybody sees it from now on. Its event id.
     fn send(&mut self, sent: &Seen, why: &str, id: &str) -> String {
         let event_id = format!("$sent-{:06}", self.number());
-        self.unshown.push(json!({
+        let mut event = json!({
             "event_id": event_id,
             "sender": ME,
             "type": sent.event_type,
             "origin_server_ts": self.world.clock.now().unix_ms(),
-            "msc4354_sticky": { "duration_ms": sent.sticky_ms },
             "content": sent.content,
-            "unsigned": { "msc4354_sticky_duration_ttl_ms": sent.sticky_ms, why: id },
-        }));
+            "unsigned": { why: id },
+        });
+        if let Some(sticky_ms) = sent.sticky_ms {
+            event["msc4354_sticky"] = json!({ "duration_ms": sticky_ms });
+            event["unsigned"]["msc4354_sticky_duration_ttl_ms"] = json!(sticky_ms);
+            self.unshown.push(event.clone());
+        }
+        self.history.push_front(event);
         event_id
     }
 
@@ -511,8 +539,12 @@ impl Life {
     }
 
     async fn handle_poll(&mut self, ask: Ask) {
+        if ask.path.ends_with("/messages") {
+            let page = json!({ "start": "s", "end": "e", "chunk": self.history });
+            return ask.answer(200, page.to_string()).await;
+        }
         let is_of_all = ask.body.get("lists").is_some_and(|lists| lists != &json!({}));
-        if ask.path.ends_with("/messages") || !is_of_all {
+        if !is_of_all {
             let pos = format!("pos-{}", self.number());
             return ask.answer(200, body(&pos, None, json!({})).to_string()).await;
         }
