@@ -429,6 +429,55 @@ async fn who_is_not_to_join_again_by_itself_ends_when_somebody_removes_it_or_fir
     looking.assert_silent();
 }
 
+/// What the server looks like is a proxy's work; what is fired, and whether it is sticky, is Synapse's.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_dedicated_endpoint_is_relied_on_once_it_is_proved() {
+    for (keeps_sticky, encrypted) in [(true, false), (true, true), (false, false), (false, true)] {
+        let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+        let room = match encrypted {
+            true => alice.encrypted_room_with(&[&bob]),
+            false => alice.room_with(&[&bob]),
+        };
+        let proxy = Proxy::before(alice.url()).await;
+        proxy.have_only_the_dedicated_endpoint(keeps_sticky);
+        let client = alice.encrypting_client_of(BaseClientBuilder::in_memory(), proxy.url()).await;
+        let own = Watcher::with(client, &[&room]).await;
+        let mut looking = Watcher::encrypting(&bob, &[&room]).await;
+        devices_are_there(&alice, &[&alice, &bob]).await;
+        // Long enough for encryption and proof on a machine that is busy.
+        let heartbeat = own.room(&room).heartbeat("k").content(&presence("here"));
+        let heartbeat = heartbeat.delay(DELAY * 3).start().await.unwrap();
+        let entry = looking.added("k").await;
+        assert_eq!(entry.is_encrypted(), encrypted);
+        until(&heartbeat, if keeps_sticky { State::Joined } else { State::Degraded }).await;
+        if !keeps_sticky {
+            assert_eq!(entry.duration(), Duration::from_secs(600), "no ghost is there for longer");
+            assert_eq!(heartbeat.leave().await, State::Left);
+        }
+        drop(heartbeat);
+        assert_eq!(looking.removed("k").await, RemovalReason::Removed);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_it_is_no_ghost_beyond_what_degraded_allows() {
+    for keeps_sticky in [true, false] {
+        let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+        let room = alice.room_with(&[&bob]);
+        let mut looking = Watcher::of(&bob, &[&room]).await;
+        let proxy = Proxy::before(alice.url()).await;
+        proxy.have_only_the_dedicated_endpoint(keeps_sticky);
+        let state = if keeps_sticky { "joined" } else { "degraded" };
+        let example = Example::run(proxy.url(), &alice, &room, &["--delay", "9"], state).await;
+        let entry = looking.added("k").await;
+        example.kill().await;
+        match keeps_sticky {
+            true => assert_eq!(looking.removed("k").await, RemovalReason::Removed),
+            false => assert_eq!(entry.duration(), Duration::from_secs(600)),
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_of_the_server_is_survived() {
     let mut server = start(&Options::default());
@@ -458,9 +507,15 @@ struct Example {
 impl Example {
     /// Started, and joined.
     async fn joined(person: &Person, room: &RoomId, more: &[&str]) -> Self {
-        let mut process = example("heartbeat", person.url(), person, room)
+        let more: Vec<_> = ["--delay", "4"].iter().chain(more).copied().collect();
+        Self::run(person.url(), person, room, &more, "joined").await
+    }
+
+    /// Started by this way to the server, and in this state.
+    async fn run(url: &str, person: &Person, room: &RoomId, more: &[&str], state: &str) -> Self {
+        let mut process = example("heartbeat", url, person, room)
             .args(["--type", TYPE, "--key", "k"])
-            .args(["--content", r#"{"status":"here"}"#, "--delay", "4", "--json"])
+            .args(["--content", r#"{"status":"here"}"#, "--json"])
             .args(more)
             .stdout(Stdio::piped())
             .kill_on_drop(true)
@@ -469,7 +524,7 @@ impl Example {
         let lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let mut example = Self { process, lines };
         example.says("joining").await;
-        example.says("joined").await;
+        example.says(state).await;
         example
     }
 

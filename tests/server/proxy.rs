@@ -64,6 +64,8 @@ struct State {
     /// How many claims there were.
     claimed: usize,
     sticky_ms: Option<u64>,
+    /// Delayed events are taken by the dedicated endpoint alone; whether it keeps them sticky.
+    dedicated: Option<bool>,
     keeps_to_device: bool,
     /// To-device messages are refused; how many were.
     refuses_to_device: Option<usize>,
@@ -136,6 +138,12 @@ impl Proxy {
     pub(crate) fn make_sticky(&self, duration: Option<Duration>) {
         let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap();
         self.state().sticky_ms = duration.map(millis);
+    }
+
+    /// From now on delayed events are taken by the dedicated endpoint alone, as on a server that has given
+    /// up the query form; and the endpoint keeps them sticky, or ignores that they are to be.
+    pub(crate) fn have_only_the_dedicated_endpoint(&self, keeps_sticky: bool) {
+        self.state().dedicated = Some(keeps_sticky);
     }
 
     /// Gives the next request of a sticky connection a position that the server never gave.
@@ -323,6 +331,15 @@ async fn requests(
     loop {
         let mut request = read_request(&mut from_client, &mut buffer).await?;
         shared.thawed().await;
+        let dedicated = shared.state().dedicated;
+        if let Some(keeps_sticky) = dedicated {
+            if request.is_in_query_form() {
+                let body = r#"{"errcode":"M_UNRECOGNIZED","error":"as the test wants it"}"#;
+                answer(to_client, "404 Not Found", body).await?;
+                continue;
+            }
+            request.put_into_query_form(keeps_sticky);
+        }
         if request.head.contains("/keys/claim") {
             let claim = {
                 let mut state = shared.state();
@@ -460,6 +477,35 @@ impl Request {
         let rest = self.head.split_off(number);
         self.head.push_str("99999");
         self.head.push_str(rest.trim_start_matches(|c: char| c.is_ascii_digit()));
+    }
+
+    /// Whether it schedules an event as today's Synapse has it.
+    fn is_in_query_form(&self) -> bool {
+        let line = self.head.lines().next().unwrap_or_default();
+        line.starts_with("PUT ") && line.contains("org.matrix.msc4140.delay=")
+    }
+
+    /// Makes of a request to the dedicated endpoint one that today's Synapse takes.
+    fn put_into_query_form(&mut self, keeps_sticky: bool) -> Option<()> {
+        let (line, headers) = self.head.split_once("\r\n")?;
+        let target = line.strip_prefix("PUT ")?.strip_suffix(" HTTP/1.1")?;
+        let (path, query) = target.split_once('?')?;
+        let (start, rest) = path.split_once("/unstable/org.matrix.msc4140/rooms/")?;
+        let path = rest.replacen("/delayed_event/", "/send/", 1);
+        let body: serde_json::Value = serde_json::from_slice(&self.body).ok()?;
+        let delay = body["delay_ms"].as_u64()?;
+        let sticky = if keeps_sticky { format!("&{query}") } else { String::new() };
+        let content = body["content"].to_string().into_bytes();
+        let is_length = |line: &&str| line.to_ascii_lowercase().starts_with("content-length:");
+        let headers = headers.split("\r\n").filter(|line| !is_length(line));
+        let headers = headers.collect::<Vec<_>>().join("\r\n");
+        let length = content.len();
+        self.head = format!(
+            "PUT {start}/v3/rooms/{path}?org.matrix.msc4140.delay={delay}{sticky} HTTP/1.1\r\n\
+             content-length: {length}\r\n{headers}"
+        );
+        self.body = content;
+        Some(())
     }
 
     fn make_sticky(&mut self, milliseconds: u64) {
