@@ -11,6 +11,10 @@ use crate::terminal::harmless;
 pub(crate) fn own_name(state: State) -> Option<&'static str> {
     match state {
         State::Leaving | State::Suspended { .. } => None,
+        // Nobody has seen us leave, or come.
+        State::Failed(Failure::JoinRefused | Failure::LeaveRefused | Failure::LeaveUnanswered) => {
+            Some(state.as_str())
+        }
         State::Failed(_) => Some(State::Left.as_str()),
         state => Some(state.as_str()),
     }

@@ -728,6 +728,8 @@ mod tests {
         let left = r#"{"kind":"own","state":"left"}"#;
         assert_eq!(json.own(State::Failed(Failure::Redacted)).as_deref(), Some(left));
         assert_eq!(json.own(State::Left), None);
+        let failed = r#"{"kind":"own","state":"failed"}"#;
+        assert_eq!(json.own(State::Failed(Failure::LeaveRefused)).as_deref(), Some(failed));
         Ok(())
     }
 }

@@ -1338,16 +1338,18 @@ fn add(news: &mut Option<News>, more: News) {
     news.users.extend(more.users);
 }
 
-/// Whether somebody came or left, or encryption was switched on. Messages come by here by the
-/// hundreds, so nothing is parsed.
+/// The state that decides who gets a room key.
+const OF_READERS: [&str; 3] = ["m.room.member", "m.room.encryption", "m.room.history_visibility"];
+
+/// Whether somebody came or left, encryption was switched on, or invited users became readers.
+/// Messages come by here by the hundreds, so nothing is parsed.
 fn concerns_readers(update: &RoomUpdate) -> bool {
     let RoomUpdate::Joined { updates, .. } = update else { return false };
     let (RoomState::Before(state) | RoomState::After(state)) = &updates.state;
     let state = state.iter().map(Cleartext::of_state);
     let timeline = updates.timeline.events.iter().filter_map(Cleartext::of_timeline);
     let mut texts = state.chain(timeline).map(Cleartext::text);
-    updates.timeline.limited
-        || texts.any(|text| text.contains("m.room.member") || text.contains("m.room.encryption"))
+    updates.timeline.limited || texts.any(|text| OF_READERS.iter().any(|name| text.contains(name)))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -276,8 +276,9 @@ async fn without_a_list_an_old_lease_is_found() {
     life.pass(secs(600)).await;
     life.crash();
     let old = life.scheduled[0].delay_id.clone();
+    life.seen.clear();
     life.start(|start| start).await;
-    life.until_seen(Kind::Join, 2).await;
+    life.until_seen(Kind::Join, 1).await;
     assert_eq!(life.seen_of(Kind::Cancel)[0].id, old);
     life.pass(secs(60)).await;
     assert!(life.fired.is_empty());

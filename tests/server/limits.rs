@@ -147,3 +147,23 @@ async fn a_device_is_offered_the_key_again_after_a_failed_claim() {
 async fn a_device_is_offered_the_key_again_after_an_empty_claim() {
     is_offered_the_key_again(Claim::Empty).await;
 }
+
+/// A homeserver in the room is slow, or the room is large.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_longer_than_the_delay_costs_no_second_one() {
+    let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+    let room = alice.encrypted_room_with(&[&bob]);
+    let proxy = Proxy::before(alice.url()).await;
+    let client = alice.encrypting_client_of(BaseClientBuilder::in_memory(), proxy.url()).await;
+    let own = Watcher::with(client, &[&room]).await;
+    let mut looking = Watcher::encrypting(&bob, &[&room]).await;
+    devices_are_there(&alice, &[&alice, &bob]).await;
+    proxy.answer_claims([Claim::Late(Duration::from_secs(6))]);
+    let door = own.room(&room);
+    let start = door.heartbeat("1").content(&presence("here")).delay(Duration::from_secs(3));
+    let heartbeat = start.start().await.unwrap();
+    assert!(looking.added("1").await.is_encrypted());
+    assert_eq!(proxy.claims(), 1);
+    assert_eq!(heartbeat.leave().await, State::Left);
+    looking.removed("1").await;
+}
