@@ -3,9 +3,13 @@
 //! In: the content of one event, who sent it and under which key. Out: a join, a leave, or the field
 //! that is not as it has to be. Nothing here knows of a room, or of another event.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
-use serde_json::{Map, Value};
+use serde::{
+    Deserialize, Deserializer,
+    de::{IgnoredAny, MapAccess, Visitor},
+};
+use serde_json::{Map, Value, value::RawValue};
 
 use super::{
     member::{Form, Leave},
@@ -54,29 +58,113 @@ pub(super) enum Says {
     Malformed(&'static str),
 }
 
-/// A join.
+/// A join. What an application may say at length is kept as text: read, it takes up to a hundred times as
+/// much, and every stream of a session keeps its own.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Join {
     pub(super) form: Form,
-    pub(super) application: Application,
-    pub(super) transports: Transports,
+    pub(super) application_type: String,
+    pub(super) intent: Option<String>,
+    application: Box<str>,
+    transports: Box<str>,
     /// Since when and until when, on the wall clock, where a state event says so.
     pub(super) created_ms: Option<u64>,
     pub(super) expires_ms: Option<u64>,
 }
 
+impl Join {
+    fn new(form: Form, application: &Application, transports: &Transports) -> Self {
+        Self {
+            form,
+            application_type: application.application_type.clone(),
+            intent: application.intent().map(str::to_owned),
+            application: application.to_json().to_string().into(),
+            transports: transports.to_json().to_string().into(),
+            created_ms: None,
+            expires_ms: None,
+        }
+    }
+
+    pub(super) fn application(&self) -> Application {
+        let read = serde_json::from_str(&self.application).ok();
+        let read = read.as_ref().and_then(Application::from_json);
+        read.unwrap_or_else(|| Application::new(&*self.application_type))
+    }
+
+    pub(super) fn transports(&self) -> Transports {
+        let read = serde_json::from_str(&self.transports).ok();
+        read.and_then(|read| read_transports(Some(&read)).ok()).unwrap_or_default()
+    }
+}
+
+/// The longest field of a membership that is read, in bytes of its text. One that is longer counts as
+/// malformed: several times what any client writes.
+const LONGEST_FIELD: usize = 4_096;
+
+/// The longest id, in bytes: of a slot, which is a state key, of a member, a device, or an application.
+const LONGEST_ID: usize = 255;
+
+/// The fields that a membership may have.
+const FIELDS: [&str; 11] = [
+    "application",
+    "disconnect_reason",
+    "leave_reason",
+    "m.relates_to",
+    "member",
+    "rtc_transports",
+    "slot_id",
+    "transports",
+    "versions",
+    names::STICKY_KEY[0],
+    names::STICKY_KEY[1],
+];
+
+/// The content of a sticky membership, as far as it is read. What is too long is `null`, and for all fields
+/// that mean nothing here stands one: the content is no leave, then.
+#[derive(Default)]
+pub(super) struct Content(Map<String, Value>);
+
+impl<'de> Deserialize<'de> for Content {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+
+        impl<'de> Visitor<'de> for Fields {
+            type Value = Content;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Content, A::Error> {
+                let mut fields = Map::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    if FIELDS.contains(&&*name) {
+                        let text: Box<RawValue> = map.next_value()?;
+                        let text = Some(text.get()).filter(|text| text.len() <= LONGEST_FIELD);
+                        let value = text.and_then(|text| serde_json::from_str(text).ok());
+                        fields.insert(name, value.unwrap_or_default());
+                    } else {
+                        map.next_value::<IgnoredAny>()?;
+                        fields.insert("other".to_owned(), Value::Null);
+                    }
+                }
+                Ok(Content(fields))
+            }
+        }
+
+        deserializer.deserialize_map(Fields)
+    }
+}
+
 /// Reads the content of a sticky membership.
-pub(super) fn read(
-    content: &Map<String, Value>,
-    sender: &str,
-    sticky_key: Option<&str>,
-) -> Reading {
-    let text = |value: Option<&Value>| value.and_then(Value::as_str).map(str::to_owned);
+pub(super) fn read(Content(content): &Content, sender: &str, sticky_key: Option<&str>) -> Reading {
+    let text =
+        |value: Option<&Value>| value.and_then(Value::as_str).filter(is_an_id).map(str::to_owned);
     let member = content.get("member");
     let member = |name: &str| member.and_then(|member| member.get(name));
     let reading = |says| Reading {
         slot_id: text(content.get("slot_id")),
-        member_id: text(member("id")).or_else(|| sticky_key.map(str::to_owned)),
+        member_id: text(member("id")).or_else(|| sticky_key.filter(is_an_id).map(str::to_owned)),
         claimed_device: text(member("device_id").or(member("claimed_device_id"))),
         says,
     };
@@ -92,7 +180,7 @@ fn says(
     sticky_key: Option<&str>,
 ) -> Result<Says, &'static str> {
     let sticky_key = sticky_key.ok_or("sticky_key")?;
-    let slot_id = string(content.get("slot_id"), "slot_id")?;
+    let slot_id = id(content.get("slot_id"), "slot_id")?;
     if content.keys().all(|name| is_of_a_leave(name)) {
         return Ok(Says::Leave(read_leave(content)));
     }
@@ -101,7 +189,7 @@ fn says(
     if membership.is_some_and(|it| it == "leave") {
         return Ok(Says::Leave(read_leave(content)));
     }
-    if string(member.get("id"), "member.id")? != sticky_key {
+    if id(member.get("id"), "member.id")? != sticky_key {
         return Err("member.id");
     }
     for name in ["user_id", "claimed_user_id"] {
@@ -110,18 +198,18 @@ fn says(
         }
     }
     let device_id = member.get("device_id").or(member.get("claimed_device_id"));
-    if device_id.is_some_and(|device_id| !device_id.is_string()) {
-        return Err("member.device_id");
+    if device_id.is_some() {
+        id(device_id, "member.device_id")?;
     }
     let application = object(content.get("application"), "application")?;
-    string(application.get("type"), "application.type")?;
+    id(application.get("type"), "application.type")?;
     let application =
         content.get("application").and_then(Application::from_json).ok_or("application")?;
 
     let is_of_the_slot = slot_id
         .strip_prefix(&*application.application_type)
         .is_some_and(|rest| rest.starts_with('#'));
-    let transports = read_transports(content);
+    let transports = read_transports(content.get("transports"));
     let (form, transports) = match membership {
         Some(membership) if membership == "join" => {
             let is_both =
@@ -146,8 +234,7 @@ fn says(
             return Ok(Says::OtherApplication);
         }
     }
-    let join = Join { form, application, transports, created_ms: None, expires_ms: None };
-    Ok(Says::Join(Arc::new(join)))
+    Ok(Says::Join(Arc::new(Join::new(form, &application, &transports))))
 }
 
 /// What matrix-js-sdk 43 asks for beyond MSC4143.
@@ -180,8 +267,8 @@ fn element_call(
     }
 }
 
-fn read_transports(content: &Map<String, Value>) -> Result<Transports, &'static str> {
-    let Some(transports) = content.get("transports") else { return Ok(Transports::default()) };
+fn read_transports(transports: Option<&Value>) -> Result<Transports, &'static str> {
+    let Some(transports) = transports else { return Ok(Transports::default()) };
     let transports = object(Some(transports), "transports")?;
     let published = match transports.get("published") {
         None => Vec::new(),
@@ -230,7 +317,7 @@ pub(super) fn read_call_member(
     state_key: &str,
     origin_server_ts_ms: u64,
 ) -> Reading {
-    let text = |name: &str| content.get(name).and_then(Value::as_str);
+    let text = |name: &str| content.get(name).and_then(Value::as_str).filter(is_an_id);
     let slot_id = text("application").zip(text("call_id")).map(|(application, call_id)| {
         match (application, call_id) {
             ("m.call", "") => super::slot::ROOM_CALL.to_owned(),
@@ -259,14 +346,20 @@ fn call_member_says(
     if content.is_empty() {
         return Ok(Says::Leave(Leave::default()));
     }
+    // The whole of it is one field elsewhere.
+    if content.iter().map(|(name, value)| name.len() + value.to_string().len()).sum::<usize>()
+        > LONGEST_FIELD
+    {
+        return Err("content");
+    }
     // A state event in another's name would hide theirs.
     let owner = state_key.strip_prefix('_').unwrap_or(state_key);
     if owner.strip_prefix(sender).is_none_or(|rest| !rest.is_empty() && !rest.starts_with('_')) {
         return Err("state_key");
     }
-    let application_type = string(content.get("application"), "application")?;
-    string(content.get("call_id"), "call_id")?;
-    string(content.get("device_id"), "device_id")?;
+    let application_type = id(content.get("application"), "application")?;
+    id(content.get("call_id"), "call_id")?;
+    id(content.get("device_id"), "device_id")?;
     let focus = object(content.get("focus_active"), "focus_active")?;
     string(focus.get("type"), "focus_active.type")?;
     let published = match content.get("foci_preferred") {
@@ -286,13 +379,20 @@ fn call_member_says(
             application.fields.insert(name.clone(), value.clone());
         }
     }
+    let transports = Transports::publishing(published);
     Ok(Says::Join(Arc::new(Join {
-        form: Form::CallMember,
-        application,
-        transports: Transports::publishing(published),
         created_ms: Some(created_ms),
         expires_ms: Some(created_ms.saturating_add(expires_ms)),
+        ..Join::new(Form::CallMember, &application, &transports)
     })))
+}
+
+fn is_an_id(text: &&str) -> bool {
+    text.len() <= LONGEST_ID
+}
+
+fn id<'a>(value: Option<&'a Value>, field: &'static str) -> Result<&'a str, &'static str> {
+    value.and_then(Value::as_str).filter(is_an_id).ok_or(field)
 }
 
 fn string<'a>(value: Option<&'a Value>, field: &'static str) -> Result<&'a str, &'static str> {

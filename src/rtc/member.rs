@@ -153,19 +153,19 @@ impl Member {
         self.inner.join.form
     }
 
-    /// The application, with what the member says of it.
-    pub fn application(&self) -> &Application {
-        &self.inner.join.application
+    /// The application, with what the member says of it: up to 4 KB, and read anew by each call.
+    pub fn application(&self) -> Application {
+        self.inner.join.application()
     }
 
     /// What the member is there for; see [`Application::intent`].
     pub fn intent(&self) -> Option<&str> {
-        self.application().intent()
+        self.inner.join.intent.as_deref()
     }
 
-    /// How the member's media can be had.
-    pub fn transports(&self) -> &Transports {
-        &self.inner.join.transports
+    /// How the member's media can be had: up to 4 KB, and read anew by each call.
+    pub fn transports(&self) -> Transports {
+        self.inner.join.transports()
     }
 
     /// Since when it is there, in milliseconds since the Unix epoch: when the first of its
@@ -248,7 +248,8 @@ pub struct Candidate {
 #[non_exhaustive]
 pub enum NotJoined {
     /// This field of the membership is missing, or not what it has to be: another's user id or
-    /// device, an id that is not the sticky key, a wrong type.
+    /// device, an id that is not the sticky key, a wrong type, more than 4 KB of text or, of an id, more
+    /// than 255 bytes.
     Malformed(&'static str),
     /// The membership's application is not the slot's.
     OtherApplication,

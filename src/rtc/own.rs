@@ -2,11 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{
-    member::Leave,
-    slot::Application,
-    transport::{Transport, Transports},
-};
+use super::{member::Leave, slot::Application, transport::Transports};
 use crate::wire::insert_sticky_key;
 
 /// What a join of ours is made of.
@@ -30,13 +26,9 @@ impl Own {
         // encrypted event proves, and a plaintext one claims.
         member.insert("user_id".to_owned(), self.user_id.clone().into());
         member.insert("device_id".to_owned(), self.device_id.clone().into());
-        let published: Vec<_> = transports.published.iter().map(Transport::to_json).collect();
-        let mut both = Map::new();
-        both.insert("published".to_owned(), published.into());
-        both.insert("can_subscribe".to_owned(), transports.can_subscribe.clone().into());
         let mut content = self.content(member);
         content.insert("application".to_owned(), application.to_json());
-        content.insert("transports".to_owned(), both.into());
+        content.insert("transports".to_owned(), transports.to_json());
         content.insert("versions".to_owned(), Value::Array(Vec::new()));
         content
     }

@@ -25,7 +25,7 @@ use serde_json::{Map, Value};
 use tracing::debug;
 
 use super::{
-    content::{self, Reading, Says},
+    content::{self, Content, Reading, Says},
     member::{
         Candidate, Device, Dialect, Form, Inner, Key, KnownBy, Leave, Member, NotJoined, Place,
     },
@@ -548,7 +548,7 @@ impl Roster {
 
     fn handle_event(&mut self, event: &Arc<StickyEvent>, previous: Option<&Arc<StickyEvent>>) {
         let Some(key) = key_of(event) else { return };
-        let content = event.content::<Map<String, Value>>().unwrap_or_default();
+        let content = event.content::<Content>().unwrap_or_default();
         let mut reading = content::read(&content, event.sender().as_str(), event.sticky_key());
         let device = match device_of(event, reading.claimed_device.as_deref()) {
             Ok(device) => device,
@@ -837,7 +837,7 @@ impl Roster {
         let by_dialect = |dialect| match closed_to(dialect, slot, is_encrypted) {
             Some(closed) => Err(NotJoined::Slot(closed)),
             None if slot.and_then(|slot| slot.application.as_ref()).is_some_and(
-                |application| application.application_type != join.application.application_type,
+                |application| application.application_type != join.application_type,
             ) =>
             {
                 Err(NotJoined::OtherApplication)

@@ -77,7 +77,6 @@ impl Application {
         Some(Self { application_type, fields })
     }
 
-    #[cfg(feature = "client")]
     pub(super) fn to_json(&self) -> Value {
         let mut object = self.fields.clone();
         object.insert("type".to_owned(), Value::String(self.application_type.clone()));

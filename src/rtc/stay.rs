@@ -56,6 +56,7 @@ pub(super) struct Undecided {
 }
 
 impl Stay {
+    #[cfg(feature = "client")]
     pub(super) fn is_in(&self) -> bool {
         self.is_in
     }

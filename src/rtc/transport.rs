@@ -109,6 +109,14 @@ impl Transports {
         can_subscribe.dedup();
         Self { published, can_subscribe }
     }
+
+    /// As JSON, for a membership.
+    pub(super) fn to_json(&self) -> Value {
+        let published = self.published.iter().map(Transport::to_json).collect();
+        let can_subscribe = self.can_subscribe.iter().cloned().map(Value::String).collect();
+        let fields = [("published", Value::Array(published)), ("can_subscribe", can_subscribe)];
+        Value::Object(fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+    }
 }
 
 impl<T: IntoIterator<Item = Transport>> From<T> for Transports {

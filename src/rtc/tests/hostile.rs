@@ -143,14 +143,47 @@ fn a_thousand_members_of_one_user_hide_nobody_and_there_are_no_more_than_the_map
 }
 
 #[test]
-fn huge_transports_are_kept_as_they_are() {
+fn many_transports_are_read_and_more_than_4_kb_are_not() {
+    let transports = |count: usize| -> Vec<_> {
+        (0..count).map(|n| json!({ "type": "x".repeat(20), "n": n })).collect()
+    };
     let mut world = World::new();
-    let huge: Vec<_> = (0..400).map(|n| json!({ "type": "x".repeat(100), "n": n })).collect();
-    world.receive(&[join("$1", "a").with("/transports/published", huge)]);
+    world.receive(&[join("$1", "a").with("/transports/published", transports(90))]);
     let call = world.call();
     let member = call.members().next().unwrap();
-    assert_eq!(member.transports().published.len(), 400);
-    assert_eq!(member.transports().published[399].fields()["n"], 399);
+    assert_eq!(member.transports().published.len(), 90);
+    assert_eq!(member.transports().published[89].fields()["n"], 89);
+    let more = join("$2", "b").with("/transports/published", transports(120));
+    assert_eq!(world.receive(&[more]), ["?alice/b: malformed: `transports`"]);
+}
+
+#[test]
+fn no_field_is_longer_than_any_client_writes_it() {
+    let long = "x".repeat(256);
+    for (pointer, field) in [
+        ("/slot_id", "slot_id"),
+        ("/member/device_id", "member.device_id"),
+        ("/application/type", "application.type"),
+    ] {
+        let mut world = World::new();
+        let told = world.receive(&[join("$1", "a").with(pointer, &*long)]);
+        let told = told.join(" ");
+        assert!(told.ends_with(&format!("?alice/a: malformed: `{field}`")), "{told}");
+    }
+    let mut world = World::new();
+    let told = world.receive(&[join("$1", &long)]);
+    assert_eq!(told, ["?alice/?: malformed: `member.id`"]);
+    let application = json!({ "type": "m.call", "x": "y".repeat(4_096) });
+    let told = world.receive(&[join("$2", "b").with("/application", application)]);
+    assert_eq!(told, ["?alice/b: malformed: `application`"]);
+    // What means nothing here may be as long as it likes.
+    let told = world.receive(&[join("$3", "c").with("/x", "y".repeat(10_000))]);
+    assert_eq!(told, ["+alice/c"]);
+
+    let mut content = call_member("X");
+    content["x"] = json!("y".repeat(4_096));
+    let told = world.state(CALL_MEMBER, "_@bob:hs_X", BOB, &content);
+    assert_eq!(told, ["?bob/@bob:hs:X: malformed: `content`"]);
 }
 
 #[test]
