@@ -246,6 +246,50 @@ async fn where_nobody_says_whether_the_room_is_encrypted_nothing_is_sent() {
     }
 }
 
+/// The event with the later end wins; of two in one millisecond, whose id is higher.
+#[tokio::test]
+async fn a_key_is_not_sent_twice_in_one_millisecond() {
+    let (mut world, door, _poll) = at_the_door().await;
+    let sent =
+        |ask: Ask| async { ask.answer(200, json!({ "event_id": "$sent" }).to_string()).await };
+    let sending = send(&door);
+    sent(world.server.sent().await).await;
+    outcome(sending).await.unwrap();
+
+    let sending = send(&door);
+    for _ in 0..2 {
+        world.settle().await;
+        assert!(!world.server.is_sent_more());
+        world.clock.advance(millis(1));
+    }
+    sent(world.server.sent().await).await;
+    outcome(sending).await.unwrap();
+    // Another key need not wait.
+    let sending = start(door.send(&presence()).with_sticky_key("l"));
+    sent(world.server.sent().await).await;
+    outcome(sending).await.unwrap();
+}
+
+/// The server may have it all the same, and then a shorter one would lose to it.
+#[tokio::test]
+async fn a_failed_send_keeps_its_duration_for_the_next() {
+    let (mut world, door, _poll) = at_the_door().await;
+    let duration =
+        |ask: &Ask| ask.param("org.matrix.msc4354.sticky_duration_ms").map(str::to_owned);
+    let half_an_hour = secs(1_800);
+    let sending =
+        start(door.send(&presence()).with_sticky_key("k").with_sticky_duration(half_an_hour));
+    let ask = world.server.sent().await;
+    assert_eq!(duration(&ask).as_deref(), Some("1800000"));
+    ask.refuse(403, "M_FORBIDDEN").await;
+    outcome(sending).await.unwrap_err();
+
+    world.clock.advance(secs(1));
+    let _sending = send(&door);
+    let ask = world.server.sent().await;
+    assert_eq!(duration(&ask).as_deref(), Some("1800000"));
+}
+
 /// Where the state of a room says that it is encrypted.
 const ENCRYPTION: &str = "/state/m.room.encryption/";
 
