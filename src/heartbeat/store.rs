@@ -470,4 +470,21 @@ mod tests {
         let other: Owner = serde_json::from_str(said).unwrap();
         assert!(!lives(&other, &owner(1, 10, machine("a", "x")), Some(false)), "its lease is over");
     }
+
+    #[tokio::test]
+    async fn a_client_takes_back_only_its_own_word() {
+        let client = Client::builder().homeserver_url("http://localhost").build().await.unwrap();
+        let [first, second] = [(); 2].map(|()| Store::new(client.clone(), Arc::default()));
+        assert!(first.own(now()).await.unwrap());
+        assert!(!second.own(now()).await.unwrap());
+        first.ours.release();
+        assert!(second.own(now()).await.unwrap());
+        first.disown(|| true).await;
+        assert_eq!(second.owner().await.unwrap().unwrap().token, second.ours.token);
+        second.disown(|| false).await;
+        assert!(second.owner().await.unwrap().is_some(), "it beats again");
+        second.disown(|| true).await;
+        assert!(first.owner().await.unwrap().is_none());
+        assert!(first.own(now()).await.unwrap());
+    }
 }
