@@ -27,7 +27,7 @@ use self::{
     schedule::{Room, Round},
     show::{Ground, Outcome, Show},
 };
-use crate::{ChaosArgs, cargo::Cargo, ci::INTERRUPTED, process::Interrupt};
+use crate::{ChaosArgs, cargo::Cargo, ci::{ALL, INTERRUPTED}, process::Interrupt};
 
 /// When a member is back after the network is.
 const BACK_WITHIN: Duration = Duration::from_secs(30);
@@ -52,7 +52,9 @@ pub(crate) fn run(
         .say("seed", &format!("the seed is {seed}; to repeat it: cargo xtask chaos --seed {seed}"));
     let interrupted = Ok(ExitCode::from(INTERRUPTED));
     eprintln!("building the example `presence` (some minutes the first time) ..");
-    let presence = cargo.executable(&["--example", "presence"], "presence", interrupt)?;
+    // With the features that the tests have, so that CI has compiled it already.
+    let example = ["--workspace", "--features", ALL, "--example", "presence"];
+    let presence = cargo.executable(&example, "presence", interrupt)?;
     let Some(presence) = presence else { return interrupted };
     let Some(js) = interrupt.or(Js::ensure).transpose()? else { return interrupted };
     let logs = workspace().join("target").join("chaos").join(seed.to_string());

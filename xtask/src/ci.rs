@@ -18,7 +18,7 @@ use crate::{
 pub(crate) const INTERRUPTED: u8 = 130;
 
 /// What is not on by default, so that it is tested too.
-const ALL: &str = "matrix-sdk-sticky/media-keys";
+pub(crate) const ALL: &str = "matrix-sdk-sticky/media-keys";
 
 /// The feature sets that have to compile, each without a warning.
 const FEATURE_SETS: &[(&str, &[&str])] = &[
