@@ -223,6 +223,13 @@ impl Encryptor {
         attached().find(client)
     }
 
+    /// A number that changes when matrix-sdk makes its machine anew, as after another process wrote
+    /// the store.
+    pub(crate) async fn machine_number(&self) -> Option<usize> {
+        let machine = self.base.olm_machine().await;
+        machine.as_ref().map(|machine| std::ptr::from_ref(machine.store()).addr())
+    }
+
     /// Encrypts an event, after everybody who may read it was sent the room key. One try: it is for
     /// the caller to try again where the server did not answer.
     ///

@@ -270,6 +270,22 @@ impl Encryption {
         matches!(self, Self::Encrypted(_))
     }
 
+    /// Whether it is not known whose session it was, and may come to be.
+    pub(crate) fn is_unproven(&self) -> bool {
+        match self {
+            Self::ForeignSession(details) => details.verification == Verification::Unproven,
+            _ => false,
+        }
+    }
+
+    /// What it is worth on an event of this sender.
+    pub(crate) fn of_sender(self, sender: &UserId) -> Self {
+        match self {
+            Self::Encrypted(details) if details.owner != sender => Self::ForeignSession(details),
+            other => other,
+        }
+    }
+
     fn into_details(self) -> Option<Arc<EncryptionDetails>> {
         match self {
             Self::Plaintext => None,
@@ -471,6 +487,31 @@ impl StickyEvent {
     /// None that a received event has: its content is an object.
     pub fn content_raw(&self) -> Result<&RawValue, serde_json::Error> {
         wire::content(self.text.get())
+    }
+
+    /// The same event, of which more is known now: who encrypted it.
+    pub(crate) fn with_encryption(&self, encryption: Encryption) -> Arc<Self> {
+        let beside = self.beside.as_deref().map(|beside| Beside {
+            event_id: beside.event_id.clone(),
+            sticky_key: beside.sticky_key.clone(),
+        });
+        Arc::new(Self {
+            text: self.text.clone(),
+            sender: self.sender.clone(),
+            event_type: self.event_type.clone(),
+            event_id: self.event_id,
+            sticky_key: self.sticky_key,
+            beside: beside.map(Box::new),
+            origin_server_ts_ms: self.origin_server_ts_ms,
+            duration_ms: self.duration_ms,
+            id_hash: self.id_hash,
+            slot: self.slot,
+            ends: AtomicU64::new(self.ends().to_bits()),
+            redacted: AtomicBool::new(self.is_redacted()),
+            kind: self.kind,
+            foreign_session: matches!(encryption, Encryption::ForeignSession(_)),
+            encryption: encryption.into_details(),
+        })
     }
 
     pub(crate) fn kind(&self) -> Kind {

@@ -125,6 +125,9 @@ pub struct EphemeralMap {
     epoch: Deadline,
     /// The events that wait for their room key, by event id.
     waiting: HashMap<Box<str>, Waiting>,
+    /// The sessions of events that were decrypted when nobody knew yet whose the session was, by
+    /// event id.
+    unproven: HashMap<Box<str>, Box<str>>,
     /// Whose slots there are. A sender's uses are slots with something known.
     senders: HashSet<SharedSender>,
     /// The senders of whom something was dropped, with the events that were decrypted before: they
@@ -171,6 +174,7 @@ impl EphemeralMap {
             ends: BTreeSet::new(),
             epoch: Deadline::from_bits(0),
             waiting: HashMap::new(),
+            unproven: HashMap::new(),
             senders: HashSet::new(),
             full: HashMap::new(),
             types: HashSet::new(),
@@ -251,6 +255,10 @@ impl EphemeralMap {
                 });
             }
         };
+        let session_id = match &raw.content {
+            RawContent::Encrypted { session_id } => session_id.as_deref().map(Box::from),
+            RawContent::Clear { .. } => None,
+        };
         raw.event_type = inner.event_type;
         raw.content = inner.content;
         if let Some(known) = self.find_event(raw.event_id.as_str())
@@ -271,8 +279,32 @@ impl EphemeralMap {
                 return Ok(handled);
             }
         };
+        let is_unproven = encryption.is_unproven();
         let event = self.share(&admitted, &raw, clear.get(), end, encryption).keep(clear);
+        if let Some(session_id) = session_id.filter(|_| is_unproven) {
+            self.unproven.insert(event.event_id_str().into(), session_id);
+        }
         Ok(self.insert(received, &admitted, event))
+    }
+
+    /// Takes the news who encrypted an event that was decrypted before. If that proves more than was
+    /// known, the entry is updated.
+    pub fn handle_encryption(&mut self, event_id: &EventId, encryption: Encryption) {
+        let Some(event) = self.find_event(event_id.as_str()).cloned() else { return };
+        let encryption = encryption.of_sender(event.sender());
+        if event.kind() == Kind::Waiting || event.encryption() == encryption {
+            return;
+        }
+        if !encryption.is_unproven() {
+            self.unproven.remove(event_id.as_str());
+        }
+        let copy = event.with_encryption(encryption);
+        let known = self.events.find_mut(event.id_hash(), |known| Arc::ptr_eq(known, &event));
+        if let Some(known) = known {
+            *known = copy.clone();
+            self.slots.replace(&event, copy);
+            self.touched.push(event.slot());
+        }
     }
 
     /// Takes the news that an event has been redacted: it is not sticky any more.
@@ -381,6 +413,19 @@ impl EphemeralMap {
             .filter(|waiting| session_id.is_none() || waiting.session_id.as_deref() == session_id)
             .map(|waiting| waiting.event.clone())
             .collect()
+    }
+
+    /// The events of which it was not known yet who encrypted them, with their sessions.
+    #[cfg(any(feature = "e2e-encryption", test))]
+    pub(crate) fn unproven(&self) -> Vec<(Arc<StickyEvent>, Box<str>)> {
+        let events = self.unproven.iter().filter_map(|(event_id, session_id)| {
+            Some((self.find_event(event_id)?.clone(), session_id.clone()))
+        });
+        events.collect()
+    }
+
+    pub(crate) fn unproven_len(&self) -> usize {
+        self.unproven.len()
     }
 
     /// Whether this event is known and was decrypted, or never was encrypted.
@@ -577,12 +622,7 @@ impl EphemeralMap {
                 )
             }
         };
-        let encryption = match encryption {
-            Encryption::Encrypted(details) if *details.owner != *sender => {
-                Encryption::ForeignSession(details)
-            }
-            other => other,
-        };
+        let encryption = encryption.of_sender(&sender);
         let slot = admitted.slot.unwrap_or_else(|| self.slots.next());
         let given = Given { sender, event_type, id_hash: admitted.id_hash, slot };
         Unkept::read(raw, text, given, end, encryption)
@@ -700,6 +740,9 @@ impl EphemeralMap {
         }
         if event.kind() == Kind::Waiting {
             self.waiting.remove(event.event_id_str());
+        }
+        if !self.unproven.is_empty() {
+            self.unproven.remove(event.event_id_str());
         }
         if event.shared_type().end_use() {
             self.types.remove(event.event_type());

@@ -166,6 +166,12 @@ const LONGEST_LIST: Duration = Duration::from_secs(600);
 /// 10 s of the laws of the view.
 const MISSING: Duration = Duration::from_secs(5);
 
+/// When to ask the SDK again who encrypted an event whose sender's device was not known; it doubles
+/// up to the longest.
+const PROVE_AFTER: Duration = Duration::from_secs(1);
+
+const LONGEST_PROOF: Duration = Duration::from_secs(120);
+
 /// How often a client that is not logged in yet is looked at.
 const LOGIN_CHECK: Duration = Duration::from_millis(200);
 
@@ -216,6 +222,8 @@ enum Event {
     Session(Result<SessionChange, RecvError>),
     /// Room keys came; `None`: some were missed.
     Keys(Option<Vec<Waiting>>),
+    /// It is time to ask again who encrypted what is not proven yet.
+    Prove,
     /// The main loop has shown a sticky event a while ago.
     Overdue,
     /// The server's list of the rooms that we are in, if it gave one.
@@ -277,6 +285,11 @@ struct Turn<'a> {
     extension: Extension,
     /// Where the main loop has shown sticky events that it should have brought.
     awaited_in: Vec<OwnedRoomId>,
+    /// When to ask again who encrypted what, how often in a row that was not known of all, and of how
+    /// many it was not.
+    prove: Option<BoxFuture<'a, Event>>,
+    proved_in_vain: u32,
+    unproven: usize,
     /// When the next look at that is due.
     overdue: Option<BoxFuture<'a, Event>>,
 }
@@ -335,6 +348,7 @@ impl Worker {
         let mut session = self.client.subscribe_to_session_changes();
         let mut ignored = self.client.subscribe_to_ignore_user_list_changes();
         let mut keys: Option<KeyStream> = None;
+        let mut machine = None;
         let mut turn = Turn {
             connection: Connection::new(random_name()),
             connected_at: self.maps.now(),
@@ -358,14 +372,19 @@ impl Worker {
             extension: Extension::Unproven,
             awaited_in: Vec::new(),
             overdue: None,
+            prove: None,
+            proved_in_vain: 0,
+            unproven: 0,
         };
         self.maps.handle_ignored(turn.ignored.clone());
 
         loop {
             if keys.is_none() {
+                machine = self.machine().await;
                 keys = self.key_stream().await;
                 if keys.is_some() {
                     self.retry(None).await;
+                    self.prove().await;
                 }
             }
             let event = tokio::select! {
@@ -375,6 +394,7 @@ impl Worker {
                 event = optional(&mut turn.completes) => event,
                 event = optional(&mut turn.list) => event,
                 event = optional(&mut turn.overdue) => event,
+                event = optional(&mut turn.prove) => event,
                 update = rooms.recv() => Event::Rooms(update),
                 Some(users) = ignored.next() => Event::Ignored(users),
                 change = session.recv() => Event::Session(change),
@@ -388,8 +408,15 @@ impl Worker {
                     }
                 },
             };
+            let is_update = matches!(event, Event::Rooms(_));
             self.handle(&mut turn, event).await;
             self.look_at_hidden(&mut turn);
+            self.schedule_proof(&mut turn);
+            // Whoever has a stream of devices keeps the old machine, and so our old stream does not
+            // end. The main loop gives its keys to the new one.
+            if is_update && self.machine().await != machine {
+                keys = None;
+            }
         }
     }
 
@@ -543,6 +570,11 @@ impl Worker {
                 }
             }
             Event::Keys(waiting) => self.retry(waiting).await,
+            Event::Prove => {
+                turn.prove = None;
+                turn.proved_in_vain = turn.proved_in_vain.saturating_add(1);
+                self.prove().await;
+            }
             Event::Listed(rooms) => self.handle_listed(turn, rooms),
             Event::Overdue => self.handle_overdue(turn),
             // An unknown token is noticed by our own next request. The senders live as long as the
@@ -1127,6 +1159,75 @@ impl Worker {
     /// Without encryption nothing encrypted can be read: it waits until it ends.
     #[cfg(not(feature = "e2e-encryption"))]
     async fn decrypt(&self, _: &RoomId, _: &RawValue) -> Option<Arrival> {
+        None
+    }
+
+    /// Asks the SDK once more who encrypted what is not proven. The sender's device may be known by
+    /// now; and what the client's settings keep from us while the device is not trusted may be
+    /// readable.
+    ///
+    /// Why not listen to the SDK's stream of devices? Whoever holds that holds the machine that it
+    /// came from. Then no stream of room keys of that machine ever ends, which is what tells us (and
+    /// the SDK itself) that there is a new one.
+    #[cfg(feature = "e2e-encryption")]
+    async fn prove(&self) {
+        let mut deliveries = Vec::new();
+        for (room_id, events) in self.maps.unproven() {
+            let Some(room) = self.client.get_room(&room_id) else { continue };
+            let mut arrivals = Vec::new();
+            for (event, session_id) in events {
+                if let Some(info) = room.get_encryption_info(&session_id, event.sender()).await {
+                    let encryption = decrypt::encryption(&info);
+                    let event_id = event.event_id().to_owned();
+                    arrivals.push(Arrival::Encryption { event_id, encryption });
+                }
+            }
+            let received = self.maps.now();
+            deliveries.push(Delivery { room_id, received, path: Path::Section, arrivals });
+        }
+        self.maps.handle(deliveries);
+        if decrypt::needs_trust(&self.client) {
+            self.retry(None).await;
+        }
+    }
+
+    #[cfg(not(feature = "e2e-encryption"))]
+    async fn prove(&self) {}
+
+    /// Has it be asked again while something is not proven: soon after something new is not, and then
+    /// less and less often.
+    #[cfg(feature = "e2e-encryption")]
+    fn schedule_proof<'a>(&'a self, turn: &mut Turn<'a>) {
+        let mut unproven = self.maps.unproven_len();
+        if decrypt::needs_trust(&self.client) {
+            let rooms = self.maps.rooms();
+            unproven += rooms.iter().map(|room_id| self.maps.known(room_id).waiting).sum::<usize>();
+        }
+        let is_more = unproven > turn.unproven;
+        turn.unproven = unproven;
+        if unproven == 0 {
+            turn.prove = None;
+        } else if is_more || turn.prove.is_none() {
+            if is_more {
+                turn.proved_in_vain = 0;
+            }
+            let wait = PROVE_AFTER.saturating_mul(1 << turn.proved_in_vain.min(16));
+            let until = self.maps.now().deadline(wait.min(LONGEST_PROOF));
+            turn.prove = Some(Box::pin(self.timer.sleep_until(until).map(|()| Event::Prove)));
+        }
+    }
+
+    #[cfg(not(feature = "e2e-encryption"))]
+    fn schedule_proof(&self, _: &mut Turn<'_>) {}
+
+    /// Which machine decrypts, where that can be told.
+    #[cfg(feature = "e2e-encryption")]
+    async fn machine(&self) -> Option<usize> {
+        crate::encrypt::Encryptor::of(&self.client)?.machine_number().await
+    }
+
+    #[cfg(not(feature = "e2e-encryption"))]
+    async fn machine(&self) -> Option<usize> {
         None
     }
 

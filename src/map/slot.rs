@@ -135,6 +135,14 @@ impl Slots {
         Some(slot.take(at))
     }
 
+    /// Puts an event in the place of the one that it is another copy of.
+    pub(super) fn replace(&mut self, event: &Arc<StickyEvent>, copy: Arc<StickyEvent>) {
+        let Some(slot) = self.at_mut(event.slot()) else { return };
+        if let Some(known) = slot.known.iter_mut().find(|known| Arc::ptr_eq(known, event)) {
+            *known = copy;
+        }
+    }
+
     /// Whether no event of a slot is known any more.
     pub(super) fn is_vacant(&self, number: u32) -> bool {
         at(&self.pieces, number).is_none_or(Slot::is_vacant)

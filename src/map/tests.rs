@@ -1160,6 +1160,49 @@ fn a_decrypted_redaction_redacts_nothing() {
 }
 
 #[test]
+fn an_event_is_updated_when_its_session_is_proven() {
+    let details = |owner: &str, verification| {
+        let owner = UserId::parse(owner).unwrap();
+        Arc::new(EncryptionDetails::new(owner, None, verification))
+    };
+    let proven = |owner| Encryption::Encrypted(details(owner, Verification::UnsignedDevice));
+    let unproven = Encryption::ForeignSession(details(ALICE, Verification::Unproven));
+    let id = |id| <&EventId>::try_from(id).unwrap();
+    let mut room = Room::new();
+    for n in ["$a", "$b"] {
+        let outer = event(n).encrypted("s");
+        room.decrypted_with(&outer, &event(n).key(n), unproven.clone());
+    }
+    room.decrypted_with(&event("$c").encrypted("s"), &event("$c").key("c"), proven(ALICE));
+    room.changes();
+    let mut events = room.map.unproven();
+    events.sort_by_key(|(event, _)| event.event_id().to_owned());
+    let found: Vec<_> = events.iter().map(|(it, id)| (it.event_id_str(), &**id)).collect();
+    assert_eq!(found, [("$a", "s"), ("$b", "s")]);
+
+    // No news, nothing that is known, and another's session.
+    room.map.handle_encryption(id("$a"), unproven);
+    room.map.handle_encryption(id("$other"), proven(ALICE));
+    assert_eq!(room.changes(), [""; 0]);
+    room.map.handle_encryption(id("$a"), proven(ALICE));
+    room.map.handle_encryption(id("$b"), proven(BOB));
+    assert_eq!(room.changes(), ["$a>$a", "$b>$b"]);
+    let is_encrypted = |room: &mut Room| {
+        let entries = room.map.entries(room.now);
+        entries.iter().map(|event| event.is_encrypted()).collect::<Vec<_>>()
+    };
+    assert_eq!(is_encrypted(&mut room), [true, false, true]);
+    assert_eq!(room.map.unproven_len(), 0);
+    // The rest is as it was.
+    assert_eq!(room.section(&event("$a").encrypted("s")), Handled::Repeated);
+    room.redact("$a");
+    assert_eq!(room.changes(), ["-$a redacted"]);
+    room.pass(secs(60));
+    assert_eq!(room.changes(), ["-$b expired", "-$c expired"]);
+    assert_eq!(room.map.known(), 0);
+}
+
+#[test]
 fn only_the_senders_own_session_counts_as_encrypted() {
     let details = |owner: &str| {
         Arc::new(EncryptionDetails::new(

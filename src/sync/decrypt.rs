@@ -6,11 +6,12 @@
 use std::sync::Arc;
 
 use matrix_sdk::{
-    Room,
+    Client, Room,
     deserialized_responses::{
         EncryptionInfo, TimelineEventKind, VerificationLevel, VerificationState,
     },
 };
+use matrix_sdk_base::crypto::TrustRequirement;
 use ruma::{events::room::encrypted::OriginalSyncRoomEncryptedEvent, serde::Raw};
 use serde_json::value::RawValue;
 use tracing::debug;
@@ -40,8 +41,14 @@ pub(super) async fn decrypt(room: &Room, outer: &RawValue) -> Option<Decrypted> 
     }
 }
 
+/// Whether the client's settings keep events from us whose sender's device is not trusted.
+pub(super) fn needs_trust(client: &Client) -> bool {
+    let required = client.decryption_settings().sender_device_trust_requirement;
+    !matches!(required, TrustRequirement::Untrusted)
+}
+
 /// What the SDK knows of who encrypted an event.
-fn encryption(info: &EncryptionInfo) -> Encryption {
+pub(super) fn encryption(info: &EncryptionInfo) -> Encryption {
     let verification = match &info.verification_state {
         VerificationState::Verified => Verification::Verified,
         VerificationState::Unverified(level) => match level {

@@ -52,6 +52,8 @@ struct State {
     visible: Rooms,
     /// When each map has something to do next.
     deadlines: BTreeSet<(Deadline, SharedRoom)>,
+    /// Of how many events, of all rooms, it is not known yet who encrypted them.
+    unproven: usize,
     subscribers: HashMap<SubscriberId, Subscriber>,
     next_subscriber: u64,
     ignored: Arc<HashSet<OwnedUserId>>,
@@ -63,6 +65,8 @@ struct State {
 
 struct Room {
     map: EphemeralMap,
+    /// How many of its events count among [`State::unproven`].
+    unproven: usize,
     /// The deadline that stands in [`State::deadlines`].
     noted: Option<Deadline>,
 }
@@ -99,6 +103,14 @@ pub enum Arrival {
     },
     /// The news that an event has been redacted.
     Redaction(OwnedEventId),
+    /// The news who encrypted an event that was decrypted before: when it came, its sender's device
+    /// was not known.
+    Encryption {
+        /// The event.
+        event_id: OwnedEventId,
+        /// Who encrypted it, as is known now.
+        encryption: Encryption,
+    },
 }
 
 impl fmt::Debug for Arrival {
@@ -108,6 +120,7 @@ impl fmt::Debug for Arrival {
             Self::Event(_) => "Event(..)",
             Self::Decrypted { .. } => "Decrypted(..)",
             Self::Redaction(_) => "Redaction(..)",
+            Self::Encryption { .. } => "Encryption(..)",
         })
     }
 }
@@ -162,7 +175,8 @@ impl EphemeralMaps {
                     let mut map = EphemeralMap::new(self.shared.limits);
                     map.handle_ignored(ignored.clone());
                     let room_id = SharedRoom::from(room_id);
-                    let room = known.entry(room_id.clone()).insert(Room { map, noted: None });
+                    let room =
+                        known.entry(room_id.clone()).insert(Room { map, unproven: 0, noted: None });
                     (room_id, room.into_mut())
                 }
             };
@@ -189,6 +203,7 @@ impl EphemeralMaps {
         let Some((room_id, mut room)) = state.rooms.remove_entry(room_id) else {
             return;
         };
+        state.unproven -= room.unproven;
         if let Some(noted) = room.noted {
             state.deadlines.remove(&(noted, room_id.clone()));
         }
@@ -298,6 +313,20 @@ impl EphemeralMaps {
     #[cfg(feature = "client")]
     pub(crate) fn hidden(&self) -> Vec<OwnedRoomId> {
         self.lock().hidden.iter().cloned().collect()
+    }
+
+    /// The events of which it was not known yet who encrypted them, with their sessions.
+    #[cfg(feature = "e2e-encryption")]
+    pub(crate) fn unproven(&self) -> Vec<(OwnedRoomId, Vec<(Arc<StickyEvent>, Box<str>)>)> {
+        let state = self.lock();
+        let rooms = state.rooms.iter().filter(|(_, room)| room.map.unproven_len() > 0);
+        rooms.map(|(room_id, room)| ((**room_id).to_owned(), room.map.unproven())).collect()
+    }
+
+    /// How many they are.
+    #[cfg(feature = "e2e-encryption")]
+    pub(crate) fn unproven_len(&self) -> usize {
+        self.lock().unproven
     }
 
     /// Whether decryption may tell something of this encrypted event that is not known.
@@ -434,6 +463,8 @@ impl State {
         };
         let next = room.map.next_deadline();
         let noted = std::mem::replace(&mut room.noted, next);
+        let unproven = room.map.unproven_len();
+        self.unproven = self.unproven + unproven - std::mem::replace(&mut room.unproven, unproven);
         if room.map.is_empty() {
             self.rooms.remove(room_id);
             if is_hidden {
@@ -509,6 +540,10 @@ fn arrive(
         }
         Arrival::Redaction(event_id) => {
             map.handle_redaction(received, &event_id);
+            Ok(Handled::Repeated)
+        }
+        Arrival::Encryption { event_id, encryption } => {
+            map.handle_encryption(&event_id, encryption);
             Ok(Handled::Repeated)
         }
     }

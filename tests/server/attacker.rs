@@ -30,7 +30,15 @@ pub(crate) struct Attacker {
 impl Attacker {
     /// Makes this person's one device the attacker's, with keys that everybody can ask for.
     pub(crate) fn new(person: Person) -> Self {
-        let mut account = Account::new();
+        let mut attacker = Self::unknown(person);
+        attacker.publish();
+        attacker.introduces_itself = true;
+        attacker
+    }
+
+    /// The same, with a device that nobody knows until its keys are published.
+    pub(crate) fn unknown(person: Person) -> Self {
+        let account = Account::new();
         let device = person.device_id().to_owned();
         let mut device_keys = json!({
             "user_id": person.id(),
@@ -42,18 +50,23 @@ impl Attacker {
             },
         });
         sign(&account, &person, &mut device_keys);
+        let session = GroupSession::new(megolm::SessionConfig::version_1());
+        Self { person, account, device_keys, session, introduces_itself: false }
+    }
+
+    /// Uploads the device's keys, so that everybody can ask for them.
+    pub(crate) fn publish(&mut self) {
+        let Self { account, person, device_keys, .. } = self;
         account.generate_one_time_keys(10);
         let mut one_time_keys = json!({});
         for (key_id, key) in account.one_time_keys() {
             let mut key = json!({ "key": key.to_base64() });
-            sign(&account, &person, &mut key);
+            sign(account, person, &mut key);
             one_time_keys[format!("signed_curve25519:{}", key_id.to_base64())] = key;
         }
         account.mark_keys_as_published();
         let keys = json!({ "device_keys": device_keys, "one_time_keys": one_time_keys });
         person.api.post("keys/upload", &keys).unwrap();
-        let session = GroupSession::new(megolm::SessionConfig::version_1());
-        Self { person, account, device_keys, session, introduces_itself: true }
     }
 
     /// Gives the room key to all devices of these people.

@@ -2,12 +2,15 @@
 
 use matrix_sdk::{cross_process_lock::CrossProcessLockConfig, ruma::RoomId, store::StoreConfig};
 use matrix_sdk_sticky::{
-    Encryption, RemovalReason, StickyKey,
+    Encryption, RemovalReason, Sticky, StickyKey,
     matrix_sdk_base::{BaseClient, DmRoomDefinition, ThreadingSupport},
 };
 use serde_json::json;
 
-use crate::support::{Encryptor, LONG, Person, TYPE, Watcher, eventually, in_room, keys, status};
+use crate::{
+    attacker::Attacker,
+    support::{Encryptor, LONG, Person, TYPE, Watcher, content, eventually, in_room, keys, status},
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_encrypted_event_is_shown_decrypted_and_by_whom_it_was_encrypted() {
@@ -135,9 +138,15 @@ async fn a_late_key_counts_after_the_machine_is_remade() {
     let store = StoreConfig::new(CrossProcessLockConfig::SingleProcess);
     let base = BaseClient::new(store, ThreadingSupport::Disabled, DmRoomDefinition::default());
     let client = alice.client_on(base.clone()).await;
+    let sticky = Sticky::builder(&client).with_base_client(base.clone()).start().unwrap();
     let mut watcher = Watcher::with(client, &[&room]).await;
     let sender = Encryptor::of(&bob, &room, &[&alice]).await;
-    for round in 0..3 {
+    let mut held = Vec::new();
+    for round in 0..4 {
+        // Half of the time somebody holds a stream of devices, and with it the old machine.
+        if round % 2 == 1 {
+            held.push(watcher.client.encryption().devices_stream().await.unwrap());
+        }
         base.regenerate_olm(None).await.unwrap();
         sender.discard_key(&room).await;
         sender.proxy.keep_to_device();
@@ -146,7 +155,38 @@ async fn a_late_key_counts_after_the_machine_is_remade() {
         assert!(sender.proxy.release_to_device().await > 0);
         watcher.added(&format!("late {round}")).await;
     }
+    assert!(sticky.can_encrypt());
     watcher.assert_silent();
+}
+
+/// As long as the others have not heard of the device, nothing proves whose session it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_is_proven_once_its_device_is_known() {
+    let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+    let room = bob.encrypted_room_with(&[&alice]);
+    let watcher = Watcher::of(&alice, &[&room]).await;
+    let mut sender = Attacker::unknown(bob);
+    sender.share(&room, &[&alice]).await;
+    let message = json!({ "type": TYPE, "content": content("k", "early") });
+    let event_id = sender.seal(&room, &message, true);
+    let key = StickyKey::new(sender.person.id(), TYPE, "k");
+    let until = async |is_encrypted: bool| {
+        eventually("it is known how it was encrypted", async || {
+            match watcher.room(&room).get(&key) {
+                Some(entry) if entry.is_encrypted() == is_encrypted => Ok(entry),
+                entry => Err(entry),
+            }
+        })
+        .await
+    };
+    let entry = until(false).await;
+    assert!(matches!(entry.encryption(), Encryption::ForeignSession(_)), "{entry:?}");
+
+    sender.publish();
+    let entry = until(true).await;
+    assert_eq!(entry.event_id(), event_id);
+    let Encryption::Encrypted(details) = entry.encryption() else { panic!("{entry:?}") };
+    assert_eq!(details.device.as_deref().unwrap().as_str(), sender.person.device_id());
 }
 
 #[tokio::test(flavor = "multi_thread")]
