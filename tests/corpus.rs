@@ -4,6 +4,8 @@
 
 #[path = "../fuzz/bodies/map.rs"]
 mod map;
+#[path = "../fuzz/bodies/rtc.rs"]
+mod rtc;
 #[path = "../fuzz/bodies/wire.rs"]
 mod wire;
 
@@ -17,6 +19,30 @@ fn wire_reads_its_corpus_as_the_plain_reading_does() {
 #[test]
 fn the_map_is_what_the_model_says_on_its_corpus() {
     replay("map", map::run);
+}
+
+#[test]
+fn mallory_changes_nobody_on_the_corpus() {
+    replay("rtc", rtc::run);
+}
+
+/// Inputs at random, so many as the variable `RTC_CASES` says.
+#[test]
+fn mallory_changes_nobody_at_random() {
+    let cases = std::env::var("RTC_CASES").ok().and_then(|it| it.parse().ok()).unwrap_or(2_000);
+    // An xorshift will do.
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    for _ in 0..cases {
+        let data: Vec<u8> = (0..128).flat_map(|_| next()).collect();
+        let replayed = panic::catch_unwind(|| rtc::run(&data));
+        assert!(replayed.is_ok(), "see above; the input is {data:?}");
+    }
 }
 
 fn replay(target: &str, body: fn(&[u8])) {
