@@ -93,9 +93,6 @@ fn play(show: &mut Show<'_>, time: Duration) -> anyhow::Result<End> {
             Outcome::Interrupted => return Ok(End::Interrupted),
             Outcome::Violated(what) => return violated(show, number, &what),
             Outcome::Passed(took) => {
-                let took_seconds = took.as_secs_f64();
-                let text = format!("all was right {took_seconds:.1} s into the calm");
-                show.teller.say("passed", &text);
                 // Before the first round all have to start.
                 longest = longest.max(if number == 0 { Duration::ZERO } else { took });
             }

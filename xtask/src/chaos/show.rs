@@ -236,6 +236,7 @@ impl<'a> Show<'a> {
         self.chairs.iter_mut().for_each(|chair| chair.begin_calm(calm));
         self.teller.say("calm", "the calm begins");
         let mut watch = Watch::new(goes_on);
+        let mut last = String::new();
         loop {
             let broken = self.tick()?;
             if !broken.is_empty() {
@@ -245,15 +246,23 @@ impl<'a> Show<'a> {
                 return Ok(Outcome::Interrupted);
             }
             let is_whole = self.chairs.iter().all(|chair| !chair.wanted || chair.is_running());
-            match watch.look(self.now(), self.findings(calm), is_whole) {
+            let findings = self.findings(calm);
+            if let Some(finding) = findings.first() {
+                last = format!("; before, {}", finding.wrong);
+            }
+            match watch.look(self.now(), findings, is_whole) {
                 Ruling::GoOn => {}
                 Ruling::Violated(broken) => {
                     return Ok(Outcome::Violated(self.in_words(&broken, calm)));
                 }
                 Ruling::Passed(since) => {
+                    let took = since.saturating_sub(calm);
+                    let seconds = took.as_secs_f64();
+                    let text = format!("all was right {seconds:.1} s into the calm{last}");
+                    self.teller.say("passed", &text);
                     let broken = self.look_at_js(calm)?;
                     return Ok(match broken.is_empty() {
-                        true => Outcome::Passed(since.saturating_sub(calm)),
+                        true => Outcome::Passed(took),
                         false => Outcome::Violated(broken),
                     });
                 }
