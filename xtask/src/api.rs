@@ -142,6 +142,16 @@ impl Api {
         self.post(&format!("join/{}", encode(room)), &json!({})).map(drop)
     }
 
+    /// Joins a room that another server is in, by way of that server.
+    ///
+    /// # Errors
+    /// As [`Api::post`].
+    pub fn join_via(&self, room: &str, server: &str) -> Result<(), ApiError> {
+        let server = encode(server);
+        let path = format!("join/{}?server_name={server}&via={server}", encode(room));
+        self.post(&path, &json!({})).map(drop)
+    }
+
     /// Leaves a room.
     ///
     /// # Errors

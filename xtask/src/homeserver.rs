@@ -5,6 +5,7 @@
 //! it, however that one ends.
 
 mod config;
+mod link;
 mod venv;
 
 use std::{
@@ -21,7 +22,7 @@ use std::{
 
 use serde_json::json;
 
-pub use self::venv::SYNAPSE_VERSION;
+pub use self::{link::Link, venv::SYNAPSE_VERSION};
 use crate::api::{Api, ApiError};
 
 /// When to give up on a server that does not answer.
@@ -52,6 +53,8 @@ pub struct Options {
     /// For how long an access token is good, if its client asked for a refresh token. Without one,
     /// the server gives out no refresh tokens, and access tokens never run out.
     pub token_lifetime: Option<Duration>,
+    /// Federation with other such servers, each through the [`Link`] in front of it. Off unless told.
+    pub federates: bool,
     /// The port on `127.0.0.1`; without one, a free one is chosen.
     pub port: Option<u16>,
 }
@@ -65,6 +68,7 @@ impl Default for Options {
             rtc_endpoint: true,
             rtc_transports: true,
             token_lifetime: None,
+            federates: false,
             port: None,
         }
     }
@@ -78,6 +82,8 @@ impl Default for Options {
 pub struct Synapse {
     url: String,
     port: u16,
+    name: String,
+    link: Option<Link>,
     dir: PathBuf,
     supervisor: Supervisor,
 }
@@ -122,10 +128,14 @@ impl Synapse {
                 None => free_port()?,
             };
             let dir = fresh_dir(&root)?;
-            config::write(&dir, port, options).map_err(io("write to", &dir))?;
+            let federation = if options.federates { Some(federate(&python, &dir)?) } else { None };
+            let (federation, link) = federation.unzip();
+            let name = config::write(&dir, port, federation, options);
             let mut synapse = Self {
                 url: format!("http://127.0.0.1:{port}"),
                 port,
+                name: name.map_err(io("write to", &dir))?,
+                link,
                 supervisor: Supervisor::spawn(&python, &dir)?,
                 dir,
             };
@@ -140,6 +150,16 @@ impl Synapse {
     /// The base URL, `http://127.0.0.1:PORT`, without a slash at the end.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// The name of the server in user and room ids.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The way by which other servers reach this one, if it federates.
+    pub fn link(&self) -> Option<&Link> {
+        self.link.as_ref()
     }
 
     /// Where the server keeps its data. [`Synapse::log`] is in there.
@@ -467,6 +487,25 @@ fn fresh_dir(root: &Path) -> Result<PathBuf, StartError> {
             Err(error) => return Err(io("create", &dir)(error)),
         }
     }
+}
+
+/// The ports by which other servers reach one, and the link between them.
+fn federate(python: &Path, dir: &Path) -> Result<(config::Federation, Link), StartError> {
+    let script = include_str!("homeserver/certificate.py");
+    let mut command = Command::new(python);
+    command.args(["-c", script]).arg(dir.join(config::CERTIFICATE)).arg(dir.join(config::TLS_KEY));
+    let output = command.output().map_err(io("run", python))?;
+    if !output.status.success() {
+        let said = last_lines(&String::from_utf8_lossy(&output.stderr), 20);
+        return Err(StartError::NotUp { end: "it has no certificate".to_owned(), said });
+    }
+    let federation = config::Federation { port: free_port()?, reached_by: free_port()? };
+    let link = Link::start(federation.reached_by, federation.port);
+    let link = link.map_err(|source| {
+        let what = format!("listen on port {}", federation.reached_by);
+        StartError::Io { what, source }
+    })?;
+    Ok((federation, link))
 }
 
 fn check_port(port: u16) -> Result<u16, StartError> {

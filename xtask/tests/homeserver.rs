@@ -45,6 +45,8 @@ fn a_sticky_event_is_sent_read_back_kept_over_a_restart_and_redacted() {
     assert_eq!(features["org.matrix.msc4354"], true);
     assert_eq!(features["org.matrix.msc4140"], true);
 
+    assert_eq!(server.name(), "sticky.test");
+    assert!(server.link().is_none());
     let room = api.create_room(&json!({ "name": "Sticky" })).unwrap();
     let content = json!({ "msc4354_sticky_key": "k", "sticky_key": "k", "status": "here" });
     let send = |txn: &str| api.send(&room, TYPE, txn, &content, Some(60_000)).unwrap();
@@ -139,4 +141,34 @@ fn a_port_taken_between_the_look_and_the_start_is_named_too() {
     let _holder = TcpListener::bind(("127.0.0.1", port)).unwrap();
     let error = server.restart().unwrap_err();
     assert!(matches!(error, StartError::PortTaken { port: named } if named == port), "{error}");
+}
+
+#[test]
+fn two_servers_federate_by_a_link_that_can_be_cut() {
+    let options = Options { federates: true, ..Options::default() };
+    let [here, there] = [start(&options), start(&options)];
+    let alice = here.api(&here.register("alice", "secret").unwrap());
+    let bob = there.api(&there.register("bob", "secret").unwrap());
+    let room = alice.create_room(&json!({ "preset": "public_chat" })).unwrap();
+    bob.join_via(&room, here.name()).unwrap();
+    let send = |text: &str| {
+        let content = json!({ "msgtype": "m.text", "body": text });
+        alice.send(&room, "m.room.message", text, &content, None).unwrap()
+    };
+    let comes = |event: &str, tries: usize| {
+        (0..tries).any(|_| {
+            thread::sleep(Duration::from_millis(200));
+            bob.event(&room, event).is_ok()
+        })
+    };
+    assert!(comes(&send("before"), 100));
+    for server in [&here, &there] {
+        server.link().unwrap().cut();
+    }
+    let event = send("meanwhile");
+    assert!(!comes(&event, 10));
+    for server in [&here, &there] {
+        server.link().unwrap().mend();
+    }
+    assert!(comes(&event, 300));
 }

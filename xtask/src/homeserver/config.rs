@@ -10,6 +10,19 @@ use super::Options;
 /// The name of the server in user and room ids. Without a port, so that it stays on a restart.
 pub(super) const SERVER_NAME: &str = "sticky.test";
 
+/// The certificate and the key for other servers, inside the data directory.
+pub(super) const CERTIFICATE: &str = "tls.crt";
+pub(super) const TLS_KEY: &str = "tls.key";
+
+/// Where other servers reach one.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Federation {
+    /// Where it listens.
+    pub(super) port: u16,
+    /// What its name says: the port of the link in front of it.
+    pub(super) reached_by: u16,
+}
+
 /// Synapse's own log, inside the data directory.
 pub(super) const LOG: &str = "homeserver.log";
 
@@ -23,11 +36,49 @@ fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Writes all configuration into `dir`. YAML is a superset of JSON, so JSON is what is written.
-pub(super) fn write(dir: &Path, port: u16, options: &Options) -> io::Result<()> {
-    fs::write(dir.join("homeserver.yaml"), homeserver(dir, port, options).to_string())?;
+/// Writes all configuration into `dir`. YAML is a superset of JSON, so JSON is what is written. Returns
+/// the server's name.
+pub(super) fn write(
+    dir: &Path,
+    port: u16,
+    federation: Option<Federation>,
+    options: &Options,
+) -> io::Result<String> {
+    let mut config = homeserver(dir, port, options);
+    let mut name = SERVER_NAME.to_owned();
+    if let Some(Federation { port, reached_by }) = federation {
+        name = format!("localhost:{reached_by}");
+        config["server_name"] = json!(name);
+        federate(&mut config, dir, port);
+    }
+    fs::write(dir.join("homeserver.yaml"), config.to_string())?;
     fs::write(dir.join("log.yaml"), log(dir).to_string())?;
-    fs::write(dir.join("signing.key"), signing_key())
+    fs::write(dir.join("signing.key"), signing_key())?;
+    Ok(name)
+}
+
+/// Has the server listen to others, which are on loopback and sign their certificates themselves.
+fn federate(config: &mut Value, dir: &Path, port: u16) {
+    if let Some(listeners) = config["listeners"].as_array_mut() {
+        listeners.push(json!({
+            "port": port,
+            "bind_addresses": ["127.0.0.1"],
+            "type": "http",
+            "tls": true,
+            "resources": [{ "names": ["federation"], "compress": false }],
+        }));
+    }
+    config["federation_domain_whitelist"] = Value::Null;
+    config["tls_certificate_path"] = json!(dir.join(CERTIFICATE));
+    config["tls_private_key_path"] = json!(dir.join(TLS_KEY));
+    config["federation_verify_certificates"] = json!(false);
+    config["ip_range_blacklist"] = json!([]);
+    // A link that was cut is tried again soon.
+    config["federation"] = json!({
+        "destination_min_retry_interval": "1s",
+        "destination_retry_multiplier": 1,
+        "destination_max_retry_interval": "2s",
+    });
 }
 
 fn homeserver(dir: &Path, port: u16, options: &Options) -> Value {
