@@ -101,7 +101,7 @@ struct ChaosArgs {
     /// For how many minutes, from the moment at which all have started
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
     minutes: u64,
-    /// What the schedule of faults is drawn from; a random one, which is printed, unless told
+    /// What the schedule of faults is drawn from; defaults to a random seed, which is printed first
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
     /// One JSON object a line, for scripts: {"kind","at","text"}

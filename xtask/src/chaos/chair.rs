@@ -26,6 +26,10 @@ const LEAVES_WITHIN: Duration = Duration::from_secs(17);
 /// What may be added to a delay by the server.
 const SERVER_ADDS: Duration = Duration::from_secs(30);
 
+/// How long the others gather newcomers at most, before they encrypt anew for them: the pauses grow
+/// while somebody comes again and again.
+const GATHERED_WITHIN: Duration = Duration::from_secs(60);
+
 /// How a member is started.
 pub(crate) struct Program<'a> {
     pub(crate) presence: &'a Path,
@@ -218,11 +222,16 @@ impl Chair {
         }
     }
 
-    /// What it shows; nothing if nobody looks who stays.
-    pub(crate) fn observer(&self, calm: Duration) -> Option<Observer> {
+    /// What it shows of that room; nothing if nobody looks who stays.
+    pub(crate) fn observer(&self, room: &Room, calm: Duration) -> Option<Observer> {
         let sits = self.sits.as_ref().filter(|sits| sits.leaving.is_none())?;
         let Said { own, roster, .. } = sits.member.said();
-        Some(Observer { name: sits.name.clone(), own, roster, by: sits.back_by(calm) })
+        let mut by = sits.back_by(calm);
+        if room.encrypted {
+            // Who is new there reads a member only once that one has encrypted for them.
+            by = by.max(back_by(sits.started.saturating_add(GATHERED_WITHIN)));
+        }
+        Some(Observer { name: sits.name.clone(), own, roster, by })
     }
 
     /// All who ever sat here, and what the laws ask for them. Of somebody else's code they may ask

@@ -21,7 +21,7 @@ use super::{
     Teller,
     chair::{Chair, Program},
     judge::{Finding, Observer, Scene},
-    schedule::{Back, Fault, Line, Process, Round, Server, Stage, What, Who},
+    schedule::{Back, Fault, Line, Process, Room, Round, Server, Stage, What, Who},
     watch::{Ruling, Watch},
 };
 use crate::{process::Interrupt, serve::password};
@@ -285,14 +285,14 @@ impl<'a> Show<'a> {
 
     /// What is not as it has to be in the end.
     fn findings(&self, calm: Duration) -> Vec<Finding> {
-        let scenes = (0..self.rooms.len()).map(|room| self.scene(room, calm));
+        let rooms = self.stage.rooms.iter().enumerate();
+        let scenes = rooms.map(|(index, room)| self.scene(index, room, calm));
         scenes.flat_map(|scene| scene.judge()).collect()
     }
 
     /// A room, as ours see it.
-    fn scene(&self, room: usize, calm: Duration) -> Scene {
-        let is_encrypted = self.stage.rooms.get(room).is_some_and(|room| room.encrypted);
-        let here = || self.chairs.iter().filter(|chair| chair.seat.room == room);
+    fn scene(&self, index: usize, room: &Room, calm: Duration) -> Scene {
+        let here = || self.chairs.iter().filter(|chair| chair.seat.room == index);
         // Who comes to an encrypted room later cannot read matrix-js-sdk's membership: it does not
         // encrypt it again. So not even of ours all can show the same of it.
         let js: Vec<_> = here()
@@ -301,9 +301,9 @@ impl<'a> Show<'a> {
             .collect();
         let mut observers: Vec<Observer> = here()
             .filter(|chair| chair.seat.who == Who::Ours)
-            .filter_map(|chair| chair.observer(calm))
+            .filter_map(|chair| chair.observer(room, calm))
             .collect();
-        if is_encrypted {
+        if room.encrypted {
             for observer in &mut observers {
                 observer.roster.retain(|entry| !js.iter().any(|it| entry.intent.starts_with(it)));
             }
@@ -319,7 +319,9 @@ impl<'a> Show<'a> {
         loop {
             let mut notes = Vec::new();
             for chair in self.chairs.iter().filter(|chair| chair.seat.who == Who::Js) {
-                let Some(observer) = chair.observer(calm) else { continue };
+                let room = self.stage.rooms.get(chair.seat.room);
+                let observer = room.and_then(|room| chair.observer(room, calm));
+                let Some(observer) = observer else { continue };
                 let here = self.chairs.iter().filter(|it| it.seat.room == chair.seat.room);
                 let runs = here.flat_map(|chair| chair.runs(calm, false)).collect();
                 let scene = Scene { runs, observers: vec![observer], by: calm };
