@@ -342,6 +342,11 @@ async fn on_store(builder: BaseClientBuilder) -> (World, RoomSticky) {
     let client = builder.build_client(client_builder(&server)).await.unwrap();
     log_in(&client, None).await;
     let world = World::of(server, client);
+    world.server.has(&[
+        "org.matrix.msc4354",
+        "org.matrix.simplified_msc3575",
+        "org.matrix.msc4140",
+    ]);
     let room = world.is_in(ROOM).await;
     (world, room)
 }
@@ -363,15 +368,17 @@ async fn of_two_clients_on_a_store_one_has_heartbeats() {
     let builders: [&dyn Fn() -> BaseClientBuilder; 2] = [&known, &unknown];
     for first in builders {
         for second in builders {
-            let (_one, one) = on_store(first()).await;
-            let (other_world, other) = on_store(second()).await;
+            let (mut one_world, one) = on_store(first()).await;
+            let (mut other_world, other) = on_store(second()).await;
             let beating = start(&one, "k").await.unwrap();
             let again = start(&one, "l").await.unwrap();
+            let _arming = one_world.server.sent().await;
             let refused = start(&other, "m").await.unwrap_err();
             assert!(matches!(refused, StartHeartbeatError::OtherProcess), "{refused:?}");
             assert!(refused.to_string().contains("another client"), "{refused}");
             // Nor does it retire what the other has armed.
             within("the end", other_world.sticky.leave_heartbeats()).await;
+            assert!(!other_world.server.is_sent_more());
             drop(beating);
             start(&other, "m").await.unwrap_err();
             // Without a word, as in a crash.
