@@ -654,3 +654,35 @@ async fn where_the_server_has_no_delayed_events_it_is_degraded_and_short() {
     })
     .await;
 }
+
+/// The devices of the other server get no room key while the link is cut, and are offered it again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_join_during_a_cut_is_seen_within_a_minute() {
+    let options = Options { federates: true, ..Options::default() };
+    let [here, there] = [start(&options), start(&options)];
+    let (alice, bob) = (Person::on(&here, "alice"), Person::on(&there, "bob"));
+    let room = alice.encrypted_room_with(&[]);
+    bob.api.join_via(room.as_str(), here.name()).unwrap();
+    let own = Watcher::encrypting(&alice, &[&room]).await;
+    let mut looking = Watcher::encrypting(&bob, &[&room]).await;
+    devices_are_there(&alice, &[&bob]).await;
+    let links = [&here, &there].map(|server| server.link().expect("it federates"));
+    links.iter().for_each(|link| link.cut());
+    let heartbeat = own.room(&room).heartbeat("k").content(&presence("here")).start().await;
+    let heartbeat = heartbeat.unwrap();
+    until(&heartbeat, State::Joined).await;
+    looking.assert_silent();
+    links.iter().for_each(|link| link.mend());
+    let mended = Instant::now();
+    let seen = async {
+        while looking.keys() != ["k"] {
+            let next = tokio::time::timeout(Duration::from_secs(1), looking.next("the member"));
+            let _ = next.await;
+        }
+    };
+    // As long as Synapse may take after a cut, and the pauses between two offers.
+    let seen = tokio::time::timeout(Duration::from_secs(60), seen).await;
+    assert!(seen.is_ok(), "not after {:?}: {:?}", mended.elapsed(), looking.watch);
+    assert_eq!(heartbeat.leave().await, State::Left);
+    looking.until_keys(&[]).await;
+}
