@@ -455,7 +455,9 @@ impl Worker {
                 // The next request is on its way while this answer is worked on.
                 turn.next =
                     if wait.is_zero() { self.ask(turn) } else { Some(self.wait(jittered(wait))) };
-                self.deliver(received, response.rooms).await;
+                let len = response.len();
+                let kept = self.deliver(received, response.rooms).await;
+                turn.connection.handle_kept(len, kept);
                 self.show_known(turn, state);
             }
             Event::Followed(question, response) => {
@@ -1009,6 +1011,7 @@ impl Worker {
             let name = random_name();
             let (mut pos, mut since) = (None, None);
             let mut fetched = Fetched::default();
+            let mut known_pages = 0;
             loop {
                 let request = Request::for_rooms(&name, &rooms, pos, since.clone());
                 let timeout = request.timeout();
@@ -1017,11 +1020,15 @@ impl Worker {
                         Ok(page) => page,
                         Err(error) => return Event::Fetched(Fetched::failed(rooms, error.into())),
                     };
-                let more = page.is_full() && page.next_batch.is_some() && page.next_batch != since;
+                let is_next = page.next_batch.is_some() && page.next_batch != since;
+                let mut more = page.is_full() && is_next;
                 pos = Some(page.pos.clone());
                 since.clone_from(&page.next_batch);
                 fetched.has_extension |= page.has_extension();
-                self.deliver(self.maps.now(), page.rooms).await;
+                let kept = self.deliver(self.maps.now(), page.rooms).await;
+                known_pages = if kept == 0 { known_pages + 1 } else { 0 };
+                // A server that goes in a circle would be asked for ever.
+                more &= known_pages < sliding::KNOWN_PAGES;
                 if !more {
                     return Event::Fetched(fetched);
                 }
@@ -1075,7 +1082,10 @@ impl Worker {
             };
             let received = self.maps.now();
             let events: Vec<_> = page.chunk.into_iter().map(Raw::into_json).collect();
-            let is_over = events.iter().any(|event| is_older_than_sticky(event.get()));
+            // The page is in the server's order. What a single event says of its age is its sender's
+            // word, and ends nothing.
+            let is_over =
+                !events.is_empty() && events.iter().all(|event| is_older_than_sticky(event.get()));
             self.deliver_by(received, Path::Timeline, vec![(room_id.to_owned(), events)]).await;
             from = page.end;
             if is_over || from.is_none() {
@@ -1086,17 +1096,22 @@ impl Worker {
     }
 
     /// Hands a sticky section to the maps.
-    async fn deliver(&self, received: Moment, rooms: Vec<(OwnedRoomId, Vec<Box<RawValue>>)>) {
-        self.deliver_by(received, Path::Section, rooms).await;
+    async fn deliver(
+        &self,
+        received: Moment,
+        rooms: Vec<(OwnedRoomId, Vec<Box<RawValue>>)>,
+    ) -> usize {
+        self.deliver_by(received, Path::Section, rooms).await
     }
 
-    /// Hands events to the maps, with what is encrypted decrypted where the key is there.
+    /// Hands events to the maps, with what is encrypted decrypted where the key is there. How many
+    /// were not known before.
     async fn deliver_by(
         &self,
         received: Moment,
         path: Path,
         rooms: Vec<(OwnedRoomId, Vec<Box<RawValue>>)>,
-    ) {
+    ) -> usize {
         let mut deliveries = Vec::with_capacity(rooms.len());
         let mut unknown = Vec::new();
         for (room_id, events) in rooms {
@@ -1119,7 +1134,7 @@ impl Worker {
         if !unknown.is_empty() {
             self.maps.hide(unknown);
         }
-        self.maps.handle(deliveries);
+        self.maps.take(deliveries.into())
     }
 
     /// Tries again to decrypt what waits: for these keys, or for any.

@@ -41,6 +41,11 @@ use crate::wire;
 /// How many events a page may have: what the server clamps to.
 pub(super) const PAGE: usize = 100;
 
+/// How many pages in a row may have nothing that we did not know while we catch up: after a start
+/// over there can be many. With each page having a token of its own nothing else would tell that a
+/// server gives the same ones again and again.
+pub(super) const KNOWN_PAGES: u32 = 100;
+
 /// How long the server holds a request while there is nothing new.
 const LONG_POLL: Duration = Duration::from_secs(30);
 
@@ -200,6 +205,8 @@ pub(super) struct Connection {
     offline_since: Option<SystemTime>,
     /// How many answers in a row came at once and brought nothing new.
     empty_answers: u32,
+    /// How many pages in a row had nothing that the maps did not know.
+    known_pages: u32,
     /// Whether anything was answered since the server last lacked what we need, and how often in a
     /// row it has denied that it has it.
     was_answered: bool,
@@ -237,6 +244,7 @@ impl Connection {
             failures: 0,
             offline_since: None,
             empty_answers: 0,
+            known_pages: 0,
             was_answered: false,
             denials: 0,
             lost_at: None,
@@ -270,7 +278,9 @@ impl Connection {
         took: Duration,
     ) -> (SyncState, Duration) {
         // The same page again is nothing new, however full it is.
+        let most = if self.caught_up { 3 } else { KNOWN_PAGES };
         let is_new = response.len() > 0
+            && self.known_pages < most
             && response.next_batch.is_some()
             && response.next_batch != self.since;
         self.pos = Some(response.pos.clone());
@@ -293,6 +303,15 @@ impl Connection {
             Some(more) => doubled(FIRST_WAIT, more),
         };
         (state, wait)
+    }
+
+    /// Takes how many events of a page were not known before.
+    pub(super) fn handle_kept(&mut self, of: usize, kept: usize) {
+        match (of, kept) {
+            (0, _) => {}
+            (_, 0) => self.known_pages = self.known_pages.saturating_add(1),
+            _ => self.known_pages = 0,
+        }
     }
 
     /// Something was answered: the waits start over.
@@ -619,6 +638,27 @@ mod tests {
             assert_eq!(wait, Duration::ZERO, "it was held, as it should be");
             let (_, wait) = connection.handle_response(&answer, millis(5));
             assert_eq!(wait, Duration::ZERO, "it starts over");
+        }
+    }
+
+    /// As of a server, or a proxy, with two answers that it gives in turn.
+    #[test]
+    fn known_pages_with_other_tokens_are_waited_after() {
+        for (len, at_once) in [(1, 3), (PAGE, KNOWN_PAGES)] {
+            let mut connection = connection();
+            let mut answer = |number: u32| {
+                let page = page("p", Some(&format!("b{}", number % 2)), len);
+                let (_, wait) = connection.handle_response(&page, millis(5));
+                connection.handle_kept(len, if number == 0 { len } else { 0 });
+                wait
+            };
+            let waits: Vec<_> = (0..at_once + 20).map(&mut answer).collect();
+            let (first, rest) = waits.split_at(at_once as usize + 1);
+            assert!(first.iter().all(Duration::is_zero), "{first:?}");
+            assert!(rest.iter().sum::<Duration>() > secs(100), "{rest:?}");
+            connection.handle_kept(len, 1);
+            let (_, wait) = connection.handle_response(&page("p", Some("b2"), len), millis(5));
+            assert_eq!(wait, Duration::ZERO);
         }
     }
 

@@ -51,7 +51,8 @@ pub struct Change {
 pub enum EntryChange {
     /// There is one where there was none.
     Added(Entry),
-    /// Another event is the value of the key.
+    /// Another event is the value of the key; or it is the same, and more is known of who encrypted
+    /// it.
     Updated {
         /// The entry from now on.
         entry: Entry,
@@ -180,12 +181,13 @@ impl Subscriber {
         if self.untold.is_empty() { None } else { self.waker.take() }
     }
 
-    /// What has not been told; with a waker, it is woken when there is something.
-    pub(super) fn poll_change(&mut self, now: Moment, waker: Option<&Waker>) -> Option<Change> {
+    /// What has not been told; with a waker, it is woken when there is something. The one from
+    /// before is left in its place, to be dropped where nothing is locked.
+    pub(super) fn poll_change(&mut self, now: Moment, waker: &mut Option<Waker>) -> Option<Change> {
         self.merge();
         if self.untold.is_empty() {
-            if let Some(waker) = waker {
-                self.waker = Some(waker.clone());
+            if waker.is_some() {
+                std::mem::swap(&mut self.waker, waker);
             }
             return None;
         }
@@ -233,7 +235,7 @@ impl Untold {
         match (&self.told, &self.now) {
             (None, Err(_)) => true,
             // The event, not the allocation: who left the room and is back sees the same one again.
-            (Some(told), Ok(now)) => told == now,
+            (Some(told), Ok(now)) => told == now && told.encryption() == now.encryption(),
             _ => false,
         }
     }

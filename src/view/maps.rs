@@ -158,6 +158,13 @@ impl EphemeralMaps {
     /// one change. A malformed event is dropped alone and logged with its event id: the first of a
     /// sender in a room is a warning, and after an hour the next.
     pub fn handle(&self, deliveries: impl IntoIterator<Item = Delivery>) {
+        // Before the lock: the iterator is the caller's, and may look at the maps.
+        self.take(deliveries.into_iter().collect());
+    }
+
+    /// As [`handle`](Self::handle). How many events were not known before.
+    pub(crate) fn take(&self, deliveries: SmallVec<[Delivery; 2]>) -> usize {
+        let mut kept = 0;
         let mut state = self.lock();
         let now = self.now();
         // What has ended takes no place from what comes.
@@ -182,6 +189,7 @@ impl EphemeralMaps {
             };
             for arrival in arrivals {
                 let handled = arrive(&mut room.map, received, path, arrival);
+                kept += usize::from(handled == Ok(Handled::Kept));
                 let warns = handled.is_err() && room.map.poll_warning();
                 log(&room_id, &self.shared.limits, &handled, warns);
             }
@@ -191,6 +199,7 @@ impl EphemeralMaps {
             state.settle(&room_id, now);
         }
         state.set_timer();
+        kept
     }
 
     /// Takes the news that we are not in a room any more: its entries leave, for that reason.
@@ -248,12 +257,16 @@ impl EphemeralMaps {
         cx: &mut Context<'_>,
         known: Option<Deadline>,
     ) -> Poll<Option<Deadline>> {
+        let waker = cx.waker().clone();
         let mut state = self.lock();
         let next = state.next_deadline();
         if next != known {
             return Poll::Ready(next);
         }
-        state.timer = Some((cx.waker().clone(), known));
+        let before = state.timer.replace((waker, known));
+        drop(state);
+        // Outside the lock, as in `poll_change`.
+        drop(before);
         Poll::Pending
     }
 
@@ -383,10 +396,12 @@ impl EphemeralMaps {
     }
 
     pub(super) fn poll_change(&self, id: SubscriberId, waker: Option<&Waker>) -> Option<Change> {
+        // Dropped after the lock: a waker may hold a task, and that task another subscription.
+        let mut waker = waker.cloned();
         let mut state = self.lock();
         let now = self.now();
         state.advance(now);
-        state.subscribers.get_mut(&id)?.poll_change(now, waker)
+        state.subscribers.get_mut(&id)?.poll_change(now, &mut waker)
     }
 
     /// A panic of another thread while it held the lock would be a bug of ours; what it left is

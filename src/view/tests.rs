@@ -899,6 +899,40 @@ fn entries_know_their_room() {
     assert_eq!(entry.expires_in(world.clock.now()), secs(60));
 }
 
+/// A waker whose task looks at the maps when it is dropped, as one that owns its task does.
+struct Owning(EphemeralMaps);
+
+impl Wake for Owning {
+    fn wake(self: Arc<Self>) {}
+}
+
+impl Drop for Owning {
+    fn drop(&mut self) {
+        self.0.advance();
+    }
+}
+
+#[test]
+fn nothing_of_a_callers_runs_under_the_lock() {
+    let (done, is_done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let world = World::new();
+        let maps = world.maps.clone();
+        let mut changes = maps.view().subscribe().changes;
+        for _ in 0..2 {
+            let waker = Waker::from(Arc::new(Owning(maps.clone())));
+            let mut cx = Context::from_waker(&waker);
+            assert!(Pin::new(&mut changes).poll_next(&mut cx).is_pending());
+            assert!(maps.poll_deadline(&mut cx, None).is_pending());
+        }
+        let looking = [world.delivery(room(), vec![Arrival::Event(event("$a").raw())])];
+        maps.handle(looking.into_iter().inspect(|_| assert!(maps.view().snapshot().is_empty())));
+        done.send(told(changes.next_now())).unwrap();
+    });
+    let told = is_done.recv_timeout(std::time::Duration::from_secs(20));
+    assert_eq!(told.expect("it is locked for ever"), ["+$a"]);
+}
+
 #[cfg(feature = "client")]
 #[test]
 fn a_hidden_room_is_seen_once_it_is_revealed() {

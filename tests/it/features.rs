@@ -103,6 +103,7 @@ async fn a_server_that_loses_the_feature_while_it_is_away_is_unsupported() {
         world.settle().await;
     }
     assert!((secs(5)..=secs(90)).contains(&waited), "{waited:?}");
+    world.settle().await;
     assert!(!world.server.is_asked());
 }
 
