@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Builds and runs a fuzz target on any stable compiler: `fuzz/fuzz.sh wire|map [libFuzzer's options..]`.
+# Builds and runs a fuzz target on any stable compiler: `fuzz/fuzz.sh wire|map|rtc [libFuzzer's options..]`.
 # What is new goes to fuzz/target/corpus/, findings to fuzz/artifacts/.
-# `fuzz/fuzz.sh wire|map pick` picks a smallest set with the coverage of both corpora, into
+# `fuzz/fuzz.sh wire|map|rtc pick` picks a smallest set with the coverage of both corpora, into
 # fuzz/target/picked/.
 #
 # The flags are those of `cargo fuzz -s none`, which cannot pass `--ignore-rust-version` on.
 set -euo pipefail
 
 cd "$(dirname "$0")"
-target=${1:?"usage: fuzz/fuzz.sh wire|map [libFuzzer options]"}
+target=${1:?"usage: fuzz/fuzz.sh wire|map|rtc [libFuzzer options]"}
 shift
 
 host=$(rustc -vV | sed -n 's/^host: //p')
