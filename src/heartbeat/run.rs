@@ -215,11 +215,10 @@ impl StartHeartbeat {
             last_words,
             outranked_until,
         } = self;
-        let pace = match sticky_for {
-            Some(sticky) => Pace::new(delay, sticky),
-            None => Pace::default().with_delay(delay),
-        };
-        let pace = pace.map_err(StartHeartbeatError::Pace)?;
+        let pace = Pace::default().with_delay(delay);
+        let pace = pace
+            .and_then(|pace| sticky_for.map_or(Ok(pace), |sticky| pace.with_sticky(sticky)))
+            .map_err(StartHeartbeatError::Pace)?;
         let event_type = event_type.ok_or(StartHeartbeatError::NoContent)?;
         let mut content = content.map_err(StartHeartbeatError::Content)?;
         let mut leave_content = leave_content.map_err(StartHeartbeatError::Content)?;

@@ -36,7 +36,7 @@ pub struct HeartbeatConfig {
     /// How long after a crash everybody sees it gone; 15 s unless told.
     #[uniffi(default = None)]
     pub delay: Option<Duration>,
-    /// For how long its events are sticky; 1 h unless told.
+    /// For how long its events are sticky. Defaults to 10 minutes.
     #[uniffi(default = None)]
     pub sticky: Option<Duration>,
     /// Whether it joins again by itself after it has left unwanted, as after an outage.
@@ -286,9 +286,9 @@ impl Heartbeat {
     ) -> Result<Self, HeartbeatError> {
         // What is wrong with it is told at once.
         drop(config.clone().apply(room.heartbeat(&*sticky_key))?);
-        let usual = Pace::default();
-        let (delay, sticky) = (config.delay, config.sticky);
-        Pace::new(delay.unwrap_or(usual.delay()), sticky.unwrap_or(usual.sticky()))
+        let pace = Pace::default();
+        let pace = pace.with_delay(config.delay.unwrap_or(pace.delay()));
+        pace.and_then(|pace| config.sticky.map_or(Ok(pace), |sticky| pace.with_sticky(sticky)))
             .map_err(|error| HeartbeatError::Pace { reason: error.to_string() })?;
         let beating = Beating { room, sticky_key, config, handle: Started::default() };
         Ok(Self { heartbeat: Held::new(runtime, Arc::new(beating)) })

@@ -543,7 +543,7 @@ pub struct JoinConfig {
     /// How long after a crash everybody sees it gone; 15 s unless told.
     #[uniffi(default = None)]
     pub delay: Option<Duration>,
-    /// For how long its events are sticky; 1 h unless told.
+    /// For how long its events are sticky. Defaults to 1 h.
     #[uniffi(default = None)]
     pub sticky: Option<Duration>,
 }

@@ -27,7 +27,12 @@ use self::{
     schedule::{Room, Round},
     show::{Ground, Outcome, Show},
 };
-use crate::{ChaosArgs, cargo::Cargo, ci::{ALL, INTERRUPTED}, process::Interrupt};
+use crate::{
+    ChaosArgs,
+    cargo::Cargo,
+    ci::{ALL, INTERRUPTED},
+    process::Interrupt,
+};
 
 /// When a member is back after the network is.
 const BACK_WITHIN: Duration = Duration::from_secs(30);
