@@ -85,8 +85,9 @@ pub enum SyncState {
     CatchingUp,
     /// All that is sticky is there, and what changes comes at once.
     Live,
-    /// As [`Live`](Self::Live), but for these rooms: more was sticky there when we came than the
-    /// server gives at once, and their history is too long to search. What is shown is right; what
+    /// As [`Live`](Self::Live), but for these rooms: more was sticky when we came than the server
+    /// gives at once, and they are not searched for the rest. Either their history is too long, or
+    /// nothing said that there was anything sticky. What is shown is right; what
     /// is missing comes when its owner refreshes it, or is over within the hour. Only over v3.
     Incomplete {
         /// The rooms of which something may be missing.
@@ -148,6 +149,9 @@ impl fmt::Display for Unsupported {
 
 /// The longest that a question to the server, other than the long poll, may take.
 const QUESTION: Duration = Duration::from_secs(15);
+
+/// How long to wait before the next of several rooms is asked for over v3.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// How many pages of 100 events of a room's history are searched at most.
 const HISTORY_PAGES: usize = 30;
@@ -258,6 +262,8 @@ struct Turn<'a> {
     tokenless_since: Option<Moment>,
     /// Rooms of which something may be missing, and until when.
     incomplete: BTreeMap<OwnedRoomId, Deadline>,
+    /// Rooms in which the main loop has shown something sticky, where the source is v3.
+    hinted: BTreeSet<OwnedRoomId>,
     /// Whether the server has what we need, since it was last away.
     supported: bool,
     main_loop: MainLoop,
@@ -305,6 +311,14 @@ enum Extension {
     },
     Present,
     Absent,
+}
+
+/// A page of sticky events that was asked for of a single room, over v3.
+struct Page {
+    /// There may be more.
+    is_full: bool,
+    /// All of it is of that room, or there is no more.
+    is_filtered: bool,
 }
 
 impl Fetched {
@@ -355,6 +369,7 @@ impl Worker {
             follower: None,
             tokenless_since: None,
             incomplete: BTreeMap::new(),
+            hinted: BTreeSet::new(),
             supported: false,
             main_loop: MainLoop::new(own_id, self.joined_rooms()),
             ignored: self.ignored_users().await,
@@ -472,13 +487,30 @@ impl Worker {
                 }
                 if question == Question::All && !is_part {
                     turn.incomplete.clear();
+                    turn.hinted.clear();
                 }
+                let in_page: Vec<_> = match is_part {
+                    true => response.rooms.iter().map(|(room_id, _)| room_id.clone()).collect(),
+                    false => Vec::new(),
+                };
                 turn.next = self.ask(turn);
                 self.deliver(received, response.rooms).await;
-                if is_part {
-                    // A page of all rooms together: the rest has to be asked for room by room.
+                let is_behind = turn.follower.as_ref().is_some_and(|it| it.token().is_some());
+                if is_part && !is_behind {
+                    // With the main loop's first token all is asked for once more; until then nobody
+                    // knows which rooms we are in, and which of them have something.
                     self.show_known(turn, SyncState::CatchingUp);
-                    turn.wanted.extend(self.joined_rooms());
+                } else if is_part {
+                    // A page of all rooms together: the rest has to be asked for room by room. Only
+                    // of the rooms of which there is a reason to think so: one hostile member can
+                    // fill a page, and an account can have thousands of rooms.
+                    self.show_known(turn, SyncState::CatchingUp);
+                    let until = self.maps.now().deadline(MAX_STICKY);
+                    let joined = self.joined_rooms();
+                    turn.wanted.extend(in_page.into_iter().chain(std::mem::take(&mut turn.hinted)));
+                    turn.wanted.retain(|room_id| !self.is_not_ours(room_id));
+                    let others = joined.into_iter().filter(|it| !turn.wanted.contains(it));
+                    turn.incomplete = others.map(|room_id| (room_id, until)).collect();
                     turn.gather = Some(Box::pin(async { Event::Gathered }));
                 } else {
                     self.show_followed(turn);
@@ -606,6 +638,9 @@ impl Worker {
             self.retry(Some(new.into_iter().map(|room_id| (room_id, None)).collect())).await;
         }
         self.expect(turn, &sticky);
+        if self.wanted_source == SyncSource::V3 || turn.follower.is_some() {
+            turn.hinted.extend(sticky.into_iter().map(|shown| shown.room_id));
+        }
         let gaps = gaps.into_iter().filter(|room_id| self.maps.known(room_id).events > 0);
         turn.wanted.extend(gaps);
         if !just_joined.is_empty() {
@@ -707,6 +742,10 @@ impl Worker {
                 // Asked with again, the token would be refused again.
                 follower.start_over();
                 Failure::UnknownPos
+            }
+            (Some(follower), Failure::TimedOut) => {
+                follower.handle_timeout();
+                Failure::TimedOut
             }
             (_, failure) => failure,
         };
@@ -964,9 +1003,10 @@ impl Worker {
         };
         let question = follower.poll_question()?;
         let request = follower.request(&question);
+        let patience = follower.patience();
         Some(Box::pin(async move {
             let token = self.client.access_token();
-            match self.client.send(request).with_request_config(within(QUESTION)).await {
+            match self.client.send(request).with_request_config(within(patience)).await {
                 Ok(response) => Event::Followed(question, response),
                 Err(error) => self.failed(token, error.into()),
             }
@@ -1041,9 +1081,26 @@ impl Worker {
     fn fetch_v3(&self, mut rooms: BTreeSet<OwnedRoomId>, number: u64) -> BoxFuture<'_, Event> {
         Box::pin(async move {
             let mut fetched = Fetched::default();
+            let (mut is_first, mut is_filtered) = (true, true);
             while let Some(room_id) = rooms.pop_first() {
+                if !std::mem::take(&mut is_first) {
+                    self.timer.sleep_until(self.maps.now().deadline(PAUSE)).await;
+                }
                 let token = self.client.access_token();
-                match self.fetch_room_v3(&room_id, number).await {
+                let page = match is_filtered {
+                    true => self.fetch_room_v3(&room_id, number).await,
+                    false => Ok(Page { is_full: true, is_filtered: false }),
+                };
+                let has_all = match page {
+                    // A server that does not look at the room, as Synapse. Once its page of all rooms
+                    // is full, each further one would be the same.
+                    Ok(page) => {
+                        is_filtered &= page.is_filtered;
+                        if page.is_full { self.search_history(&room_id).await } else { Ok(true) }
+                    }
+                    Err(failure) => Err(failure),
+                };
+                match has_all {
                     Ok(true) => fetched.complete.push(room_id),
                     Ok(false) => fetched.incomplete.push(room_id),
                     Err(failure) => {
@@ -1057,13 +1114,13 @@ impl Worker {
         })
     }
 
-    /// Whether that was all.
-    async fn fetch_room_v3(&self, room_id: &RoomId, number: u64) -> Result<bool, Failure> {
+    async fn fetch_room_v3(&self, room_id: &RoomId, number: u64) -> Result<Page, Failure> {
         let request = v3::Request::for_all(Some(room_id.to_owned()), number);
         let page = self.client.send(request).with_request_config(within(QUESTION)).await?;
-        let is_part = page.len() >= sliding::PAGE;
+        let is_full = page.len() >= sliding::PAGE;
+        let is_filtered = !is_full || page.rooms.iter().all(|(of, _)| of == room_id);
         self.deliver(self.maps.now(), page.rooms).await;
-        if is_part { self.search_history(room_id).await } else { Ok(true) }
+        Ok(Page { is_full, is_filtered })
     }
 
     /// Delivers what is sticky in the last hour of a room's history. Whether that was all of it.

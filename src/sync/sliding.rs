@@ -364,6 +364,7 @@ impl Connection {
                 (None, Wait { least, about: (least / 4).max(FIRST_WAIT) })
             }
             Failure::UnknownPos => self.offline(now, "the server refuses every position".into()),
+            Failure::TimedOut => self.offline(now, "the server did not answer in time".into()),
             Failure::Transient(error) => self.offline(now, error),
         }
     }
@@ -416,6 +417,8 @@ pub(super) enum Failure {
     Unsupported(Unsupported),
     /// Too many requests.
     RateLimited { retry_after: Option<RetryAfter> },
+    /// The server has not answered in time.
+    TimedOut,
     /// Anything else; it may go better next time. In words, without the request.
     Transient(String),
 }
@@ -447,6 +450,9 @@ impl From<HttpError> for Failure {
     fn from(error: HttpError) -> Self {
         if let HttpError::RefreshToken(error) = &error {
             return Self::of_refresh(error);
+        }
+        if matches!(&error, HttpError::Reqwest(error) if error.is_timeout()) {
+            return Self::TimedOut;
         }
         let Some(api_error) = error.as_client_api_error() else {
             return Self::Transient(words(&error));

@@ -27,11 +27,15 @@ use ruma::{
 };
 use serde_json::value::RawValue;
 
+use super::QUESTION;
 use crate::wire;
 
 /// How many tokens of the main loop may wait to be asked with. With more than these the server has
 /// been away for long, and all that is live is asked for once more.
 const TOKENS: usize = 64;
+
+/// The longest that the server may take to answer, after it was too slow.
+const LONGEST_QUESTION: Duration = Duration::from_secs(240);
 
 /// The server answers the same question from a cache for two minutes, so no two are the same: the
 /// timeout is the part that means nothing.
@@ -138,6 +142,8 @@ pub(super) struct Follower {
     /// have answered that one before what makes it necessary.
     outdated: bool,
     number: u64,
+    /// How often in a row the server has not answered in time.
+    timeouts: u32,
 }
 
 impl Follower {
@@ -185,7 +191,19 @@ impl Follower {
         self.passed.front().cloned().map(Question::After)
     }
 
-    /// The request for a question. No two of them are the same.
+    /// How long the server may take to answer a question. Where it took too long it gets longer: all
+    /// that is live in thousands of rooms takes its time.
+    pub(super) fn patience(&self) -> Duration {
+        QUESTION.saturating_mul(1 << self.timeouts.min(8)).min(LONGEST_QUESTION)
+    }
+
+    /// The server has not answered in time.
+    pub(super) fn handle_timeout(&mut self) {
+        self.timeouts = self.timeouts.saturating_add(1);
+    }
+
+    /// The request for a question. No two of them are the same, unless the server was too slow to
+    /// answer the one before: then its cache may have the answer by now.
     pub(super) fn request(&mut self, question: &Question) -> Request {
         let since = match question {
             Question::All => {
@@ -194,7 +212,8 @@ impl Follower {
             }
             Question::After(token) => Some(token.clone()),
         };
-        Request::new(since, None, self.next_number())
+        let number = if self.timeouts > 0 { self.number } else { self.next_number() };
+        Request::new(since, None, number)
     }
 
     pub(super) fn next_number(&mut self) -> u64 {
@@ -204,6 +223,7 @@ impl Follower {
 
     /// A question was answered.
     pub(super) fn handle_answer(&mut self, question: &Question) {
+        self.timeouts = 0;
         match question {
             Question::All => self.has_all = !self.outdated,
             Question::After(token) => {
@@ -276,6 +296,22 @@ mod tests {
         assert_eq!(follower.poll_question(), Some(Question::All));
         ask_for_all(&mut follower);
         assert_eq!(follower.poll_question(), None);
+    }
+
+    #[test]
+    fn a_slow_server_is_asked_the_same_for_longer() {
+        let mut follower = Follower::default();
+        let first = follower.request(&Question::All);
+        let mut patience = vec![follower.patience().as_secs()];
+        for _ in 0..6 {
+            follower.handle_timeout();
+            assert_eq!(follower.request(&Question::All).0.timeout, first.0.timeout);
+            patience.push(follower.patience().as_secs());
+        }
+        assert_eq!(patience, [15, 30, 60, 120, 240, 240, 240]);
+        follower.handle_answer(&Question::All);
+        assert_eq!(follower.patience(), QUESTION);
+        assert_ne!(follower.request(&Question::All).0.timeout, first.0.timeout);
     }
 
     #[test]

@@ -132,7 +132,8 @@ async fn too_long(world: &mut World, room: &str) {
 /// In two rooms, in one of which something may be missing.
 async fn incomplete() -> World {
     let mut world = in_rooms(&[ROOM, OTHER_ROOM]).await;
-    all(&mut world).await.sections(&[(OTHER_ROOM, events("a", 100))]).await;
+    let page = [(OTHER_ROOM, events("a", 99)), (ROOM, vec![event("r")])];
+    all(&mut world).await.sections(&page).await;
     too_long(&mut world, OTHER_ROOM).await;
     all_of(&mut world, ROOM).await.sections(&[]).await;
     world.until(&incomplete_in(&[OTHER_ROOM])).await;
@@ -282,7 +283,7 @@ async fn of_a_room_with_more_than_a_page_the_last_hours_history_is_searched() {
 #[tokio::test]
 async fn a_room_whose_history_is_too_long_is_incomplete_until_the_hour_is_over() {
     let mut world = incomplete().await;
-    assert_eq!(world.event_ids().len(), 100, "what is shown is right");
+    assert_eq!(world.event_ids().len(), 101, "what is shown is right");
 
     // What comes comes, and it stays incomplete.
     let token = moved(&world).await;
@@ -290,7 +291,7 @@ async fn a_room_whose_history_is_too_long_is_incomplete_until_the_hour_is_over()
     moved(&world).await;
     after(&mut world, &token).await.sections(&[]).await;
     world.settle().await;
-    assert_eq!(world.event_ids().len(), 101);
+    assert_eq!(world.event_ids().len(), 102);
     assert_eq!(world.sticky.state(), incomplete_in(&[OTHER_ROOM]));
     world.clock.advance(secs(3_599));
     world.settle().await;
@@ -320,14 +321,48 @@ async fn an_incomplete_room_that_is_left_or_fetched_whole_is_not_named_any_more(
 #[tokio::test]
 async fn what_is_incomplete_stays_so_when_the_next_room_cannot_be_fetched() {
     let mut world = in_rooms(&[ROOM, OTHER_ROOM]).await;
-    all(&mut world).await.sections(&[(OTHER_ROOM, events("a", 100))]).await;
+    let page = [(OTHER_ROOM, events("a", 99)), (ROOM, vec![event("r")])];
+    all(&mut world).await.sections(&page).await;
     too_long(&mut world, OTHER_ROOM).await;
     all_of(&mut world, ROOM).await.refuse(500, "M_UNKNOWN").await;
     world.until_offline().await;
     // It goes on where it was.
     all_of(&mut world, ROOM).await.sections(&[(ROOM, vec![event("b")])]).await;
     world.until(&incomplete_in(&[OTHER_ROOM])).await;
-    assert_eq!(world.event_ids().len(), 101);
+    assert_eq!(world.event_ids().len(), 102);
+}
+
+/// One hostile member can fill a page, and the account has thousands of rooms.
+#[tokio::test]
+async fn a_full_page_asks_only_rooms_with_a_reason() {
+    let names: Vec<_> = (0..3_000).map(|n| format!("!{n:04}:hs")).collect();
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    let mut world = in_rooms(&names).await;
+    // The main loop has shown something sticky in one more.
+    let first = all(&mut world).await;
+    let timeline = json!({ "events": [event("shown")] });
+    world.main_loop(json!({ "join": { "!0007:hs": { "timeline": timeline } } })).await;
+    first.sections(&[("!0003:hs", events("a", 100))]).await;
+    let others: Vec<_> =
+        names.iter().copied().filter(|name| !["!0003:hs", "!0007:hs"].contains(name)).collect();
+    let mut asked = Vec::new();
+    while world.sticky.state() != incomplete_in(&others) {
+        let ask = world.ask_sometime().await;
+        asked.push(rooms(&ask).map_or_else(|| ask.path.clone(), |rooms| rooms[0].to_string()));
+        match ask.path.ends_with("/messages") {
+            true => messages(ask, vec![event("b")], None).await,
+            // As Synapse, which does not look at the room.
+            false if ask.param("since").is_none() => {
+                ask.sections(&[("!0003:hs", events("a", 100))]).await;
+            }
+            false => ask.sections(&[]).await,
+        }
+        world.settle().await;
+        assert!(asked.len() < 10, "{asked:?}");
+    }
+    let histories = asked.iter().filter(|path| path.ends_with("/messages")).count();
+    // What came after the first token, and each of the two rooms twice: the page and its history.
+    assert_eq!((asked.len(), histories), (5, 2), "{asked:?}");
 }
 
 #[tokio::test]
