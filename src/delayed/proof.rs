@@ -191,7 +191,7 @@ impl DelayedEvents {
                 let event: Map<String, Value> =
                     serde_json::from_str(event.get()).unwrap_or_default();
                 let is_sticky = |name: &&str| event.get(*name).is_some_and(Value::is_object);
-                return Ok(Some(names::STICKY.iter().any(|name| is_sticky(name))));
+                return Ok(Some(names::STICKY.iter().any(is_sticky)));
             }
             let again = self.timer.now().deadline(LOOK_EVERY);
             if again >= deadline {
