@@ -172,8 +172,10 @@ const MISSING: Duration = Duration::from_secs(5);
 
 /// When to ask the SDK again who encrypted an event whose sender's device was not known; it doubles
 /// up to the longest.
+#[cfg_attr(not(feature = "e2e-encryption"), allow(dead_code, reason = "nothing is decrypted"))]
 const PROVE_AFTER: Duration = Duration::from_secs(1);
 
+#[cfg_attr(not(feature = "e2e-encryption"), allow(dead_code, reason = "nothing is decrypted"))]
 const LONGEST_PROOF: Duration = Duration::from_secs(120);
 
 /// How often a client that is not logged in yet is looked at.
@@ -227,6 +229,7 @@ enum Event {
     /// Room keys came; `None`: some were missed.
     Keys(Option<Vec<Waiting>>),
     /// It is time to ask again who encrypted what is not proven yet.
+    #[cfg_attr(not(feature = "e2e-encryption"), allow(dead_code, reason = "nothing is decrypted"))]
     Prove,
     /// The main loop has shown a sticky event a while ago.
     Overdue,
@@ -295,6 +298,7 @@ struct Turn<'a> {
     /// many it was not.
     prove: Option<BoxFuture<'a, Event>>,
     proved_in_vain: u32,
+    #[cfg_attr(not(feature = "e2e-encryption"), allow(dead_code, reason = "nothing is decrypted"))]
     unproven: usize,
     /// When the next look at that is due.
     overdue: Option<BoxFuture<'a, Event>>,

@@ -9,7 +9,7 @@ use std::{
 };
 
 use hashbrown::HashMap;
-use ruma::{EventId, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId};
+use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId};
 use serde_json::value::RawValue;
 use smallvec::SmallVec;
 use tracing::{debug, warn};
@@ -347,8 +347,8 @@ impl EphemeralMaps {
     pub(crate) fn wants_decryption(
         &self,
         room_id: &RoomId,
-        event_id: &EventId,
-        sender: &UserId,
+        event_id: &ruma::EventId,
+        sender: &ruma::UserId,
     ) -> bool {
         let state = self.lock();
         state.rooms.get(room_id).is_none_or(|room| room.map.wants_decryption(event_id, sender))

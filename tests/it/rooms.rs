@@ -79,6 +79,22 @@ async fn a_room_that_we_were_in_before_we_asked_for_anything_is_not_asked_for_ag
     assert_eq!(world.event_ids(), ["$a"]);
 }
 
+/// What was sticky there has come with the fresh start.
+#[tokio::test]
+async fn a_fresh_start_covers_rooms_from_before_it() {
+    let (mut world, poll) = World::live(vec![]).await;
+    world.clock.advance(secs(1_000));
+    poll.refuse(400, "M_UNKNOWN_POS").await;
+    world.server.ask().await.page("pos-2", "batch-2", ROOM, vec![event("a")]).await;
+    world.until_event_ids(&["$a"]).await;
+    let _poll = world.server.ask().await;
+    world.main_loop(joined(OTHER_ROOM, 500_000)).await;
+    world.settle().await;
+    world.clock.advance(secs(10));
+    world.settle().await;
+    assert!(!world.server.is_asked());
+}
+
 #[tokio::test]
 async fn a_joined_room_with_more_than_a_page_is_asked_for_until_all_is_there() {
     let (mut world, _poll) = World::live(vec![]).await;
