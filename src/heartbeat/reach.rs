@@ -38,8 +38,9 @@ pub(super) struct Reach {
 impl Reach {
     /// A leave is encrypted for these. `expected` are those who were there.
     pub(super) fn handle_leave(&mut self, now: Moment, reached: Readers, expected: Readers) {
+        // To encrypt it is to ask who is there: some may not have been known before.
+        self.expected = expected.with(&reached);
         self.leave = Some(reached);
-        self.expected = expected;
         self.look_for_missing(now);
     }
 

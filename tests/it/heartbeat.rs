@@ -530,3 +530,14 @@ async fn leaving_sends_one_leave() {
     life.pass(secs(60)).await;
     assert_eq!((life.count(Kind::Fire), life.count(Kind::Leave)), (1, 0), "{:#?}", life.seen);
 }
+
+/// Whoever is there from the start can read the first leave.
+#[tokio::test]
+async fn an_encrypted_life_hands_over_to_nobody() {
+    let (world, room, poll) = encrypted_send::at_the_door().await;
+    let mut life = Life::of(world, room, poll);
+    life.start(|start| start).await;
+    life.until(State::Joined).await;
+    life.pass(secs(60)).await;
+    assert_eq!((life.count(Kind::Arm), life.count(Kind::Join)), (1, 1), "{:#?}", life.seen);
+}
