@@ -101,7 +101,7 @@ impl Reach {
     }
 
     fn look_for_missing(&mut self, now: Moment) {
-        if self.missing().len() == 0 {
+        if Readers::default().covers(&self.missing()) {
             self.pauses = 0;
             self.offer_at = None;
         } else if self.offer_at.is_none() {

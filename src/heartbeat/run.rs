@@ -448,12 +448,14 @@ pub(crate) struct Beating {
     turns: Arc<Mutex<Turns>>,
     /// The number of the next heartbeat.
     next: Arc<AtomicU64>,
-    /// Whom to tell what the owner wants, and with which delay it crashes.
-    live: Arc<Mutex<HashMap<Place, (mpsc::UnboundedSender<Wish>, Duration)>>>,
+    live: Arc<Mutex<HashMap<Place, Told>>>,
     ours: Arc<Ours>,
     /// What the live ones have armed, as far as is known.
     delay_ids: Arc<Mutex<HashMap<DelayId, Place>>>,
 }
+
+/// Whom to tell what the owner wants, and how long after a crash the member is seen.
+type Told = (mpsc::UnboundedSender<Wish>, Duration);
 
 /// The one live owner of a key, for as long as this is.
 struct Live {
