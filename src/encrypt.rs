@@ -10,6 +10,7 @@
 //! client does not give its base client away; one can only be built on a base client that one has.
 
 mod base_client;
+mod listening;
 #[cfg(test)]
 mod tests;
 
@@ -48,7 +49,10 @@ use serde_json::value::RawValue;
 use tracing::{debug, warn};
 
 pub use self::base_client::BaseClientBuilder;
-pub(crate) use self::base_client::store_folder;
+pub(crate) use self::{
+    base_client::store_folder,
+    listening::{Told, listening},
+};
 use crate::{
     driver::{BoxFuture, SystemClock, jittered, pause, to_its_end},
     ext::OfClients,

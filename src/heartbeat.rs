@@ -556,7 +556,9 @@ impl Heartbeat {
         let is_held = self.held.is_some_and(|held| held.id == lease);
         let is_wanted_out = matches!(self.wanted, Wanted::Away | Wanted::Out | Wanted::Dead(_));
         let is_joining = self.sending.is_some_and(|sending| !sending.is_unsent);
-        if is_held && is_wanted_out && !self.has_last_words && !is_joining {
+        // Who does not join again by itself has left, too.
+        let is_over = is_wanted_out || !self.rejoins && self.has_joined;
+        if is_held && is_over && !self.has_last_words && !is_joining {
             // The leave is out, whatever becomes of the request that was to fire it.
             self.held = None;
             self.note_sent(now, self.sticky);
@@ -643,8 +645,11 @@ impl Heartbeat {
         if self.awaits(step) {
             self.preparing = None;
             self.words_by = None;
-            if outcome != Outcome::Done {
-                self.handle_answer(now, step, now, outcome);
+            match outcome {
+                Outcome::Done => {}
+                // Nothing was sent, so that nothing is unsure.
+                _ if outcome.is_to_be_repeated() => self.back_off(now, step, None),
+                _ => self.handle_answer(now, step, now, outcome),
             }
         }
     }
@@ -720,7 +725,10 @@ impl Heartbeat {
             Wanted::In => self.next_to_be_in(now),
             Wanted::Kept => None,
             Wanted::Away | Wanted::Out | Wanted::Dead(_) => {
-                self.preparing.take_if(|step| !matches!(step, Step::Leave { .. }));
+                // What nobody wants any more need not be waited for.
+                if self.preparing.is_some_and(|step| !self.is_wanted_out(step)) {
+                    self.preparing = None;
+                }
                 if !self.may_try(now) || self.waits_for_words(now) {
                     return None;
                 }
@@ -980,6 +988,15 @@ impl Heartbeat {
             return Some(self.leave(now));
         }
         Some(Step::Fire(held.id))
+    }
+
+    /// Whether a step has a place in leaving.
+    fn is_wanted_out(&self, step: Step) -> bool {
+        match step {
+            Step::Leave { .. } => true,
+            Step::Arm { lease, .. } => self.retiring.iter().any(|retiring| retiring.id == lease),
+            _ => false,
+        }
     }
 
     /// Whether the leave is still being encrypted, and there is time to wait for it.

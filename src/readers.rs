@@ -39,6 +39,8 @@ pub(crate) struct News {
     pub(crate) members: bool,
     /// Whose devices or identity have changed, in this room or elsewhere.
     pub(crate) users: BTreeSet<OwnedUserId>,
+    /// Some news were missed: nothing that was known holds.
+    pub(crate) missed: bool,
 }
 
 impl Readers {

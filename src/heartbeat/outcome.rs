@@ -20,17 +20,17 @@ pub(super) fn outcome(step: Step, error: &DelayedError) -> Outcome {
         DelayedError::RateLimited { retry_after } => {
             Outcome::RateLimited { retry_after: *retry_after }
         }
-        DelayedError::Gone | DelayedError::AlreadySent | DelayedError::AlreadyCancelled => {
-            Outcome::Gone
-        }
+        DelayedError::Gone
+        | DelayedError::AlreadySent
+        | DelayedError::AlreadyCancelled
+        // It is void, and another one is armed in its place.
+        | DelayedError::BecameEncrypted => Outcome::Gone,
         DelayedError::Blocked { .. } => Outcome::Blocked,
         DelayedError::Refused { .. } => Outcome::Refused,
         DelayedError::Prepare(error) if error.is_final() => Outcome::Refused,
         DelayedError::Prepare(_)
         // The session's tokens may be refreshed, or the user may log in again.
         | DelayedError::NotLoggedIn
-        // The next try makes another one ready.
-        | DelayedError::BecameEncrypted
         | DelayedError::Unreachable { .. } => Outcome::Unknown,
     }
 }

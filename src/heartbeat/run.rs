@@ -7,7 +7,7 @@
 use std::{
     collections::HashMap,
     fmt,
-    future::{pending, ready},
+    future::pending,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -36,7 +36,7 @@ use super::{
     turns::{HeartbeatId, Turns},
 };
 #[cfg(feature = "e2e-encryption")]
-use crate::encrypt::Encryptor;
+use crate::encrypt::{Encryptor, Told, listening};
 use crate::{
     delayed::{DelayId, DelayedError, DelayedEvents, PreparedEvent, ReadyEvent, ScheduledEvent},
     driver::{BoxFuture, Task, Timer, before, optional, random_seed},
@@ -448,14 +448,14 @@ pub(crate) struct Beating {
     turns: Arc<Mutex<Turns>>,
     /// The number of the next heartbeat.
     next: Arc<AtomicU64>,
-    live: Arc<Mutex<HashMap<Place, Told>>>,
+    live: Arc<Mutex<HashMap<Place, Owner>>>,
     ours: Arc<Ours>,
     /// What the live ones have armed, as far as is known.
     delay_ids: Arc<Mutex<HashMap<DelayId, Place>>>,
 }
 
 /// Whom to tell what the owner wants, and how long after a crash the member is seen.
-type Told = (mpsc::UnboundedSender<Wish>, Duration);
+type Owner = (mpsc::UnboundedSender<Wish>, Duration);
 
 /// The one live owner of a key, for as long as this is.
 struct Live {
@@ -1189,9 +1189,10 @@ impl Context {
         if let Some(encryptor) = Encryptor::of(&self.room.client()) {
             let known = self.kept().readers.clone();
             // Where encryption was just switched on, all are new.
-            let all = News { members: true, users: news.users.clone() };
-            let news = if known.is_empty() { &all } else { news };
-            return encryptor.readers_since(&self.room, &known, news).await.ok();
+            let is_anew = news.missed || known.is_empty();
+            let (all, nobody) = (News { members: true, ..News::default() }, Readers::default());
+            let (known, news) = if is_anew { (&nobody, &all) } else { (&known, news) };
+            return encryptor.readers_since(&self.room, known, news).await.ok();
         }
         let _ = news;
         None
@@ -1304,27 +1305,22 @@ async fn readers_change(room: &Room) -> impl Stream<Item = News> + Unpin + use<>
 #[cfg(feature = "e2e-encryption")]
 fn devices_change(room: &Room) -> impl Stream<Item = News> + Unpin + use<> {
     let client = room.client();
-    // The stream ends when the SDK makes its machine anew, as another process wrote the crypto store.
-    // What it says after that comes by another stream.
-    let streams = futures_util::stream::unfold(false, move |is_another| {
-        let client = client.clone();
+    let encryption = client.encryption();
+    let told = listening(&client, move || {
+        let encryption = encryption.clone();
         async move {
-            let devices = match client.encryption().devices_stream().await {
-                Ok(devices) => devices,
-                Err(error) => {
-                    debug!(%error, "devices are not watched");
-                    return None;
-                }
-            };
-            let missed = News { members: is_another, ..News::default() };
-            let updates = devices.map(|updates| News {
-                members: false,
-                users: updates.new.into_keys().chain(updates.changed.into_keys()).collect(),
-            });
-            Some((futures_util::stream::once(ready(missed)).chain(updates), true))
+            let devices = encryption.devices_stream().await;
+            let devices = devices.inspect_err(|error| debug!(%error, "devices are not watched"));
+            Some(devices.ok()?.boxed())
         }
     });
-    Box::pin(streams.flatten())
+    told.map(|told| match told {
+        Told::News(devices) => {
+            let users = devices.new.into_keys().chain(devices.changed.into_keys()).collect();
+            News { users, ..News::default() }
+        }
+        Told::Missed => News { members: true, missed: true, ..News::default() },
+    })
 }
 
 #[cfg(not(feature = "e2e-encryption"))]
@@ -1336,6 +1332,7 @@ fn devices_change(_: &Room) -> impl Stream<Item = News> + Unpin + use<> {
 fn add(news: &mut Option<News>, more: News) {
     let news = news.get_or_insert_default();
     news.members |= more.members;
+    news.missed |= more.missed;
     news.users.extend(more.users);
 }
 

@@ -245,6 +245,8 @@ pub(super) struct World {
     under_way: Option<UnderWay>,
     /// How long it takes to encrypt an event.
     pub(super) encrypts_for: u64,
+    /// How many of the next encryptions fail, as the key cannot be sent.
+    pub(super) fails_to_encrypt: u8,
     /// What is being encrypted, and until when.
     encrypting: Vec<(Step, u64)>,
     encrypted: Vec<Step>,
@@ -293,6 +295,7 @@ impl World {
             fates: Box::new(fates.into_iter().collect::<Vec<_>>().into_iter()),
             under_way: None,
             encrypts_for: 0,
+            fails_to_encrypt: 0,
             encrypting: Vec::new(),
             encrypted: Vec::new(),
             process: 0,
@@ -327,6 +330,7 @@ impl World {
     pub(super) fn mend(&mut self) {
         self.fates = Box::new(std::iter::empty());
         self.no_network_until = 0;
+        self.fails_to_encrypt = 0;
         self.server.quota_is_full = false;
         self.server.down_until = 0;
     }
@@ -518,17 +522,23 @@ impl World {
         let now = self.server.now;
         let moment = self.moment();
         for (step, _) in self.encrypting.extract_if(.., |(_, until)| *until <= now) {
-            if self.heartbeat.awaits(step) {
+            let has_failed = self.fails_to_encrypt > 0;
+            self.fails_to_encrypt = self.fails_to_encrypt.saturating_sub(1);
+            if self.heartbeat.awaits(step) && !has_failed {
                 self.encrypted.push(step);
             }
-            self.heartbeat.handle_prepared(moment, step, Outcome::Done);
+            let outcome = if has_failed { Outcome::Unknown } else { Outcome::Done };
+            self.heartbeat.handle_prepared(moment, step, outcome);
         }
     }
 
     fn poll(&mut self) {
         let now = self.server.now;
         let moment = self.moment();
+        let mut turns = 0;
         let (step, timeout) = loop {
+            turns += 1;
+            assert!(turns < 10, "it spins: {:?}", self.heartbeat);
             let Some(action) = self.heartbeat.poll_action(moment) else { return };
             if !self.is_encrypting(action.step) {
                 break (action.step, action.timeout);

@@ -453,6 +453,51 @@ fn encryption_may_take_longer_than_the_delay() {
     assert_eq!(world.state(), State::Left);
 }
 
+/// The key of a hand-over's leave cannot be sent, and then the armed leave fires.
+#[test]
+fn what_could_not_be_encrypted_was_not_sent() {
+    for rejoins in [true, false] {
+        let mut heartbeat = Heartbeat::new(pace(), 1).rejoin(rejoins);
+        let mut now = crate::testing::start();
+        for _ in 0..2 {
+            assert!(heartbeat.poll_action(now).is_some());
+            heartbeat.handle_outcome(now, Outcome::Done);
+        }
+        let held = heartbeat.held().unwrap();
+        heartbeat.handle_newcomers(now, 3);
+        for _ in 0..2 {
+            let step = loop {
+                now = now.advanced(secs(1));
+                match heartbeat.poll_action(now) {
+                    Some(Action { step: step @ Step::Arm { .. }, .. }) => break step,
+                    Some(_) => heartbeat.handle_outcome(now, Outcome::Done),
+                    None => {}
+                }
+            };
+            heartbeat.handle_outcome(now, Outcome::Preparing);
+            heartbeat.handle_prepared(now, step, Outcome::Unknown);
+        }
+        heartbeat.handle_fired(now, held);
+        let mut steps = Vec::new();
+        for _ in 0..10 {
+            now = now.advanced(secs(1));
+            for _ in 0..20 {
+                let Some(Action { step, .. }) = heartbeat.poll_action(now) else { break };
+                steps.push(step);
+                heartbeat.handle_outcome(now, Outcome::Done);
+            }
+        }
+        match rejoins {
+            true => assert_eq!(heartbeat.state(now), State::Joined),
+            // Everybody has seen the leave that fired.
+            false => {
+                assert!(heartbeat.is_over());
+                assert_eq!(steps, []);
+            }
+        }
+    }
+}
+
 #[test]
 fn last_words_that_take_too_long_are_left_out() {
     let mut world = world();
@@ -927,9 +972,9 @@ fn paces() -> impl Strategy<Value = Pace> {
     })
 }
 
-/// How long it takes to encrypt an event, in milliseconds.
-fn encryption() -> impl Strategy<Value = u64> {
-    prop_oneof![2 => Just(0), 1 => 1..2_000_u64, 1 => 2_000..20_000_u64]
+/// How long it takes to encrypt an event, in milliseconds, and how often it fails.
+fn encryption() -> impl Strategy<Value = (u64, u8)> {
+    (prop_oneof![2 => Just(0), 1 => 1..2_000_u64, 1 => 2_000..20_000_u64], 0..12_u8)
 }
 
 /// For hours nobody sees the member, and nothing is asked of the server.
@@ -959,7 +1004,7 @@ proptest! {
     ) {
         let mut world = World::new(pace, seed >> 8, fates);
         world.tells_of_fired = tells_of_fired;
-        world.encrypts_for = encrypts_for;
+        (world.encrypts_for, world.fails_to_encrypt) = encrypts_for;
         live_through(&mut world, &happenings);
 
         world.mend();
@@ -969,7 +1014,7 @@ proptest! {
         world.tell(|heartbeat, _| leave(heartbeat, has_last_words));
         world.pass(25_000);
         prop_assert_eq!(world.state(), State::Left);
-        let may_be_without = !has_last_words || encrypts_for > 900;
+        let may_be_without = !has_last_words || encrypts_for.0 > 900;
         prop_assert!(world.server.shows_last_words() || may_be_without);
         nothing_follows(&mut world)?;
     }
@@ -988,7 +1033,7 @@ proptest! {
     ) {
         let mut world = World::new(pace, seed >> 8, fates).not_rejoining();
         world.tells_of_fired = tells_of_fired;
-        world.encrypts_for = encrypts_for;
+        (world.encrypts_for, world.fails_to_encrypt) = encrypts_for;
         live_through(&mut world, &happenings);
 
         world.mend();
@@ -1021,7 +1066,7 @@ proptest! {
         seed: u64,
     ) {
         let mut world = World::new(pace, seed >> 8, fates).rejoining(rejoins);
-        world.encrypts_for = encrypts_for;
+        (world.encrypts_for, world.fails_to_encrypt) = encrypts_for;
         live_through(&mut world, &happenings);
         world.pass(wait);
         let may_be_degraded = has_full_quota(&happenings);
@@ -1048,7 +1093,7 @@ proptest! {
         seed: u64,
     ) {
         let mut world = World::new(pace, seed >> 8, fates).rejoining(rejoins);
-        world.encrypts_for = encrypts_for;
+        (world.encrypts_for, world.fails_to_encrypt) = encrypts_for;
         live_through(&mut world, &happenings);
         world.server.refuses_joins = refuses_joins;
         world.pass(wait);

@@ -18,7 +18,7 @@ use std::{
 use futures_core::Stream;
 use futures_util::{
     StreamExt as _,
-    stream::{self, BoxStream, FuturesUnordered},
+    stream::{self, FuturesUnordered},
 };
 use matrix_sdk::{
     Client, Room,
@@ -44,6 +44,7 @@ use super::{
 };
 use crate::{
     driver::{BoxFuture, Task, Timer, before, optional, random_bytes, random_seed, until},
+    encrypt::{Told, listening},
     event::Verification,
     rtc::{member::Dialect, snapshot::SessionSnapshot},
 };
@@ -473,10 +474,10 @@ impl Run {
                 }
                 Some(devices) = news.next() => {
                     self.with(|exchange| match devices {
-                        Devices::Of(users) => {
+                        Told::News(users) => {
                             users.iter().for_each(|user_id| exchange.handle_devices_change(user_id));
                         }
-                        Devices::Missed => exchange.handle_devices_missed(),
+                        Told::Missed => exchange.handle_devices_missed(),
                     });
                     must_look = true;
                 }
@@ -771,17 +772,12 @@ fn may_ask(asked: &Asked, timer: &dyn Timer, user_id: &UserId) -> bool {
     asked.insert(user_id.to_owned(), now.deadline(ASK_AGAIN)).is_none()
 }
 
-/// Which devices are not as they were.
-enum Devices {
-    /// Those of these users, or their identities.
-    Of(BTreeSet<OwnedUserId>),
-    /// Those of anybody may not be: nobody told us for a moment.
-    Missed,
-}
-
-fn news_of_devices(client: &Client) -> impl Stream<Item = Devices> + Send + Unpin + use<> {
+/// Whose devices or identities are not as they were.
+fn news_of_devices(
+    client: &Client,
+) -> impl Stream<Item = Told<BTreeSet<OwnedUserId>>> + Send + Unpin + use<> {
     let (of_devices, of_identities) = (client.encryption(), client.encryption());
-    let devices = listening(move || {
+    let devices = listening(client, move || {
         let encryption = of_devices.clone();
         async move {
             let changes = encryption.devices_stream().await.ok()?;
@@ -792,7 +788,7 @@ fn news_of_devices(client: &Client) -> impl Stream<Item = Devices> + Send + Unpi
             )
         }
     });
-    let identities = listening(move || {
+    let identities = listening(client, move || {
         let encryption = of_identities.clone();
         async move {
             let changes = encryption.user_identities_stream().await.ok()?;
@@ -804,23 +800,6 @@ fn news_of_devices(client: &Client) -> impl Stream<Item = Devices> + Send + Unpi
         }
     });
     stream::select(devices, identities)
-}
-
-/// Listens, and listens again once a stream has ended: they end when the SDK makes its Olm machine anew, as
-/// after another process has written the crypto store.
-fn listening<F>(listen: impl Fn() -> F + Send + 'static) -> BoxStream<'static, Devices>
-where
-    F: Future<Output = Option<BoxStream<'static, BTreeSet<OwnedUserId>>>> + Send + 'static,
-{
-    let streams = stream::unfold((listen, false), |(listen, is_another)| {
-        let listening = listen();
-        async move {
-            let changes = listening.await?.map(Devices::Of);
-            let missed = stream::iter(is_another.then_some(Devices::Missed));
-            Some((missed.chain(changes), (listen, true)))
-        }
-    });
-    streams.flatten().boxed()
 }
 
 /// Others who follow MSC4143 to the letter take no keys from such a device: that should be known.
@@ -867,24 +846,6 @@ mod tests {
         // There is an end to all of them.
         (0..INCOMING + 1).for_each(|number| add(&format!("@user-{number}:hs"), 0));
         assert_eq!(std::iter::from_fn(take).count(), INCOMING);
-    }
-
-    #[test]
-    fn a_stream_of_devices_that_ends_is_opened_again() {
-        let user_id = user_id!("@alice:hs").to_owned();
-        let opened = Arc::<std::sync::atomic::AtomicUsize>::default();
-        let count = opened.clone();
-        let mut devices = listening(move || {
-            count.fetch_add(1, Relaxed);
-            let changes = stream::once(std::future::ready(BTreeSet::from([user_id.clone()])));
-            std::future::ready(Some(changes.boxed()))
-        });
-        let mut next = || devices.next().now_or_never().unwrap().unwrap();
-        assert!(matches!(next(), Devices::Of(users) if users.len() == 1));
-        // Whatever changed between the two streams nobody has told us.
-        assert!(matches!(next(), Devices::Missed));
-        assert!(matches!(next(), Devices::Of(_)));
-        assert_eq!(opened.load(Relaxed), 2);
     }
 
     #[test]
