@@ -100,8 +100,12 @@ async fn watch_outlives_its_access_tokens() {
     let mut watch = Example::start(example("watch", alice.url(), &alice, &room));
     watch.until("ready", |line| line["kind"] == "ready").await;
     sleep(TWO_LIVES).await;
-    bob.send(&room, "k", "", LONG);
-    watch.until("bob's event", |line| line["sticky_key"] == "k").await;
+    // Synapse still answers a request that it has held since before the token ran out, and refuses
+    // the next one.
+    for key in ["first", "second"] {
+        bob.send(&room, key, "", LONG);
+        watch.until(key, |line| line["sticky_key"] == key).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
