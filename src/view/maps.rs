@@ -26,6 +26,10 @@ use crate::{
     wire::Malformed,
 };
 
+/// Events of a room with the ids of their sessions.
+#[cfg(feature = "e2e-encryption")]
+pub(crate) type Unproven = Vec<(Arc<StickyEvent>, Box<str>)>;
+
 /// The ephemeral maps of all rooms. Cheap to clone; all clones are one.
 ///
 /// This is the door for who drives their own sync, and the whole of the crate for who has no
@@ -330,7 +334,7 @@ impl EphemeralMaps {
 
     /// The events of which it was not known yet who encrypted them, with their sessions.
     #[cfg(feature = "e2e-encryption")]
-    pub(crate) fn unproven(&self) -> Vec<(OwnedRoomId, Vec<(Arc<StickyEvent>, Box<str>)>)> {
+    pub(crate) fn unproven(&self) -> Vec<(OwnedRoomId, Unproven)> {
         let state = self.lock();
         let rooms = state.rooms.iter().filter(|(_, room)| room.map.unproven_len() > 0);
         rooms.map(|(room_id, room)| ((**room_id).to_owned(), room.map.unproven())).collect()
