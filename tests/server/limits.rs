@@ -26,7 +26,7 @@ fn watched_for() -> Duration {
 
 async fn beat(watcher: &Watcher, room: &RoomId, key: usize) -> HeartbeatHandle {
     let door = watcher.room(room);
-    door.heartbeat(&key.to_string()).content(&presence("here")).start().await.unwrap()
+    door.heartbeat(key.to_string()).content(&presence("here")).start().await.unwrap()
 }
 
 /// Eight heartbeats live on a server that nobody configured: they join within a minute and a half,
