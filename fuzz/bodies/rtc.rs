@@ -195,7 +195,7 @@ fn sticky(u: &mut Unstructured<'_>, number: &str) -> Result<Sticky> {
             "sender_key": "key",
         });
         let owner = if u.ratio(1, 8)? { user_id(u.choose(&USERS)?) } else { user_id(&USERS[by]) };
-        let device = Some(*u.choose(&DEVICES)?).map(Into::into);
+        let device = Some((*u.choose(&DEVICES)?).into());
         let verification = *u.choose(&[
             Verification::UnverifiedIdentity,
             Verification::UnsignedDevice,

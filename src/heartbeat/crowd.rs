@@ -150,9 +150,9 @@ impl Crowd {
             self.now += STEP;
             let before = self.server.seen_until.clone();
             self.server.fire(self.now);
-            for who in 0..self.heartbeats.len() {
+            for (who, until) in before.into_iter().enumerate().take(self.heartbeats.len()) {
                 self.act(who);
-                let was_seen = before[who] > self.now - STEP;
+                let was_seen = until > self.now - STEP;
                 self.lost += usize::from(was_seen && self.server.seen_until[who] <= self.now);
             }
         }

@@ -913,6 +913,7 @@ impl Drop for Owning {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "a deadlock is to be seen from outside")]
 fn nothing_of_a_callers_runs_under_the_lock() {
     let (done, is_done) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
