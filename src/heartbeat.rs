@@ -619,6 +619,7 @@ impl Heartbeat {
             return;
         };
         match outcome {
+            Outcome::Preparing if self.is_never_to_be_ready(step) => return,
             Outcome::Preparing => {
                 self.preparing = Some(step);
                 if matches!(step, Step::Leave { .. }) {
@@ -642,15 +643,33 @@ impl Heartbeat {
     /// The event of a step is encrypted, if the outcome is [`Outcome::Done`]; otherwise it could not
     /// be.
     pub fn handle_prepared(&mut self, now: Moment, step: Step, outcome: Outcome) {
-        if self.awaits(step) {
-            self.preparing = None;
-            self.words_by = None;
-            match outcome {
-                Outcome::Done => {}
-                // Nothing was sent, so that nothing is unsure.
-                _ if outcome.is_to_be_repeated() => self.back_off(now, step, None),
-                _ => self.handle_answer(now, step, now, outcome),
+        if !self.awaits(step) {
+            return;
+        }
+        self.preparing = None;
+        match outcome {
+            Outcome::Done => self.words_by = None,
+            // Nothing went out, so that this is no doubt about what became of it.
+            Outcome::Unknown => self.back_off(now, step, None),
+            _ => self.handle_answer(now, step, now, outcome),
+        }
+    }
+
+    /// Whether it is no use to encrypt the event of this step: it would be another event than the one
+    /// whose fate is to be found out. What was tried has landed by now, or never will.
+    fn is_never_to_be_ready(&mut self, step: Step) -> bool {
+        let is_to_be_out = !matches!(self.wanted, Wanted::In | Wanted::Kept);
+        match step {
+            Step::Arm { lease, .. } => {
+                let retiring = self.retiring.len();
+                self.retiring.retain(|retiring| retiring.id != lease);
+                self.retiring.len() < retiring
             }
+            Step::Join { .. } if is_to_be_out => {
+                self.sending = None;
+                true
+            }
+            _ => false,
         }
     }
 
@@ -725,10 +744,7 @@ impl Heartbeat {
             Wanted::In => self.next_to_be_in(now),
             Wanted::Kept => None,
             Wanted::Away | Wanted::Out | Wanted::Dead(_) => {
-                // What nobody wants any more need not be waited for.
-                if self.preparing.is_some_and(|step| !self.is_wanted_out(step)) {
-                    self.preparing = None;
-                }
+                self.preparing.take_if(|step| !matches!(step, Step::Leave { .. }));
                 if !self.may_try(now) || self.waits_for_words(now) {
                     return None;
                 }
@@ -981,22 +997,14 @@ impl Heartbeat {
         }
         // What is armed stays so until the server has the leave, or refuses it; or until the words take
         // too long to encrypt.
-        if self.preparing.take().is_some() {
+        if self.words_by.is_some_and(|by| by.is_over(now)) {
+            self.preparing = None;
             self.has_last_words = false;
         }
         if self.has_last_words && !self.is_muted {
             return Some(self.leave(now));
         }
         Some(Step::Fire(held.id))
-    }
-
-    /// Whether a step has a place in leaving.
-    fn is_wanted_out(&self, step: Step) -> bool {
-        match step {
-            Step::Leave { .. } => true,
-            Step::Arm { lease, .. } => self.retiring.iter().any(|retiring| retiring.id == lease),
-            _ => false,
-        }
     }
 
     /// Whether the leave is still being encrypted, and there is time to wait for it.

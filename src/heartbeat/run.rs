@@ -715,7 +715,9 @@ impl Run {
             while let Some(action) = self.machine.poll_action(now) {
                 if !context.is_ready(action.step) {
                     self.machine.handle_outcome(now, Outcome::Preparing);
-                    preparing.push(context.clone().prepare(action.step).boxed());
+                    if self.machine.awaits(action.step) {
+                        preparing.push(context.clone().prepare(action.step).boxed());
+                    }
                     continue;
                 }
                 if let Err(until) = self.ask_turn(now, action.step) {

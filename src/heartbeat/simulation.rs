@@ -245,8 +245,8 @@ pub(super) struct World {
     under_way: Option<UnderWay>,
     /// How long it takes to encrypt an event.
     pub(super) encrypts_for: u64,
-    /// How many of the next encryptions fail, as the key cannot be sent.
-    pub(super) fails_to_encrypt: u8,
+    /// How many of the next events cannot be encrypted at once.
+    pub(super) unprepared: u8,
     /// What is being encrypted, and until when.
     encrypting: Vec<(Step, u64)>,
     encrypted: Vec<Step>,
@@ -295,7 +295,7 @@ impl World {
             fates: Box::new(fates.into_iter().collect::<Vec<_>>().into_iter()),
             under_way: None,
             encrypts_for: 0,
-            fails_to_encrypt: 0,
+            unprepared: 0,
             encrypting: Vec::new(),
             encrypted: Vec::new(),
             process: 0,
@@ -330,9 +330,9 @@ impl World {
     pub(super) fn mend(&mut self) {
         self.fates = Box::new(std::iter::empty());
         self.no_network_until = 0;
-        self.fails_to_encrypt = 0;
         self.server.quota_is_full = false;
         self.server.down_until = 0;
+        self.unprepared = 0;
     }
 
     /// What becomes of the next requests.
@@ -522,12 +522,15 @@ impl World {
         let now = self.server.now;
         let moment = self.moment();
         for (step, _) in self.encrypting.extract_if(.., |(_, until)| *until <= now) {
-            let has_failed = self.fails_to_encrypt > 0;
-            self.fails_to_encrypt = self.fails_to_encrypt.saturating_sub(1);
-            if self.heartbeat.awaits(step) && !has_failed {
-                self.encrypted.push(step);
+            let mut outcome = Outcome::Done;
+            if self.heartbeat.awaits(step) {
+                if self.unprepared > 0 {
+                    self.unprepared -= 1;
+                    outcome = Outcome::Unknown;
+                } else {
+                    self.encrypted.push(step);
+                }
             }
-            let outcome = if has_failed { Outcome::Unknown } else { Outcome::Done };
             self.heartbeat.handle_prepared(moment, step, outcome);
         }
     }
@@ -538,7 +541,7 @@ impl World {
         let mut turns = 0;
         let (step, timeout) = loop {
             turns += 1;
-            assert!(turns < 10, "it spins: {:?}", self.heartbeat);
+            assert!(turns < 100, "a hot loop: {:?}", self.heartbeat);
             let Some(action) = self.heartbeat.poll_action(moment) else { return };
             if !self.is_encrypting(action.step) {
                 break (action.step, action.timeout);

@@ -498,6 +498,38 @@ fn what_could_not_be_encrypted_was_not_sent() {
     }
 }
 
+/// As after a network that is back only by then: a second try is being encrypted when it leaves.
+#[test]
+fn who_leaves_waits_for_no_second_encryption() {
+    for (failed_at, requests) in [(0, 0), (1, 3)] {
+        let mut world = world();
+        world.encrypts_for = 1_000;
+        world.pass(failed_at * 1_100);
+        world.unprepared = 1;
+        world.pass(2_000);
+        assert_eq!(world.unprepared, 0);
+        assert_eq!(world.state(), State::Joining);
+        world.tell(|heartbeat, _| heartbeat.handle_leave());
+        world.pass(1_000);
+        assert_eq!(world.state(), State::Left);
+        assert_eq!((world.server.joins(), world.server.armed()), (0, 0));
+        assert!(world.server.requests <= requests);
+    }
+}
+
+/// What is armed is fired instead.
+#[test]
+fn last_words_that_cannot_be_encrypted_are_left_out() {
+    let mut world = world();
+    world.encrypts_for = 100;
+    world.pass(MINUTE);
+    world.unprepared = u8::MAX;
+    world.tell(|heartbeat, _| heartbeat.handle_leave_with());
+    world.pass(10_000);
+    assert_eq!(world.state(), State::Left);
+    assert!(!world.server.shows_member() && !world.server.shows_last_words());
+}
+
 #[test]
 fn last_words_that_take_too_long_are_left_out() {
     let mut world = world();
@@ -867,6 +899,11 @@ fn leave(heartbeat: &mut Heartbeat, has_last_words: bool) {
     }
 }
 
+/// How often an event cannot be encrypted at once.
+fn unprepared() -> impl Strategy<Value = u8> {
+    prop_oneof![2 => Just(0), 1 => 1..6_u8]
+}
+
 fn fates() -> impl Strategy<Value = Vec<Fate>> {
     let fate = prop_oneof![
         6 => Just(Fate::Fine),
@@ -876,6 +913,7 @@ fn fates() -> impl Strategy<Value = Vec<Fate>> {
         1 => Just(Fate::Twice),
         1 => any::<bool>().prop_map(|has_landed| Fate::ServerError { has_landed }),
         1 => (0..20_u8).prop_map(|seconds| Fate::RateLimited { seconds }),
+        1 => Just(Fate::Refused(Outcome::Blocked)),
     ];
     proptest::collection::vec(fate, 0..60)
 }
@@ -955,9 +993,11 @@ fn live_through(world: &mut World, happenings: &[(u64, Happening)]) {
     }
 }
 
-fn has_full_quota(happenings: &[(u64, Happening)]) -> bool {
+/// Whether it may be that no leave is armed, as the server or something before it does not take one.
+fn may_be_degraded(fates: &[Fate], happenings: &[(u64, Happening)]) -> bool {
     let is_full = |happening| matches!(happening, Happening::Quota { is_full: true });
     happenings.iter().any(|(_, happening)| is_full(*happening))
+        || fates.contains(&Fate::Refused(Outcome::Blocked))
 }
 
 /// How many histories are lived through; more with `PROPTEST_CASES`.
@@ -972,9 +1012,9 @@ fn paces() -> impl Strategy<Value = Pace> {
     })
 }
 
-/// How long it takes to encrypt an event, in milliseconds, and how often it fails.
-fn encryption() -> impl Strategy<Value = (u64, u8)> {
-    (prop_oneof![2 => Just(0), 1 => 1..2_000_u64, 1 => 2_000..20_000_u64], 0..12_u8)
+/// How long it takes to encrypt an event, in milliseconds.
+fn encryption() -> impl Strategy<Value = u64> {
+    prop_oneof![2 => Just(0), 1 => 1..2_000_u64, 1 => 2_000..20_000_u64]
 }
 
 /// For hours nobody sees the member, and nothing is asked of the server.
@@ -1000,21 +1040,24 @@ proptest! {
         tells_of_fired: bool,
         has_last_words: bool,
         encrypts_for in encryption(),
+        unprepared in unprepared(),
         seed: u64,
     ) {
+        let may_be_degraded = may_be_degraded(&fates, &happenings);
         let mut world = World::new(pace, seed >> 8, fates);
         world.tells_of_fired = tells_of_fired;
-        (world.encrypts_for, world.fails_to_encrypt) = encrypts_for;
+        world.encrypts_for = encrypts_for;
+        world.unprepared = unprepared;
         live_through(&mut world, &happenings);
 
         world.mend();
-        world.pass(2 * MINUTE);
+        world.pass(if may_be_degraded { 7 } else { 2 } * MINUTE);
         prop_assert_eq!(world.state(), State::Joined);
         prop_assert!(world.server.shows_member());
         world.tell(|heartbeat, _| leave(heartbeat, has_last_words));
         world.pass(25_000);
         prop_assert_eq!(world.state(), State::Left);
-        let may_be_without = !has_last_words || encrypts_for.0 > 900;
+        let may_be_without = !has_last_words || encrypts_for > 900 || unprepared > 0;
         prop_assert!(world.server.shows_last_words() || may_be_without);
         nothing_follows(&mut world)?;
     }
@@ -1029,15 +1072,18 @@ proptest! {
         tells_of_fired: bool,
         has_last_words: bool,
         encrypts_for in encryption(),
+        unprepared in unprepared(),
         seed: u64,
     ) {
+        let may_be_degraded = may_be_degraded(&fates, &happenings);
         let mut world = World::new(pace, seed >> 8, fates).not_rejoining();
         world.tells_of_fired = tells_of_fired;
-        (world.encrypts_for, world.fails_to_encrypt) = encrypts_for;
+        world.encrypts_for = encrypts_for;
+        world.unprepared = unprepared;
         live_through(&mut world, &happenings);
 
         world.mend();
-        world.pass(2 * MINUTE);
+        world.pass(if may_be_degraded { 7 } else { 2 } * MINUTE);
         match world.state() {
             State::Joined => prop_assert!(world.server.shows_member()),
             State::Failed(Failure::LeaveFired | Failure::Removed) => {
@@ -1063,14 +1109,16 @@ proptest! {
         wait in 0..60_000_u64,
         rejoins: bool,
         encrypts_for in encryption(),
+        unprepared in unprepared(),
         seed: u64,
     ) {
+        let may_be_degraded = may_be_degraded(&fates, &happenings);
         let mut world = World::new(pace, seed >> 8, fates).rejoining(rejoins);
-        (world.encrypts_for, world.fails_to_encrypt) = encrypts_for;
+        world.encrypts_for = encrypts_for;
+        world.unprepared = unprepared;
         live_through(&mut world, &happenings);
         world.pass(wait);
-        let may_be_degraded = has_full_quota(&happenings);
-        world.crash();
+                world.crash();
         let soon = if may_be_degraded { secs(600) } else { world.longest_delay() };
         let soon = u64::try_from(soon.as_millis()).unwrap();
         // A server that is down comes back first, and what was under way lands within its timeout.
@@ -1090,15 +1138,18 @@ proptest! {
         wait in 0..60_000_u64,
         rejoins: bool,
         encrypts_for in encryption(),
+        unprepared in unprepared(),
         seed: u64,
     ) {
+        let may_be_degraded = may_be_degraded(&fates, &happenings);
         let mut world = World::new(pace, seed >> 8, fates).rejoining(rejoins);
-        (world.encrypts_for, world.fails_to_encrypt) = encrypts_for;
+        world.encrypts_for = encrypts_for;
+        world.unprepared = unprepared;
         live_through(&mut world, &happenings);
         world.server.refuses_joins = refuses_joins;
         world.pass(wait);
         // Where none is armed either, it cannot leave.
-        world.server.refuses_leaves = refuses_leaves && !has_full_quota(&happenings);
+        world.server.refuses_leaves = refuses_leaves && !may_be_degraded;
         world.tell(|heartbeat, _| leave(heartbeat, has_last_words));
         for _ in 0..40 {
             // That nobody sees it once it says so is checked at every step.

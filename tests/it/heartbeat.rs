@@ -336,6 +336,20 @@ async fn a_leave_is_not_armed_in_plaintext_once_the_room_is_encrypted() {
     assert!(joins.iter().all(|join| join.event_type == "m.room.encrypted"), "{joins:#?}");
 }
 
+/// It is not repeated in plaintext, nor encrypted instead: the leave is fired.
+#[tokio::test]
+async fn leaving_ends_where_encryption_overtook_a_join() {
+    let mut life = before_encryption().await;
+    life.always_answers(Kind::Join, Reply::Cut);
+    life.start(|start| start.delay(secs(60))).await;
+    life.until_seen(Kind::Join, 1).await;
+    encryption_is_switched_on(&life.world).await;
+    life.leave().await;
+    let joins = life.seen_of(Kind::Join);
+    assert!(joins.iter().all(|join| join.event_type == "com.example.t"), "{joins:#?}");
+    assert!(life.scheduled.is_empty());
+}
+
 /// In a room, with a client on this store and a server of its own.
 async fn on_store(builder: BaseClientBuilder) -> (World, RoomSticky) {
     let server = Homeserver::start().await;
