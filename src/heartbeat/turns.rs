@@ -104,7 +104,8 @@ impl Lane {
         let is_before = |(id, end): (&HeartbeatId, &Deadline)| (*end, *id) < (ends_at, who);
         let before = self.waiting.iter().filter(|waiting| is_before(*waiting)).count();
         let before = u32::try_from(before).unwrap_or(u32::MAX);
-        let at = limit.open_at.after(limit.gap.saturating_mul(before));
+        // Once the limit is forgotten nobody waits.
+        let at = limit.open_at.after(limit.gap.saturating_mul(before)).min(limit.until);
         if !at.is_over(now) {
             self.waiting.insert(who, ends_at);
             return Err(at);
@@ -155,6 +156,16 @@ mod tests {
         // Another limit of the server's is not concerned.
         let join = Step::Arm { lease: LeaseId(0), delay: secs(15) };
         assert_eq!(turns.ask(later, 1, join, end(9)), Ok(()));
+    }
+
+    #[test]
+    fn nobody_waits_longer_than_the_limit() {
+        let (mut turns, now) = (Turns::default(), start());
+        turns.handle_limit(now, RESTART, Some(secs(10)));
+        let waits = |who| turns.ask(now, who, RESTART, now.deadline(secs(5 + who)));
+        let waits: Vec<_> = (0..5).map(waits).collect();
+        let expected = [10, 20, 30, 30, 30].map(|seconds| Err(now.deadline(secs(seconds))));
+        assert_eq!(waits, expected);
     }
 
     #[test]
