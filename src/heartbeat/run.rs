@@ -680,6 +680,13 @@ struct Run {
     live: Arc<Mutex<Option<Live>>>,
 }
 
+impl Drop for Run {
+    fn drop(&mut self) {
+        // However it ends, nobody waits behind it any more.
+        lock(&self.context.sticky.client().beating().turns).forget(self.id);
+    }
+}
+
 impl Run {
     async fn run(mut self, mut wished: mpsc::UnboundedReceiver<Wish>, others: Vec<Armed>) {
         let context = self.context.clone();
@@ -814,7 +821,6 @@ impl Run {
         if let Some(why) = why {
             context.kept().last_error = Some(why.to_owned());
         }
-        lock(&context.sticky.client().beating().turns).forget(self.id);
         // The key is free, and the store nobody's, before anybody hears that it is over.
         self.forget_leases().await;
         lock(&self.live).take();

@@ -294,6 +294,30 @@ async fn a_dropped_handle_frees_its_key_at_once() {
     life.until(State::Joined).await;
 }
 
+/// Two wait for their turn when their handles are dropped. Who waited behind them would lose its lease.
+#[tokio::test]
+async fn dropped_heartbeats_hold_nobody_up() {
+    let mut life = Life::new().await;
+    life.answers(Kind::Restart, [Reply::Limit(secs(10))]);
+    life.try_start("limited", |start| start.delay(secs(60))).await.unwrap();
+    let limited = life.heartbeat();
+    life.until_seen(Kind::Restart, 1).await;
+    let mut waiting = Vec::new();
+    for key in ["first", "second"] {
+        life.try_start(key, |start| start.delay(secs(12))).await.unwrap();
+        life.until(State::Joined).await;
+        waiting.push(life.heartbeat());
+    }
+    life.pass(secs(9)).await;
+    assert_eq!(life.count(Kind::Restart), 1);
+    drop(waiting);
+    life.start(|start| start).await;
+    life.until(State::Joined).await;
+    life.pass(secs(30)).await;
+    assert!(!life.states.contains(&"rejoining"), "{:?}", life.states);
+    drop(limited);
+}
+
 #[tokio::test]
 async fn a_token_that_runs_out_ends_no_heartbeat() {
     for step in [Kind::Arm, Kind::Join, Kind::Restart] {
