@@ -1086,6 +1086,7 @@ impl Heartbeat {
         let wait = match outcome {
             // Another one is armed in its place.
             Outcome::Gone => {
+                self.hand_over_at = self.held.map(|_| now.deadline(Duration::ZERO));
                 return self.back_off(now, Step::Arm { lease: id, delay: self.delay }, None);
             }
             Outcome::TooLong { max: Some(max) }

@@ -635,6 +635,18 @@ fn an_arming_that_is_void_is_made_anew() {
     assert_eq!(world.states, [State::Joining, State::Joined]);
 }
 
+/// Else who came could never read the leave.
+#[test]
+fn a_hand_over_whose_arming_is_void_is_made_anew() {
+    let mut world = world();
+    world.pass(100);
+    world.tell(newcomers);
+    world.pass(4_000);
+    world.fates([Fate::Fine, Fate::Refused(Outcome::Gone)]);
+    world.pass(10_000);
+    assert_eq!((world.server.joins(), world.server.armed()), (2, 1));
+}
+
 #[test]
 fn a_leave_that_is_refused_is_no_leave() {
     let mut world = world();
