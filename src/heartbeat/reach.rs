@@ -81,7 +81,6 @@ impl Reach {
         let missing = self.missing();
         self.expected = self.expected.within(there);
         if holders.is_some_and(|holders| missing.has_any_of(holders)) {
-            self.pauses = 0;
             return true;
         }
         self.look_for_missing(now);
@@ -159,6 +158,20 @@ mod tests {
         reach.handle_leave(now, readers([1, 2]), readers([1, 2]));
         reach.handle_join(now, readers([1, 2]));
         assert_eq!(reach.deadline(), None);
+    }
+
+    /// Each time costs everybody a hand-over.
+    #[test]
+    fn who_is_gained_and_lost_again_is_tried_ever_more_rarely() {
+        let (mut reach, mut now) = (Reach::default(), start());
+        for pause in [15, 30, 60, 120] {
+            reach.handle_leave(now, readers([1]), readers([1, 2]));
+            reach.handle_join(now, readers([1]));
+            assert_eq!(reach.deadline(), Some(now.deadline(secs(pause))));
+            now = now.advanced(secs(pause));
+            assert!(reach.poll_offer(now));
+            assert!(reach.handle_offered(now, Some(&readers([1, 2])), &readers([1, 2])));
+        }
     }
 
     #[test]
