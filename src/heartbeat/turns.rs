@@ -159,6 +159,16 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_of_events_makes_no_restart_rare() {
+        let (mut turns, now) = (Turns::default(), start());
+        let arm = Step::Arm { lease: LeaseId(0), delay: secs(15) };
+        turns.handle_limit(now, arm, Some(secs(1)));
+        assert!(!turns.is_slow(now));
+        assert!(turns.ask(now, 1, arm, now.deadline(secs(5))).is_err());
+        assert_eq!(turns.ask(now, 2, RESTART, now.deadline(secs(5))), Ok(()));
+    }
+
+    #[test]
     fn nobody_waits_longer_than_the_limit() {
         let (mut turns, now) = (Turns::default(), start());
         turns.handle_limit(now, RESTART, Some(secs(10)));
