@@ -355,6 +355,8 @@ pub struct Heartbeat {
     arm_at: Option<Deadline>,
     /// To hand over to a fresh lease, as somebody came who cannot read the one that is held.
     hand_over_at: Option<Deadline>,
+    /// To send the join again for newcomers, where no leave is armed.
+    renew_at: Option<Deadline>,
     /// How often that was done since newcomers were rare.
     hand_overs: u32,
     /// When newcomers are rare again.
@@ -410,6 +412,7 @@ impl Heartbeat {
             restart_again_at: None,
             arm_at: None,
             hand_over_at: None,
+            renew_at: None,
             hand_overs: 0,
             quiet_at: None,
             is_slow: false,
@@ -470,9 +473,12 @@ impl Heartbeat {
             self.hand_overs = 0;
         }
         self.quiet_at = Some(now.deadline(Pace::QUIET));
-        if self.held.is_some() || self.arming.is_some() {
-            let pause = self.pace.gather(readers, self.hand_overs);
-            self.hand_over_at.get_or_insert(now.deadline(pause));
+        let at = now.deadline(self.pace.gather(readers, self.hand_overs));
+        if self.held.is_none() && self.is_degraded {
+            // There is no leave to hand over to: the join alone is sent again.
+            self.renew_at.get_or_insert(at);
+        } else if self.held.is_some() || self.arming.is_some() {
+            self.hand_over_at.get_or_insert(at);
         }
     }
 
@@ -774,7 +780,7 @@ impl Heartbeat {
                 let refresh_at =
                     refresh_at.map(|at| self.restart_again_at.map_or(at, |it| at.max(it)));
                 let short_at = self.short_at().filter(|at| self.is_degraded && !at.is_over(now));
-                let dues = [refresh_at, self.arm_at, self.hand_over_at, short_at];
+                let dues = [refresh_at, self.arm_at, self.hand_over_at, self.renew_at, short_at];
                 // While it waits to try again nothing but restarts is done.
                 let others = self.again_at.or(dues.into_iter().flatten().min());
                 let others = others.filter(|_| self.preparing.is_none());
@@ -876,6 +882,13 @@ impl Heartbeat {
             }
             must_arm = true;
         }
+        if is_due(self.renew_at) {
+            self.renew_at = None;
+            if self.held.is_none() {
+                self.hand_overs = self.hand_overs.saturating_add(1);
+                self.must_join_anew();
+            }
+        }
         if is_due(self.arm_at) {
             self.arm_at = None;
         }
@@ -970,6 +983,7 @@ impl Heartbeat {
 
     fn next_to_be_out(&mut self, now: Moment) -> Option<Step> {
         self.hand_over_at = None;
+        self.renew_at = None;
         if let Some(arming) = self.arming.take()
             && arming.since.is_some()
         {

@@ -94,6 +94,7 @@ impl Deadline {
     }
 
     /// The one that lies so much after this.
+    #[cfg(feature = "client")]
     pub(crate) fn after(self, by: Duration) -> Self {
         self.later(millis(by))
     }

@@ -44,15 +44,19 @@ impl Reach {
         self.look_for_missing(now);
     }
 
-    /// A join is encrypted for these.
-    pub(super) fn handle_join(&mut self, now: Moment, reached: Readers) {
+    /// A join is encrypted for these. `there` are those who are in the room.
+    pub(super) fn handle_join(&mut self, now: Moment, reached: Readers, there: &Readers) {
+        if self.leave.is_none() {
+            // No leave could be armed, and the join is all that there is to read.
+            self.expected = self.expected.with(there).with(&reached);
+        }
         self.join = Some(reached);
         self.look_for_missing(now);
     }
 
     /// Who is there now. Returns whether somebody is new who cannot read the leave.
     pub(super) fn handle_readers(&mut self, readers: &Readers) -> bool {
-        if self.leave.is_none() {
+        if self.leave.is_none() && self.join.is_none() {
             return false;
         }
         // Somebody who was there is a newcomer no more: it is offered the key, or holds it.
@@ -124,7 +128,7 @@ mod tests {
     fn who_goes_away_changes_nothing() {
         let (mut reach, now) = (Reach::default(), start());
         reach.handle_leave(now, readers([1, 2, 3]), readers([1, 2, 3]));
-        reach.handle_join(now, readers([1, 2, 3]));
+        reach.handle_join(now, readers([1, 2, 3]), &readers([]));
         assert!(!reach.handle_readers(&readers([1, 2])));
         // A member who flaps is known.
         assert!(!reach.handle_readers(&readers([1, 2, 3])));
@@ -144,7 +148,7 @@ mod tests {
     fn who_was_not_reached_is_tried_again_ever_more_rarely() {
         let (mut reach, mut now) = (Reach::default(), start());
         reach.handle_leave(now, readers([1]), readers([1, 2]));
-        reach.handle_join(now, readers([1]));
+        reach.handle_join(now, readers([1]), &readers([]));
         for pause in [15, 30, 60, 120, 240, 480, 900, 900] {
             assert_eq!(reach.deadline(), Some(now.deadline(secs(pause))));
             assert!(!reach.poll_offer(now));
@@ -156,7 +160,7 @@ mod tests {
         assert!(reach.poll_offer(now));
         assert!(reach.handle_offered(now, Some(&readers([1, 2])), &readers([1, 2])), "gained");
         reach.handle_leave(now, readers([1, 2]), readers([1, 2]));
-        reach.handle_join(now, readers([1, 2]));
+        reach.handle_join(now, readers([1, 2]), &readers([]));
         assert_eq!(reach.deadline(), None);
     }
 
@@ -166,7 +170,7 @@ mod tests {
         let (mut reach, mut now) = (Reach::default(), start());
         for pause in [15, 30, 60, 120] {
             reach.handle_leave(now, readers([1]), readers([1, 2]));
-            reach.handle_join(now, readers([1]));
+            reach.handle_join(now, readers([1]), &readers([]));
             assert_eq!(reach.deadline(), Some(now.deadline(secs(pause))));
             now = now.advanced(secs(pause));
             assert!(reach.poll_offer(now));
@@ -184,11 +188,22 @@ mod tests {
         assert_eq!(reach.deadline(), None);
     }
 
+    /// The server takes no delayed event.
+    #[test]
+    fn who_comes_to_a_join_without_a_leave_is_new() {
+        let (mut reach, now) = (Reach::default(), start());
+        reach.handle_join(now, readers([1]), &readers([1]));
+        assert!(!reach.handle_readers(&readers([1])));
+        assert!(reach.handle_readers(&readers([1, 2])));
+        reach.handle_join(now, readers([1]), &readers([1, 2]));
+        assert_eq!(reach.deadline(), Some(now.deadline(secs(15))), "it could not be reached");
+    }
+
     #[test]
     fn who_could_not_get_the_join_is_offered_it() {
         let (mut reach, now) = (Reach::default(), start());
         reach.handle_leave(now, readers([1, 2]), readers([1, 2]));
-        reach.handle_join(now, readers([1]));
+        reach.handle_join(now, readers([1]), &readers([]));
         assert_eq!(reach.deadline(), Some(now.deadline(secs(15))));
     }
 }

@@ -942,7 +942,7 @@ impl Run {
                     }
                     Ready::Event(send, event, reached) => {
                         if matches!(step, Step::Join { .. }) {
-                            kept.reach.handle_join(now, reached);
+                            kept.reach.handle_join(now, reached, &kept.readers);
                         }
                         kept.sending = Some((send, event));
                     }

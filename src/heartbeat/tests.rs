@@ -580,6 +580,23 @@ fn newcomers_without_end_cost_a_hand_over_a_minute() {
     assert_eq!(world.server.joins(), joins + 1, "soon again after two quiet minutes");
 }
 
+/// Who comes to a member without an armed leave need not wait for its refresh.
+#[test]
+fn a_degraded_join_is_sent_again_for_newcomers() {
+    let mut world = world();
+    world.server.has_no_delayed_events = true;
+    world.pass(MINUTE);
+    assert_eq!((world.state(), world.server.joins()), (State::Degraded, 1));
+    world.tell(newcomers);
+    world.tell(newcomers);
+    world.pass(4_000);
+    assert_eq!(world.server.joins(), 1);
+    world.pass(2_000);
+    assert_eq!(world.server.joins(), 2);
+    world.pass(MINUTE);
+    assert_eq!((world.state(), world.server.joins()), (State::Degraded, 2));
+}
+
 #[test]
 fn slow_restarts_are_half_as_many() {
     let mut world = world();
