@@ -705,15 +705,19 @@ mod tests {
         let mut stage = Stage::new();
         let mut json = Json::default();
         let now = |stage: &Stage| stage.model.snapshot.session(ROOM_CALL);
-        assert_eq!(
-            json.members(&now(&stage)).as_deref(),
-            Some(r#"{"kind":"members","members":[]}"#)
-        );
+        let members = |line: Option<String>| -> serde_json::Result<Value> {
+            serde_json::from_str(&line.unwrap_or_default())
+        };
+        let nobody = json!({ "kind": "members", "members": [], "candidates": [] });
+        assert_eq!(members(json.members(&now(&stage)))?, nobody);
         assert_eq!(json.members(&now(&stage)), None);
         stage.join("@bob:example.org", Some("BOB"), "b1")?;
-        let line: Value = serde_json::from_str(&json.members(&now(&stage)).unwrap_or_default())?;
-        let bob = json!({ "user_id": "@bob:example.org", "device_id": "BOB", "member_id": "b1" });
-        assert_eq!(line, json!({ "kind": "members", "members": [bob] }));
+        let line = members(json.members(&now(&stage)))?;
+        let bob = json!({
+            "user_id": "@bob:example.org", "device_id": "BOB", "member_id": "b1", "form": "both",
+            "proven": true, "intent": "video",
+        });
+        assert_eq!(line, json!({ "kind": "members", "members": [bob], "candidates": [] }));
         // A refresh is no change of who is there.
         stage.pass(60_000);
         stage.join("@bob:example.org", Some("BOB"), "b1")?;
