@@ -2,10 +2,7 @@
 //! before it runs, and its duration after. The first that fails ends it.
 
 use std::{
-    env,
-    num::NonZeroUsize,
     process::{Command, ExitCode, Stdio},
-    thread::available_parallelism,
     time::Instant,
 };
 
@@ -84,11 +81,6 @@ fn say_what_is_left_out() {
 fn tests(args: &[String], cargo: &Cargo) -> Command {
     let mut command = cargo.compile("test");
     command.args(["--workspace", "--features", ALL]).args(args);
-    if env::var_os("RUST_TEST_THREADS").is_none() {
-        // The tests against Synapse wait most of the time: for leaves to fire, and for pauses.
-        let cores = available_parallelism().map_or(1, NonZeroUsize::get);
-        command.env("RUST_TEST_THREADS", cores.max(4).to_string());
-    }
     command
 }
 
