@@ -1,6 +1,10 @@
 //! The example `presence`, as a script runs it.
 
-use std::{process::Stdio, time::Duration};
+use std::{
+    os::unix::process::ExitStatusExt as _,
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
 
 use matrix_sdk::ruma::RoomId;
 use serde_json::{Value, json};
@@ -81,8 +85,12 @@ impl Example {
         while self.line().await != wanted {}
     }
 
-    async fn ends_well(mut self) {
-        let status = timeout(DEADLINE, self.process.wait()).await.expect("it ends").unwrap();
+    async fn ends(mut self) -> ExitStatus {
+        timeout(DEADLINE, self.process.wait()).await.expect("it ends").unwrap()
+    }
+
+    async fn ends_well(self) {
+        let status = self.ends().await;
         assert!(status.success(), "{status}");
     }
 }
@@ -205,7 +213,9 @@ async fn who_is_asked_to_end_while_it_starts_does_so_at_once() {
         tokio::time::sleep(Duration::from_millis(ms)).await;
         signal(&example.process, "-INT").await;
         let asked = Instant::now();
-        example.ends_well().await;
-        assert!(asked.elapsed() < Duration::from_secs(5), "after {ms} ms: {:?}", asked.elapsed());
+        let status = example.ends().await;
+        // On a busy machine the signal may come before anybody listens, and then it is the end.
+        assert!(status.success() || status.signal() == Some(2), "after {ms} ms: {status}");
+        assert!(asked.elapsed() < Duration::from_secs(10), "after {ms} ms: {:?}", asked.elapsed());
     }
 }

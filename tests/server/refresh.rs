@@ -13,11 +13,11 @@ use xtask::homeserver::{Options, Synapse};
 
 use crate::support::{DEADLINE, LONG, Person, example, start};
 
-/// For how long an access token is good.
-const LIFETIME: Duration = Duration::from_secs(5);
+/// For how long an access token is good. On a busy machine a shorter one may be over before it is used.
+const LIFETIME: Duration = Duration::from_secs(10);
 
 /// For longer than any token of the start is good, and the one that replaces it.
-const TWO_LIVES: Duration = Duration::from_secs(11);
+const TWO_LIVES: Duration = Duration::from_secs(21);
 
 fn server() -> Synapse {
     start(&Options { token_lifetime: Some(LIFETIME), ..Options::default() })
