@@ -130,7 +130,7 @@ pub struct EphemeralMap {
     unproven: HashMap<Box<str>, Box<str>>,
     /// Whose slots there are. A sender's uses are slots with something known.
     senders: HashSet<SharedSender>,
-    /// The senders of whom something was dropped, with the events that were decrypted before: they
+    /// The senders whose quota dropped something, each with the events that were decrypted before. These
     /// are not decrypted again while the quota is full.
     full: HashMap<SharedSender, Recent>,
     /// The types of known events. A type's uses are known events.
@@ -141,7 +141,7 @@ pub struct EphemeralMap {
     /// Events whose end has come. A cached response can deliver one again with more time left; the
     /// earliest end counts.
     ended: Recent,
-    /// The senders of malformed events, of whom a warning was given.
+    /// The senders whose malformed events the log has a warning of.
     warned: Recent,
     /// Whether the malformed event that came last is the first of its sender.
     warns: bool,

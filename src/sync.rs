@@ -1363,7 +1363,7 @@ fn is_forbidden(error: &HttpError) -> bool {
     status == Some(StatusCode::FORBIDDEN)
 }
 
-/// What the stream of keys gives next; never, while there is none.
+/// Returns what the stream of keys gives next. Without a stream it never returns.
 async fn next_keys(keys: &mut Option<KeyStream>) -> Option<Option<Vec<Waiting>>> {
     match keys {
         Some(keys) => keys.next().await,

@@ -104,7 +104,7 @@ pub struct Roster {
     stays: HashMap<OwnedUserId, Stay>,
     /// Of whom that is not known yet.
     unknown: BTreeSet<OwnedUserId>,
-    /// Of whom nothing is told for now.
+    /// The users who are held back: nothing is told of them for now.
     held_back: BTreeSet<OwnedUserId>,
     memberships: BTreeMap<Arc<Key>, Membership>,
     by_slot: HashMap<String, BTreeSet<Arc<Key>>>,

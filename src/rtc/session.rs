@@ -548,7 +548,7 @@ impl Watch {
             self.roster.handle_state_known();
         }
         for user_id in asked {
-            // Of whom the server has nothing, or has had the client learn it.
+            // The server has nothing of this user, or the client has learnt it.
             if (is_in_store || !self.roster.knows(user_id)) && !self.look_into_store(user_id).await
             {
                 self.roster.handle_in_room(user_id, false);
@@ -601,7 +601,7 @@ impl Watch {
         }
     }
 
-    /// Finds out whether those are in the room of whom that is not known yet. The client's store knows first.
+    /// Finds out whether users are in the room, where that is not known yet. The client's store knows first.
     /// As it may have missed that somebody left, which not every main loop tells, the server is asked too.
     async fn look_up(&mut self) {
         let unknown = self.roster.poll_unknown();

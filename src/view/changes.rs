@@ -51,8 +51,8 @@ pub struct Change {
 pub enum EntryChange {
     /// There is one where there was none.
     Added(Entry),
-    /// Another event is the value of the key; or it is the same, and more is known of who encrypted
-    /// it.
+    /// Another event is the value of the key. Or the value is the same event, and it became known who
+    /// encrypted it.
     Updated {
         /// The entry from now on.
         entry: Entry,

@@ -571,7 +571,7 @@ fn arrive(
 fn log(room_id: &RoomId, limits: &Limits, handled: &Result<Handled, Malformed>, warns: bool) {
     match handled {
         Err(malformed) if warns => warn!(%room_id, "dropped a {malformed}"),
-        // Of a sender of whom a warning was given: one member could fill the log.
+        // The log has a warning of this sender already, and one member could fill it.
         Err(malformed) => debug!(%room_id, "dropped a {malformed}"),
         Ok(Handled::Full { first: true }) => warn!(
             %room_id,

@@ -4,7 +4,7 @@
 use std::{env, time::Duration};
 
 use futures_util::future::join_all;
-use matrix_sdk::ruma::RoomId;
+use matrix_sdk::ruma::{OwnedRoomId, RoomId};
 use matrix_sdk_sticky::{
     BaseClientBuilder, EntryChange,
     heartbeat::{Failure, HeartbeatHandle, State},
@@ -120,17 +120,23 @@ async fn a_member_who_is_kicked_or_banned_is_told_so() {
     }
 }
 
-/// One claim of one-time keys fails, as with a server that is restarted. An ordinary chat heals with
-/// the next message, and a heartbeat has none for minutes.
-async fn is_offered_the_key_again(claim: Claim) {
+/// Two in an encrypted room, one of them behind a proxy that answers its first claim of one-time keys.
+async fn with_first_claim(claim: Claim) -> (OwnedRoomId, Proxy, Watcher, Watcher) {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = alice.encrypted_room_with(&[&bob]);
     let proxy = Proxy::before(alice.url()).await;
     let client = alice.encrypting_client_of(BaseClientBuilder::in_memory(), proxy.url()).await;
     let own = Watcher::with(client, &[&room]).await;
-    let mut looking = Watcher::encrypting(&bob, &[&room]).await;
+    let looking = Watcher::encrypting(&bob, &[&room]).await;
     devices_are_there(&alice, &[&alice, &bob]).await;
     proxy.answer_claims([claim]);
+    (room, proxy, own, looking)
+}
+
+/// One claim of one-time keys fails, as with a server that is restarted. An ordinary chat heals with
+/// the next message, and a heartbeat has none for minutes.
+async fn is_offered_the_key_again(claim: Claim) {
+    let (room, _proxy, own, mut looking) = with_first_claim(claim).await;
     let heartbeat = beat(&own, &room, 1).await;
     assert!(looking.added("1").await.is_encrypted());
     // It can read the leave as well.
@@ -151,14 +157,8 @@ async fn a_device_is_offered_the_key_again_after_an_empty_claim() {
 /// A homeserver in the room is slow, or the room is large.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_claim_longer_than_the_delay_costs_no_second_one() {
-    let (alice, bob) = (Person::new("alice"), Person::new("bob"));
-    let room = alice.encrypted_room_with(&[&bob]);
-    let proxy = Proxy::before(alice.url()).await;
-    let client = alice.encrypting_client_of(BaseClientBuilder::in_memory(), proxy.url()).await;
-    let own = Watcher::with(client, &[&room]).await;
-    let mut looking = Watcher::encrypting(&bob, &[&room]).await;
-    devices_are_there(&alice, &[&alice, &bob]).await;
-    proxy.answer_claims([Claim::Late(Duration::from_secs(6))]);
+    let late = Claim::Late(Duration::from_secs(6));
+    let (room, proxy, own, mut looking) = with_first_claim(late).await;
     let door = own.room(&room);
     let start = door.heartbeat("1").content(&presence("here")).delay(Duration::from_secs(3));
     let heartbeat = start.start().await.unwrap();
