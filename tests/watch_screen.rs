@@ -1,0 +1,19 @@
+//! The tests of the example `watch`, which stand beside what they test: a program that is run by other
+//! tests cannot be a test itself.
+#![cfg(all(feature = "client", feature = "e2e-encryption"))]
+#![recursion_limit = "256"]
+#![allow(
+    dead_code,
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    reason = "it is a program's, and not all of it is run here"
+)]
+
+#[path = "../examples/common/mod.rs"]
+mod common;
+#[path = "../examples/watch/plain.rs"]
+mod plain;
+#[path = "../examples/watch/screen.rs"]
+mod screen;
+#[path = "../examples/common/terminal.rs"]
+mod terminal;
