@@ -579,3 +579,17 @@ async fn an_encrypted_life_hands_over_to_nobody() {
     life.pass(secs(60)).await;
     assert_eq!((life.count(Kind::Arm), life.count(Kind::Join)), (1, 1), "{:#?}", life.seen);
 }
+
+/// As the earlier join is gone anyway: only a redacted join that was the newest ends the heartbeat.
+#[tokio::test]
+async fn a_redacted_join_that_was_replaced_ends_nothing() {
+    let mut life = Life::new().await;
+    life.start(|start| start).await;
+    life.until(State::Joined).await;
+    life.redact_the_newest();
+    let content = json!({ "status": "away" });
+    life.heartbeat().update_raw(content.as_object().unwrap().clone());
+    life.until_seen(Kind::Join, 2).await;
+    life.pass(secs(60)).await;
+    assert_eq!(life.heartbeat().state(), State::Joined, "{:#?}", life.seen);
+}

@@ -1,10 +1,7 @@
 //! Encrypted rooms: keys that come late, or never.
 
-use matrix_sdk::{cross_process_lock::CrossProcessLockConfig, ruma::RoomId, store::StoreConfig};
-use matrix_sdk_sticky::{
-    Encryption, RemovalReason, Sticky, StickyKey,
-    matrix_sdk_base::{BaseClient, DmRoomDefinition, ThreadingSupport},
-};
+use matrix_sdk::ruma::RoomId;
+use matrix_sdk_sticky::{Encryption, RemovalReason, StickyKey};
 use serde_json::json;
 
 use crate::{
@@ -135,10 +132,7 @@ async fn an_event_waits_unseen_for_its_key_and_is_shown_when_that_comes() {
 async fn a_late_key_counts_after_the_machine_is_remade() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = bob.encrypted_room_with(&[&alice]);
-    let store = StoreConfig::new(CrossProcessLockConfig::SingleProcess);
-    let base = BaseClient::new(store, ThreadingSupport::Disabled, DmRoomDefinition::default());
-    let client = alice.client_on(base.clone()).await;
-    let sticky = Sticky::builder(&client).with_base_client(base.clone()).start().unwrap();
+    let (client, base) = alice.remakeable_client().await;
     let mut watcher = Watcher::with(client, &[&room]).await;
     let sender = Encryptor::of(&bob, &room, &[&alice]).await;
     let mut held = Vec::new();
@@ -155,7 +149,7 @@ async fn a_late_key_counts_after_the_machine_is_remade() {
         assert!(sender.proxy.release_to_device().await > 0);
         watcher.added(&format!("late {round}")).await;
     }
-    assert!(sticky.can_encrypt());
+    assert!(watcher.sticky.can_encrypt());
     watcher.assert_silent();
 }
 

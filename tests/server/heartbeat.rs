@@ -169,6 +169,29 @@ async fn a_new_device_of_somebody_who_is_there_can_read_the_leave_that_fires() {
     looking.until_keys(&[]).await;
 }
 
+/// The SDK's stream of devices says nothing of the machine that was made anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_device_is_noticed_after_the_machine_is_remade() {
+    let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+    let room = alice.encrypted_room_with(&[&bob]);
+    let (client, base) = alice.remakeable_client().await;
+    let own = Watcher::with(client, &[&room]).await;
+    let mut looking = Watcher::encrypting(&bob, &[&room]).await;
+    devices_are_there(&alice, &[&alice, &bob]).await;
+    let heartbeat = own.room(&room).heartbeat("k").content(&presence("here")).delay(DELAY * 2);
+    let heartbeat = heartbeat.start().await.unwrap();
+    looking.added("k").await;
+    until(&heartbeat, State::Joined).await;
+
+    base.regenerate_olm(None).await.unwrap();
+    let bobs_other = bob.on_another_device();
+    let mut other = Watcher::encrypting(&bobs_other, &[&room]).await;
+    assert!(other.added("k").await.is_encrypted());
+    until(&heartbeat, State::Joined).await;
+    drop(heartbeat);
+    other.until_keys(&[]).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn where_encryption_is_switched_on_join_and_leave_become_encrypted() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));

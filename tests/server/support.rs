@@ -18,12 +18,14 @@ use matrix_sdk::{
     Client, RoomState, SessionMeta, SessionTokens,
     authentication::matrix::MatrixSession,
     config::SyncSettings,
+    cross_process_lock::CrossProcessLockConfig,
     ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId},
+    store::StoreConfig,
 };
 use matrix_sdk_sticky::{
     BaseClientBuilder, Changes, ClientExt as _, Entry, EntryChange, RemovalReason, RoomSticky,
     Snapshot, Sticky, StickyContent, Subscription, SyncSource, SyncState, View,
-    matrix_sdk_base::BaseClient,
+    matrix_sdk_base::{BaseClient, DmRoomDefinition, ThreadingSupport},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -140,6 +142,16 @@ impl Person {
         let client = builder.build().await.unwrap();
         client.restore_session(self.session()).await.unwrap();
         client
+    }
+
+    /// A client whose crypto machine can be made anew, and the base client that does so.
+    pub(crate) async fn remakeable_client(&self) -> (Client, BaseClient) {
+        let store = StoreConfig::new(CrossProcessLockConfig::SingleProcess);
+        let base = BaseClient::new(store, ThreadingSupport::Disabled, DmRoomDefinition::default());
+        let client = self.client_on(base.clone()).await;
+        let sticky = Sticky::builder(&client).with_base_client(base.clone()).start().unwrap();
+        assert!(sticky.can_encrypt());
+        (client, base)
     }
 
     async fn client_at(&self, url: &str) -> Client {

@@ -145,6 +145,8 @@ pub(crate) struct Life {
     late: Vec<(Deadline, Ask, Answer)>,
     poll: Option<(Deadline, Ask)>,
     unshown: Vec<Value>,
+    /// What is shown together with the next event.
+    with_the_next: Vec<Value>,
     number: u64,
 }
 
@@ -186,6 +188,7 @@ impl Life {
             late: Vec::new(),
             poll: Some((began.deadline(HELD), poll)),
             unshown: Vec::new(),
+            with_the_next: Vec::new(),
             number: 0,
         }
     }
@@ -520,10 +523,27 @@ impl Life {
         if let Some(sticky_ms) = sent.sticky_ms {
             event["msc4354_sticky"] = json!({ "duration_ms": sticky_ms });
             event["unsigned"]["msc4354_sticky_duration_ttl_ms"] = json!(sticky_ms);
+            self.unshown.append(&mut self.with_the_next);
             self.unshown.push(event.clone());
         }
         self.history.push_front(event);
         event_id
+    }
+
+    /// Somebody redacts the newest event. The redaction is shown together with the next event.
+    pub(crate) fn redact_the_newest(&mut self) {
+        let redacted = self.history.front().expect("something was sent")["event_id"].clone();
+        let event_id = format!("$redaction-{:06}", self.number());
+        self.with_the_next.push(json!({
+            "event_id": event_id,
+            "sender": ME,
+            "type": "m.room.redaction",
+            "origin_server_ts": self.world.clock.now().unix_ms(),
+            "redacts": redacted,
+            "content": { "redacts": redacted },
+            "msc4354_sticky": { "duration_ms": 600_000 },
+            "unsigned": { "msc4354_sticky_duration_ttl_ms": 600_000 },
+        }));
     }
 
     /// Shows what is new, where a poll waits for it.
