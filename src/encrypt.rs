@@ -54,10 +54,10 @@ pub(crate) use self::{
     listening::{Told, listening},
 };
 use crate::{
+    client_table::ClientTable,
     driver::{BoxFuture, SystemClock, jittered, pause, to_its_end},
-    ext::OfClients,
     readers::{self, News, Readers},
-    send::one_try,
+    request::{REQUEST_TIMEOUT, Verdict, one_try},
     time::{Clock as _, Deadline},
 };
 
@@ -126,6 +126,18 @@ impl fmt::Display for EncryptError {
 }
 
 impl std::error::Error for EncryptError {}
+
+impl EncryptError {
+    /// Whether another try of the same may succeed, and how long the server asks to wait before it.
+    pub(crate) fn worth_another_try(&self) -> Option<Option<Duration>> {
+        let Self::Server(error) = self else { return None };
+        match Verdict::of(error) {
+            Verdict::Again => Some(None),
+            Verdict::RateLimited(retry_after) => Some(retry_after),
+            Verdict::Hopeless => None,
+        }
+    }
+}
 
 impl From<HttpError> for EncryptError {
     fn from(error: HttpError) -> Self {
@@ -568,7 +580,7 @@ impl Encryptor {
             let (id, wanted) = machine.query_keys_for_users(users.iter().map(AsRef::as_ref));
             let mut request = get_keys::v3::Request::new();
             request.device_keys = wanted.device_keys;
-            let answer = client.send(request).with_request_config(one_try()).await?;
+            let answer = client.send(request).with_request_config(one_try(REQUEST_TIMEOUT)).await?;
             machine.mark_request_as_sent(&id, &answer).await?;
             self.handle_failures(&answer);
         }
@@ -628,7 +640,7 @@ impl Encryptor {
                 wanted.entry(user).or_default().insert(id, algorithm);
             }
             let request = claim_keys::v3::Request::new(wanted);
-            match room.client().send(request).with_request_config(one_try()).await {
+            match room.client().send(request).with_request_config(one_try(REQUEST_TIMEOUT)).await {
                 Ok(answer) => {
                     all.failures.extend(answer.failures);
                     for (user, devices) in answer.one_time_keys {
@@ -674,7 +686,8 @@ impl Encryptor {
                 txn_id.clone(),
                 messages.clone(),
             );
-            let answer = room.client().send(request).with_request_config(one_try()).await?;
+            let answer =
+                room.client().send(request).with_request_config(one_try(REQUEST_TIMEOUT)).await?;
             machine.mark_request_as_sent(txn_id, &answer).await?;
         }
         Ok(Shared::Now)
@@ -758,7 +771,7 @@ async fn is_worn(session: &OutboundGroupSession) -> bool {
 
 /// What encrypts for which client. An entry is found only while its
 /// client lives, which owns it.
-type Attached = OfClients<Encryptor>;
+type Attached = ClientTable<Encryptor>;
 
 fn attached() -> MutexGuard<'static, Attached> {
     static ATTACHED: LazyLock<Mutex<Attached>> = LazyLock::new(Mutex::default);

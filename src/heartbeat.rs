@@ -20,10 +20,24 @@
 //! is outside of the promise.
 
 #[cfg(feature = "client")]
+mod builder;
+#[cfg(feature = "client")]
+mod handle;
+#[cfg(feature = "client")]
 mod outcome;
 mod pace;
 #[cfg(feature = "client")]
+mod perform;
+#[cfg(feature = "client")]
 mod reach;
+#[cfg(feature = "client")]
+mod readers;
+#[cfg(feature = "client")]
+mod registry;
+#[cfg(feature = "client")]
+mod request;
+#[cfg(feature = "client")]
+mod retire;
 #[cfg(feature = "client")]
 mod run;
 #[cfg(feature = "client")]
@@ -35,9 +49,12 @@ use std::time::Duration;
 
 pub use self::pace::{Pace, PaceError};
 #[cfg(feature = "client")]
-pub(crate) use self::run::{Beating, until_left};
+pub use self::{
+    builder::{StartHeartbeat, StartHeartbeatError},
+    handle::HeartbeatHandle,
+};
 #[cfg(feature = "client")]
-pub use self::run::{HeartbeatHandle, StartHeartbeat, StartHeartbeatError};
+pub(crate) use self::{handle::until_left, registry::Registry, retire::leave_all};
 use crate::time::{Deadline, Moment};
 
 /// The number of a lease, of this heartbeat's. Every try to arm it carries the same transaction id

@@ -147,19 +147,27 @@ pub mod view;
 pub mod wire;
 
 #[cfg(feature = "client")]
+mod client_table;
+#[cfg(feature = "client")]
+mod context;
+#[cfg(feature = "client")]
 pub mod delayed;
 #[cfg(feature = "client")]
 mod driver;
 #[cfg(feature = "e2e-encryption")]
 mod encrypt;
 #[cfg(feature = "client")]
-mod ext;
+mod outbox;
 #[cfg(feature = "client")]
 mod readers;
+#[cfg(feature = "client")]
+mod request;
 #[cfg(feature = "client")]
 mod responses;
 #[cfg(feature = "client")]
 mod send;
+#[cfg(feature = "client")]
+mod sticky;
 #[cfg(feature = "client")]
 mod sync;
 
@@ -172,8 +180,9 @@ pub use self::encrypt::{BaseClientBuilder, EncryptError};
 pub use self::{
     delayed::{DelayId, DelayedError, DelayedEvents},
     driver::{SystemClock, Timer},
-    ext::{ClientExt, RoomExt, RoomSticky, StartError, Sticky, StickyBuilder},
+    outbox::PrepareError,
     send::{RedactSticky, SendError, SendSticky, Sent},
+    sticky::{ClientExt, RoomExt, RoomSticky, StartError, Sticky, StickyBuilder},
     sync::{SyncSource, SyncState, Unsupported},
 };
 pub use self::{

@@ -1,17 +1,16 @@
-//! What a server has answered, and what that means: pure.
+//! What an answer about delayed events means: pure.
 
 use std::time::{Duration, SystemTime};
 
-use ruma::{
-    OwnedEventId, OwnedRoomId,
-    api::error::RetryAfter,
-    exports::http::{HeaderMap, StatusCode, header},
-};
-use serde::{Deserialize, de::DeserializeOwned};
-use serde_json::{Map, Value, value::RawValue};
+use ruma::{OwnedRoomId, exports::http::StatusCode};
+use serde::Deserialize;
+use serde_json::{Value, value::RawValue};
 
-use super::{Action, DelayId, DelayedError, ScheduledEvent, unix, unreachable};
-use crate::wire::names;
+use super::{Action, DelayId, DelayedError, ScheduledEvent};
+use crate::{
+    outbox::{Answer, Refusal, RequestError, unix},
+    wire::names,
+};
 
 /// A wait of more than this, after scheduling was refused with 429, is not that of a rate limit.
 ///
@@ -36,47 +35,12 @@ impl DelayedLimits {
     }
 }
 
-/// An answer, whatever it says. It has no `Debug`: a server may say a delay id anywhere in it.
-pub(super) struct Answer {
-    status: StatusCode,
-    retry_after: Option<RetryAfter>,
-    body: Vec<u8>,
-    refusal: Refusal,
-}
-
-/// What a refusal says. All of it is optional, and may be of any type.
-#[derive(Default)]
-struct Refusal {
-    /// Whether it is Matrix at all.
-    errcode: Option<String>,
-    /// The code that older servers give beside `M_UNKNOWN`.
-    unstable_errcode: Option<String>,
-    error: String,
-    retry_after: Option<Duration>,
-    max_delay: Option<Duration>,
-}
-
 impl Refusal {
-    fn read(body: &[u8]) -> Self {
-        let Ok(body) = serde_json::from_slice::<Map<String, Value>>(body) else {
-            return Self::default();
-        };
-        let text = |name: &str| body.get(name).and_then(Value::as_str).map(ToOwned::to_owned);
-        let time = |name: &str| body.get(name).and_then(Value::as_u64).map(Duration::from_millis);
-        Self {
-            errcode: text("errcode"),
-            unstable_errcode: text("org.matrix.msc4140.errcode"),
-            error: text("error").unwrap_or_default(),
-            retry_after: time("retry_after_ms"),
-            max_delay: ["max_delay", "max_delay_ms"].into_iter().find_map(|name| {
-                time(&format!("{}.{name}", names::DELAYED)).or_else(|| time(name))
-            }),
-        }
-    }
-
-    /// Whether it has a code that ends so. Stable and unstable codes differ in what is before.
+    /// Whether it has a code that ends so. Stable and unstable codes differ in what comes before.
     fn is(&self, errcode: &str) -> bool {
-        [&self.unstable_errcode, &self.errcode]
+        // Older servers give the second one beside `M_UNKNOWN`.
+        let unstable = self.get("org.matrix.msc4140.errcode").and_then(Value::as_str);
+        [unstable, self.errcode.as_deref()]
             .into_iter()
             .flatten()
             .any(|code| code.to_ascii_uppercase().ends_with(errcode))
@@ -86,8 +50,16 @@ impl Refusal {
         self.is("DELAY_TOO_LARGE") || self.is("MAX_DELAY_EXCEEDED")
     }
 
-    /// Whether it is about delayed events as such, by its words. They are of [MSC4140] and Synapse;
-    /// no code tells.
+    /// The longest delay that the server allows, where the refusal says it.
+    fn max_delay(&self) -> Option<Duration> {
+        let time = |name: &str| self.get(name).and_then(Value::as_u64).map(Duration::from_millis);
+        ["max_delay", "max_delay_ms"]
+            .into_iter()
+            .find_map(|name| time(&format!("{}.{name}", names::DELAYED)).or_else(|| time(name)))
+    }
+
+    /// Whether it is about delayed events as such, by its words. They are those of [MSC4140] and of
+    /// Synapse; no code tells.
     ///
     /// [MSC4140]: https://github.com/matrix-org/matrix-spec-proposals/pull/4140
     fn speaks_of_delayed_events(&self) -> bool {
@@ -96,44 +68,14 @@ impl Refusal {
 }
 
 impl Answer {
-    pub(super) fn new(status: StatusCode, headers: &HeaderMap, body: Vec<u8>) -> Self {
-        let retry_after =
-            headers.get(header::RETRY_AFTER).and_then(|value| RetryAfter::try_from(value).ok());
-        let refusal = if status.is_success() { Refusal::default() } else { Refusal::read(&body) };
-        Self { status, retry_after, body, refusal }
-    }
-
-    pub(super) fn is_success(&self) -> bool {
-        self.status.is_success()
-    }
-
-    /// Whether the server does not know the endpoint, in this form. Only then is another form
-    /// tried: nothing can have happened.
-    ///
-    /// A 404 that says something else of Matrix is about the event; one that is no Matrix is of a
-    /// proxy, which knows no such path.
-    pub(super) fn is_unrecognized(&self) -> bool {
-        match self.refusal.errcode.as_deref() {
-            Some(errcode) => errcode == "M_UNRECOGNIZED",
-            None => {
-                matches!(self.status, StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED)
-            }
-        }
-    }
-
     /// Whether it may be the query form that is refused, and not the event: [MSC4140] has servers that
     /// give that form up reject it, and does not say how.
     ///
     /// [MSC4140]: https://github.com/matrix-org/matrix-spec-proposals/pull/4140
     pub(super) fn may_refuse_the_form(&self) -> bool {
         let (gone, unknown) = (StatusCode::GONE, StatusCode::NOT_IMPLEMENTED);
-        let is_bad = self.status == StatusCode::BAD_REQUEST && !self.refusal.is_too_long();
-        is_bad || [gone, unknown].contains(&self.status)
-    }
-
-    /// Whether another access token might do, or none.
-    pub(super) fn is_about_the_token(&self) -> bool {
-        self.status == StatusCode::UNAUTHORIZED
+        let is_bad = self.status() == StatusCode::BAD_REQUEST && !self.refusal().is_too_long();
+        is_bad || [gone, unknown].contains(&self.status())
     }
 
     /// The delay id of what was scheduled. None: something else was done.
@@ -142,38 +84,9 @@ impl Answer {
     ///
     /// When it cannot be read: then it is not the homeserver's.
     pub(super) fn delay_id(&self) -> Result<Option<DelayId>, DelayedError> {
-        let body = self.object().ok_or_else(Self::unreadable)?;
+        let body = self.object().ok_or_else(RequestError::unreadable)?;
         let delay_id = body.get("delay_id").and_then(Value::as_str).filter(|id| !id.is_empty());
-        Ok(delay_id.map(|id| DelayId(id.to_owned())))
-    }
-
-    /// The answer as what it should be.
-    pub(super) fn read<T: DeserializeOwned>(&self) -> Option<T> {
-        serde_json::from_slice(&self.body).ok()
-    }
-
-    /// The answer, if it is an object of JSON: a portal in the way answers with a page.
-    pub(super) fn object(&self) -> Option<Map<String, Value>> {
-        serde_json::from_slice(&self.body).ok()
-    }
-
-    /// The event id of what was sent.
-    ///
-    /// # Errors
-    ///
-    /// When it cannot be read: then it is not the homeserver's.
-    pub(super) fn event_id(&self) -> Result<OwnedEventId, DelayedError> {
-        let body = self.object().ok_or_else(Self::unreadable)?;
-        let event_id = body.get("event_id").and_then(Value::as_str);
-        event_id.and_then(|id| id.try_into().ok()).ok_or_else(Self::unreadable)
-    }
-
-    /// The unstable features of `/versions`.
-    pub(super) fn features(&self) -> Option<Map<String, Value>> {
-        match self.object()?.remove("unstable_features") {
-            Some(Value::Object(features)) => Some(features),
-            _ => Some(Map::new()),
-        }
+        Ok(delay_id.map(|id| DelayId::from(id.to_owned())))
     }
 
     /// The limits among the capabilities; `Some(None)` when they are not said.
@@ -214,12 +127,12 @@ impl Answer {
             delayed_since_ts: Option<u64>,
             running_since: Option<u64>,
         }
-        let list: List = serde_json::from_slice(&self.body).ok()?;
+        let list: List = self.read()?;
         let events = list.delayed_events.iter().filter_map(|event| {
             let event: Listed = serde_json::from_str(event.get()).ok()?;
             let since = event.scheduled_at.or(event.delayed_since_ts).or(event.running_since)?;
             Some(ScheduledEvent {
-                delay_id: DelayId(event.delay_id),
+                delay_id: DelayId::from(event.delay_id),
                 room_id: event.room_id,
                 event_type: event.event_type,
                 state_key: event.state_key,
@@ -236,9 +149,9 @@ impl Answer {
     ///
     /// [MSC4140]: https://github.com/matrix-org/matrix-spec-proposals/pull/4140
     pub(super) fn asks_for_limits(&self) -> bool {
-        let refusal = &self.refusal;
-        self.status == StatusCode::FORBIDDEN && refusal.is("M_FORBIDDEN")
-            || refusal.is_too_long() && refusal.max_delay.is_none()
+        let refusal = self.refusal();
+        self.status() == StatusCode::FORBIDDEN && refusal.is("M_FORBIDDEN")
+            || refusal.is_too_long() && refusal.max_delay().is_none()
     }
 
     /// Why an event was not scheduled.
@@ -248,15 +161,15 @@ impl Answer {
         limits: Option<DelayedLimits>,
         now: SystemTime,
     ) -> DelayedError {
-        let refusal = &self.refusal;
+        let refusal = self.refusal();
         let max_delay = limits.and_then(|limits| limits.max_delay);
         if refusal.is_too_long() {
-            return DelayedError::TooLong { max: refusal.max_delay.or(max_delay) };
+            return DelayedError::TooLong { max: refusal.max_delay().or(max_delay) };
         }
         if refusal.is("MAX_DELAYED_EVENTS_EXCEEDED") {
             return DelayedError::QuotaFull { retry_after: self.retry_after(now) };
         }
-        match self.status {
+        match self.status() {
             StatusCode::TOO_MANY_REQUESTS => {
                 let retry_after = self.retry_after(now);
                 // By its words or by its wait: no code tells, and to count would be two questions
@@ -274,9 +187,9 @@ impl Answer {
                 }
                 // Synapse of before it told its limits.
                 None if refusal.speaks_of_delayed_events() => DelayedError::Disabled,
-                _ => self.error(now),
+                _ => DelayedError::from(self.error(now)),
             },
-            _ => self.error(now),
+            _ => DelayedError::from(self.error(now)),
         }
     }
 
@@ -287,63 +200,15 @@ impl Answer {
         now: SystemTime,
         delay_id: &DelayId,
     ) -> DelayedError {
-        match (self.status, action) {
+        match (self.status(), action) {
             // A page of something in between knows nothing of the event.
-            _ if self.refusal.errcode.is_none() => self.error(now),
+            _ if self.refusal().errcode.is_none() => DelayedError::from(self.error(now)),
             (StatusCode::NOT_FOUND, _) => DelayedError::Gone,
             (StatusCode::CONFLICT, Action::Send) => DelayedError::AlreadyCancelled,
             (StatusCode::CONFLICT, Action::Cancel) => DelayedError::AlreadySent,
             // Whether it was sent or cancelled is not said.
             (StatusCode::CONFLICT, Action::Restart) => DelayedError::Gone,
-            _ => self.error(now).without(delay_id),
+            _ => DelayedError::from(self.error(now)).without(delay_id),
         }
     }
-
-    /// What an answer that is no success means, whatever was asked.
-    pub(super) fn error(&self, now: SystemTime) -> DelayedError {
-        match self.status {
-            StatusCode::TOO_MANY_REQUESTS => {
-                DelayedError::RateLimited { retry_after: self.retry_after(now) }
-            }
-            StatusCode::UNAUTHORIZED => DelayedError::NotLoggedIn,
-            // A server or a proxy that gave up may have done it all the same.
-            status
-                if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED
-                    || status == StatusCode::REQUEST_TIMEOUT =>
-            {
-                unreachable(&format!("the server answers with status {}", status.as_u16()), true)
-            }
-            _ if self.is_unrecognized() => DelayedError::NotSupported { may_have_been_sent: false },
-            status
-                if status == StatusCode::NOT_IMPLEMENTED
-                    || status.is_client_error() && self.refusal.errcode.is_none() =>
-            {
-                DelayedError::Blocked { status: status.as_u16() }
-            }
-            status if status.is_client_error() => DelayedError::Refused {
-                status: status.as_u16(),
-                errcode: self.refusal.errcode.clone().filter(|code| is_errcode(code)),
-            },
-            _ => Self::unreadable(),
-        }
-    }
-
-    /// Something answers, and it is not the homeserver.
-    pub(super) fn unreadable() -> DelayedError {
-        unreachable("the server's answer cannot be read", true)
-    }
-
-    /// How long the server wants to be left alone: what the body says, else the header.
-    fn retry_after(&self, now: SystemTime) -> Option<Duration> {
-        self.refusal.retry_after.or_else(|| match self.retry_after.as_ref()? {
-            RetryAfter::Delay(wait) => Some(*wait),
-            RetryAfter::DateTime(time) => Some(time.duration_since(now).unwrap_or_default()),
-        })
-    }
-}
-
-/// Whether it is the code of an error, and not a text.
-fn is_errcode(code: &str) -> bool {
-    let of_a_code = |b: u8| b.is_ascii_uppercase() || b.is_ascii_digit() || b"_.".contains(&b);
-    code.len() <= 64 && code.bytes().all(of_a_code)
 }

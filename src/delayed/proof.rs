@@ -9,17 +9,16 @@
 use std::time::Duration;
 
 use matrix_sdk::{Room, reqwest::Method};
-use ruma::{OwnedRoomId, TransactionId};
 use serde::Deserialize;
 use serde_json::{Map, Value, json, value::RawValue};
 
 use super::{
-    Action, Answer, Auth, DelayId, DelayedError, DelayedEvents, Form, PreparedEvent, Request,
-    unreachable,
+    Action, DelayId, DelayedError, DelayedEvents, EndpointForm, PreparedEvent,
+    support::{Dedicated, Probe},
 };
 use crate::{
     driver::{before, unique_name},
-    send::{Outgoing, SendError},
+    outbox::{Auth, ReadyEvent, Request, RequestError},
     time::Deadline,
     wire::{insert_sticky_key, names},
 };
@@ -33,25 +32,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// When to try again after the endpoint was seen to forget stickiness: the server may be a newer one.
 const TRY_AGAIN: Duration = Duration::from_secs(3_600);
-
-/// What is known of the dedicated endpoint.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Dedicated {
-    #[default]
-    Unknown,
-    /// It keeps events sticky.
-    Proven,
-    /// It does not; this stands until then.
-    Forgets(Deadline),
-}
-
-/// A removal that is scheduled, to be sent and looked at.
-#[derive(Clone, Debug)]
-pub(super) struct Probe {
-    room_id: OwnedRoomId,
-    event_type: String,
-    delay_id: DelayId,
-}
 
 impl DelayedEvents {
     /// Makes sure that the dedicated endpoint keeps this event sticky.
@@ -69,12 +49,12 @@ impl DelayedEvents {
         }
         // All heartbeats of a client ask at once, and one answer is for all.
         let turn = self.known().proving.clone();
-        let Some(_turn) = before(&*self.timer, deadline, turn.lock()).await else {
-            return Err(unreachable("the server was still being tried", false));
+        let Some(_turn) = before(&**self.outbox.timer(), deadline, turn.lock()).await else {
+            return Err(RequestError::not_sent("the server was still being tried").into());
         };
         match self.known().dedicated {
             Dedicated::Proven => return Ok(()),
-            Dedicated::Forgets(until) if !until.is_over(self.timer.now()) => {
+            Dedicated::Forgets(until) if !until.is_over(self.outbox.timer().now()) => {
                 return Err(DelayedError::ForgetsStickiness);
             }
             _ => {}
@@ -102,7 +82,8 @@ impl DelayedEvents {
             return Ok(());
         }
         if is_sticky == Some(false) {
-            self.known().dedicated = Dedicated::Forgets(self.timer.now().deadline(TRY_AGAIN));
+            self.known().dedicated =
+                Dedicated::Forgets(self.outbox.timer().now().deadline(TRY_AGAIN));
         }
         Err(DelayedError::ForgetsStickiness)
     }
@@ -112,27 +93,27 @@ impl DelayedEvents {
         event: &PreparedEvent,
         deadline: Deadline,
     ) -> Result<Probe, DelayedError> {
-        let Some(room) = self.client.get_room(&event.room_id) else {
-            return Err(unreachable("the room is not known", false));
+        let Some(room) = self.outbox.client().get_room(event.room_id()) else {
+            return Err(RequestError::not_sent("the room is not known").into());
         };
         let prepared = self.prepare_probe(event, &room);
-        let Some(prepared) = before(&*self.timer, deadline, prepared).await else {
-            return Err(unreachable("the time was over before the server could be asked", false));
+        let Some(prepared) = before(&**self.outbox.timer(), deadline, prepared).await else {
+            let error = "the time was over before the server could be asked";
+            return Err(RequestError::not_sent(error).into());
         };
         let prepared = prepared?;
-        let request = prepared.request(Form::New);
-        let request = request.map_err(|error| DelayedError::Prepare(SendError::Content(error)))?;
-        let answer = self.ask(&request, deadline).await?;
+        let target = EndpointForm::New.target(&prepared);
+        let answer = self.outbox.put(&prepared.event, target, deadline).await?;
         if answer.is_unrecognized() {
             return Err(DelayedError::NotSupported { may_have_been_sent: false });
         }
         if !answer.is_success() {
-            return Err(answer.schedule_error(event.delay(), None, self.unix_now()));
+            return Err(answer.schedule_error(event.delay(), None, self.outbox.unix_now()));
         }
         let delay_id = answer.delay_id()?;
         let delay_id = delay_id.ok_or(DelayedError::NotSupported { may_have_been_sent: true })?;
-        let PreparedEvent { room_id, event_type, .. } = prepared;
-        Ok(Probe { room_id, event_type, delay_id })
+        let (room_id, event_type) = (prepared.room_id().to_owned(), prepared.event.event_type());
+        Ok(Probe { room_id, event_type: event_type.to_owned(), delay_id })
     }
 
     /// A removal of a key that nobody has, as long and as late as the event.
@@ -143,17 +124,10 @@ impl DelayedEvents {
     ) -> Result<PreparedEvent, DelayedError> {
         let mut content = Map::new();
         insert_sticky_key(&mut content, &unique_name());
-        let event_type = if event.is_encrypted() { TYPE } else { &event.event_type };
-        let outgoing =
-            Outgoing::of(room, event_type, &content).await.map_err(DelayedError::Prepare)?;
-        Ok(PreparedEvent {
-            room_id: event.room_id.clone(),
-            transaction_id: TransactionId::new(),
-            event_type: outgoing.event_type,
-            content: outgoing.content,
-            delay_ms: event.delay_ms,
-            sticky_ms: event.sticky_ms,
-        })
+        let event_type = if event.is_encrypted() { TYPE } else { event.event.event_type() };
+        let sticky_ms = event.event.sticky_ms();
+        let (probe, _) = ReadyEvent::prepare(room, event_type, &content, sticky_ms).await?;
+        Ok(PreparedEvent { event: probe, delay_ms: event.delay_ms })
     }
 
     /// Whether what was sent is sticky; `None` if it is not there in time.
@@ -166,7 +140,7 @@ impl DelayedEvents {
         struct Page {
             chunk: Vec<Box<RawValue>>,
         }
-        let own = self.client.user_id();
+        let own = self.outbox.client().user_id();
         let filter = json!({ "types": [probe.event_type], "senders": own.as_slice() });
         let request = Request {
             method: Method::GET,
@@ -180,11 +154,11 @@ impl DelayedEvents {
             auth: Auth::Needed,
         };
         loop {
-            let answer = self.ask(&request, deadline).await?;
+            let answer = self.outbox.ask(&request, deadline).await?;
             if !answer.is_success() {
-                return Err(answer.error(self.unix_now()));
+                return Err(answer.error(self.outbox.unix_now()).into());
             }
-            let page: Page = answer.read().ok_or_else(Answer::unreadable)?;
+            let page: Page = answer.read().ok_or_else(RequestError::unreadable)?;
             let is_it =
                 |event: &RawValue| DelayId::of_event(event).as_ref() == Some(&probe.delay_id);
             if let Some(event) = page.chunk.iter().find(|event| is_it(event)) {
@@ -193,11 +167,11 @@ impl DelayedEvents {
                 let is_sticky = |name: &&str| event.get(*name).is_some_and(Value::is_object);
                 return Ok(Some(names::STICKY.iter().any(is_sticky)));
             }
-            let again = self.timer.now().deadline(LOOK_EVERY);
+            let again = self.outbox.timer().now().deadline(LOOK_EVERY);
             if again >= deadline {
                 return Ok(None);
             }
-            self.timer.sleep_until(again).await;
+            self.outbox.timer().sleep_until(again).await;
         }
     }
 }

@@ -25,7 +25,7 @@ use matrix_sdk_base::{
 };
 
 use super::Encryptor;
-use crate::ext::OfClients;
+use crate::client_table::ClientTable;
 
 /// Builds a [`Client`] whose sticky events can be sent into encrypted rooms.
 ///
@@ -187,8 +187,8 @@ impl BaseClientBuilder {
 /// Where a client has its store.
 struct StoreFolder(PathBuf);
 
-fn store_folders() -> MutexGuard<'static, OfClients<StoreFolder>> {
-    static FOLDERS: LazyLock<Mutex<OfClients<StoreFolder>>> = LazyLock::new(Mutex::default);
+fn store_folders() -> MutexGuard<'static, ClientTable<StoreFolder>> {
+    static FOLDERS: LazyLock<Mutex<ClientTable<StoreFolder>>> = LazyLock::new(Mutex::default);
     FOLDERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -57,7 +57,7 @@ const SLACK: Duration = Duration::from_secs(60);
 
 /// Whose heartbeat it is, in a store: no two of them may beat at once.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub(super) struct Place {
+pub(crate) struct HeartbeatKey {
     pub(super) room_id: OwnedRoomId,
     pub(super) event_type: String,
     pub(super) sticky_key: String,
@@ -66,7 +66,7 @@ pub(super) struct Place {
 /// A leave that is armed, or may be.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Armed {
-    pub(super) place: Place,
+    pub(super) key: HeartbeatKey,
     pub(super) leave: PreparedEvent,
     /// When it was last known to be armed, or about to be; earlier versions of this crate did not say.
     #[serde(default)]
@@ -75,8 +75,8 @@ pub(super) struct Armed {
 
 impl Armed {
     /// A leave that is about to be armed.
-    pub(super) fn new(place: Place, leave: PreparedEvent, now: Moment) -> Self {
-        Self { place, leave, at_unix_ms: Some(now.unix_ms()) }
+    pub(super) fn new(key: HeartbeatKey, leave: PreparedEvent, now: Moment) -> Self {
+        Self { key, leave, at_unix_ms: Some(now.unix_ms()) }
     }
 
     /// Whether the server would list it if it could still fire: its arming is not on its way any more.

@@ -26,7 +26,7 @@ use tracing::debug;
 use super::transport::Transport;
 use crate::{
     driver::{Timer, before},
-    send::Verdict,
+    request::Verdict,
     sync::{is_refresh_refused, words},
     time::Deadline,
     wire::names,

@@ -32,7 +32,9 @@ use super::{
 use crate::{
     delayed::DelayId,
     driver::{BoxFuture, Task, optional, unique_name, until},
-    heartbeat::{Failure, HeartbeatHandle, Pace, StartHeartbeatError, State, until_left},
+    heartbeat::{
+        Failure, HeartbeatHandle, Pace, StartHeartbeat, StartHeartbeatError, State, until_left,
+    },
     time::{Deadline, MAX_STICKY},
     wire::names,
 };
@@ -510,8 +512,7 @@ impl Shared {
         };
         let [_, event_type] = names::RTC_MEMBER;
         let sticky = self.session.rtc().sticky();
-        let heartbeat = sticky
-            .heartbeat(member_id)
+        let heartbeat = StartHeartbeat::new(sticky.clone(), member_id)
             .raw_content(event_type, content)
             .leave_content(&armed)
             .last_words(last_words)

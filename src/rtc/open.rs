@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     driver::BoxFuture,
-    send::{Verdict, write_rate_limited},
+    request::{Verdict, rate_limited},
     wire::names,
 };
 
@@ -79,7 +79,7 @@ impl fmt::Display for SlotError {
                 "the slot's id has to be the application's type, a `#`, and the slot's own name, e.g. \
                  m.call#ROOM, of letters (small ones in the type), digits, `.`, `_` and `-`, 255 in all",
             ),
-            Self::RateLimited { retry_after } => write_rate_limited(f, *retry_after),
+            Self::RateLimited { retry_after } => f.write_str(&rate_limited(*retry_after)),
             Self::EncryptionUnknown(error) => {
                 write!(f, "whether the room is encrypted is not known; try again: {error}")
             }

@@ -24,9 +24,10 @@ use super::{
     transport::Transports,
 };
 use crate::{
+    context::RoomContext,
     driver::{BoxFuture, Timer, before, optional, until},
-    ext::RoomSticky,
     send::SendError,
+    send::SendSticky,
     time::{Deadline, Moment},
     view::{Changes, Subscription},
 };
@@ -60,12 +61,12 @@ const REMOVE_AGAIN_AFTER: Duration = Duration::from_secs(60);
 /// The MatrixRTC sessions of a room. Cheap to clone, costs nothing until it is asked.
 #[derive(Clone)]
 pub struct Rtc {
-    sticky: RoomSticky,
+    sticky: RoomContext,
     room: Room,
 }
 
 impl Rtc {
-    pub(crate) fn new(sticky: RoomSticky, room: Room) -> Self {
+    pub(crate) fn new(sticky: RoomContext, room: Room) -> Self {
         Self { sticky, room }
     }
 
@@ -101,7 +102,7 @@ impl Rtc {
         Session { rtc: self.clone(), slot_id: slot_id.into().into() }
     }
 
-    pub(super) fn sticky(&self) -> &RoomSticky {
+    pub(super) fn sticky(&self) -> &RoomContext {
         &self.sticky
     }
 
@@ -322,7 +323,7 @@ struct Watch {
     fetch_at: Option<Deadline>,
     fetched_at: Option<Moment>,
     fetch_every: Duration,
-    sticky: RoomSticky,
+    sticky: RoomContext,
     /// A membership of ours is removed that outlived our being out of the room.
     removing: Option<BoxFuture<'static, Result<(), SendError>>>,
     /// When to try again, after that failed.
@@ -330,7 +331,7 @@ struct Watch {
 }
 
 impl Watch {
-    async fn start(sticky: &RoomSticky, room: &Room) -> Self {
+    async fn start(sticky: &RoomContext, room: &Room) -> Self {
         // Both streams before anything is read, so that nothing falls between.
         let Subscription { snapshot, changes } = sticky.events().subscribe();
         let source = Source::new(room.clone());
@@ -418,7 +419,7 @@ impl Watch {
         let room = self.source.room();
         let client = room.client();
         let Some((user_id, device_id)) = client.user_id().zip(client.device_id()) else { return };
-        let beating = self.sticky.client().beating();
+        let beating = self.sticky.client().heartbeats();
         let mut leftovers = self.roster.leftovers(user_id, device_id).filter(|it| {
             !beating.has(room.room_id(), it.event_type, &it.member_id)
                 && self.sticky.claim_removal(it.event_id.clone())
@@ -430,7 +431,7 @@ impl Watch {
         let (user_id, device_id) = (user_id.to_string(), device_id.to_string());
         let own = Own { slot_id, user_id, device_id, member_id };
         let leave = own.leave(&Leave::with_code(Leave::DELAYED));
-        let sending = self.sticky.send_raw(event_type, leave);
+        let sending = SendSticky::new(self.sticky.clone(), event_type, Ok(leave));
         let sticky = self.sticky.clone();
         let removing = async move {
             let sent = sending.await;

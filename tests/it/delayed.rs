@@ -5,7 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use matrix_sdk::ruma::api::client::delayed_events::update_delayed_event::{self, UpdateAction};
 use matrix_sdk_sticky::{
-    DelayId, DelayedError, RoomSticky, SendError, StickyContent, SyncState, Unsupported,
+    DelayId, DelayedError, PrepareError, RoomSticky, StickyContent, SyncState, Unsupported,
     delayed::{PreparedEvent, ScheduleDelayed},
 };
 use serde::{Deserialize, Serialize};
@@ -417,7 +417,10 @@ async fn nothing_is_scheduled_where_versions_does_not_list_it_and_that_is_asked_
     world.server.has(&FEATURES[1..]);
     let error = outcome(schedule(&door)).await.unwrap_err();
     assert!(
-        matches!(error, DelayedError::Prepare(SendError::Unsupported(Unsupported::StickyEvents))),
+        matches!(
+            error,
+            DelayedError::Prepare(PrepareError::Unsupported(Unsupported::StickyEvents))
+        ),
         "{error:?}"
     );
     assert_no_more(&mut world);
@@ -851,7 +854,7 @@ async fn content_that_is_no_object_is_not_scheduled() {
     let (mut world, door, _poll) = at_the_door().await;
     let bare = Bare("text".to_owned());
     let error = outcome(start(door.schedule(&bare, secs(15)))).await.unwrap_err();
-    assert!(matches!(error, DelayedError::Prepare(SendError::Content(_))), "{error:?}");
+    assert!(matches!(error, DelayedError::Prepare(PrepareError::Content(_))), "{error:?}");
     assert_no_more(&mut world);
 }
 
@@ -860,10 +863,13 @@ async fn delays_and_durations_are_clamped_to_what_can_be_asked_for() {
     let (_world, door, _poll) = at_the_door().await;
     let at_least = door.schedule(&gone(), Duration::ZERO).with_sticky_duration(Duration::ZERO);
     let event = at_least.prepare().await.unwrap();
-    assert_eq!((event.delay(), event.sticky()), (millis(1), Some(millis(1))));
+    assert_eq!((event.delay(), event.sticky_duration()), (millis(1), Some(millis(1))));
     let at_most = door.schedule(&gone(), Duration::MAX).with_sticky_duration(Duration::MAX);
     let event = at_most.prepare().await.unwrap();
-    assert_eq!((event.delay(), event.sticky()), (millis((1 << 53) - 1), Some(secs(3_600))));
+    assert_eq!(
+        (event.delay(), event.sticky_duration()),
+        (millis((1 << 53) - 1), Some(secs(3_600)))
+    );
 }
 
 /// Not in an error, and not in the log of anybody, matrix-sdk's and reqwest's included, at whatever

@@ -3,7 +3,9 @@
 
 use matrix_sdk::ruma::{device_id, user_id};
 use matrix_sdk_base::crypto::{OlmMachine, types::requests::AnyOutgoingRequest};
-use matrix_sdk_sticky::{BaseClientBuilder, EncryptError, RoomSticky, SendError, Sent, SyncState};
+use matrix_sdk_sticky::{
+    BaseClientBuilder, EncryptError, PrepareError, RoomSticky, SendError, Sent, SyncState,
+};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
@@ -140,7 +142,7 @@ async fn keys_that_the_server_refuses_are_told_and_nothing_is_sent() {
         let (mut world, door, _poll) = at_the_door().await;
         world.server.answers_to(path, 403, json!({ "errcode": "M_FORBIDDEN", "error": "no" }));
         let error = outcome(send(&door)).await.unwrap_err();
-        let SendError::Encrypt(EncryptError::Server(_)) = error else {
+        let SendError::Prepare(PrepareError::Encrypt(EncryptError::Server(_))) = error else {
             panic!("{path}: {error:?}")
         };
         assert!(error.to_string().starts_with("nothing was sent"), "{error}");
@@ -159,7 +161,10 @@ async fn after_six_tries_it_is_told_that_nothing_was_sent() {
         world.sleep_over().await;
     }
     let error = outcome(sending).await.unwrap_err();
-    assert!(matches!(error, SendError::Encrypt(EncryptError::Server(_))), "{error:?}");
+    assert!(
+        matches!(error, SendError::Prepare(PrepareError::Encrypt(EncryptError::Server(_)))),
+        "{error:?}"
+    );
     assert!(!world.server.is_sent_more());
 }
 

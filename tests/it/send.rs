@@ -3,7 +3,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use matrix_sdk::ruma::event_id;
-use matrix_sdk_sticky::{RoomSticky, SendError, SendSticky, Sent, StickyContent};
+use matrix_sdk_sticky::{PrepareError, RoomSticky, SendError, SendSticky, Sent, StickyContent};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::task::JoinHandle;
@@ -198,7 +198,7 @@ async fn a_refusal_is_told_at_once_after_one_request() {
         world.server.sent().await.refuse(status, errcode).await;
         // No time passes until it is told.
         let error = outcome(sending).await.unwrap_err();
-        assert!(matches!(error, SendError::Refused(_)), "{errcode}: {error:?}");
+        assert!(matches!(error, SendError::Refused { .. }), "{errcode}: {error:?}");
         assert_no_more(&mut world).await;
     }
 }
@@ -220,7 +220,7 @@ async fn a_server_that_answers_with_errors_is_unreachable_after_exactly_six_trie
         }
     }
     let error = outcome(sending).await.unwrap_err();
-    assert!(matches!(error, SendError::Unreachable(_)), "{error:?}");
+    assert!(matches!(error, SendError::Unreachable { .. }), "{error:?}");
     paths.dedup();
     assert_eq!(paths.len(), 1, "under one transaction id: {paths:?}");
     assert_no_more(&mut world).await;
@@ -233,7 +233,10 @@ async fn where_nobody_says_whether_the_room_is_encrypted_nothing_is_sent() {
         let refused = json!({ "errcode": errcode, "error": "as the test wants it" });
         world.server.answers_to(ENCRYPTION, status, refused);
         let error = outcome(send(&door)).await.unwrap_err();
-        assert!(matches!(error, SendError::EncryptionUnknown(_)), "{error:?}");
+        assert!(
+            matches!(error, SendError::Prepare(PrepareError::EncryptionUnknown(_))),
+            "{error:?}"
+        );
         assert_no_more(&mut world).await;
 
         // Once it says so, it is sent.
@@ -313,7 +316,7 @@ async fn content_that_is_no_object_is_not_sent() {
     ];
     for send in sends {
         let error = outcome(start(send)).await.unwrap_err();
-        assert!(matches!(error, SendError::Content(_)), "{error:?}");
+        assert!(matches!(error, SendError::Prepare(PrepareError::Content(_))), "{error:?}");
     }
     assert_no_more(&mut world).await;
     assert_eq!(world.server.count(ENCRYPTION), 0, "nothing is asked for it either");

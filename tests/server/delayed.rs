@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use matrix_sdk::ruma::RoomId;
 use matrix_sdk_sticky::{
-    DelayId, DelayedError, DelayedEvents, RemovalReason, RoomSticky, SendError, Unsupported,
+    DelayId, DelayedError, DelayedEvents, PrepareError, RemovalReason, RoomSticky, Unsupported,
     delayed::{PreparedEvent, ScheduledEvent},
 };
 use serde_json::{Value, json};
@@ -305,7 +305,10 @@ async fn a_server_without_sticky_events_is_asked_for_ordinary_ones_only() {
     let door = matrix_sdk_sticky::RoomExt::sticky(&client.get_room(&room).unwrap());
     let error = door.schedule(&presence("later"), HOUR).await.unwrap_err();
     assert!(
-        matches!(error, DelayedError::Prepare(SendError::Unsupported(Unsupported::StickyEvents))),
+        matches!(
+            error,
+            DelayedError::Prepare(PrepareError::Unsupported(Unsupported::StickyEvents))
+        ),
         "{error:?}"
     );
     let delay_id = door.schedule(&presence("later"), HOUR).not_sticky().await.unwrap();

@@ -14,8 +14,8 @@ use matrix_sdk_base::{
     store::StoreConfig,
 };
 use matrix_sdk_sticky::{
-    BaseClientBuilder, ClientExt as _, EncryptError, Encryption, RemovalReason, RoomSticky,
-    SendError, StartError, Sticky,
+    BaseClientBuilder, ClientExt as _, EncryptError, Encryption, PrepareError, RemovalReason,
+    RoomSticky, SendError, StartError, Sticky,
 };
 use serde_json::{Map, Value, json};
 use tokio::time::{sleep, timeout};
@@ -487,7 +487,10 @@ async fn a_base_client_that_the_application_made_is_taken_and_anothers_is_not() 
     })
     .await;
     let error = door.send_raw(TYPE, said("k", "")).await.unwrap_err();
-    assert!(matches!(error, SendError::Encrypt(EncryptError::NotJoined)), "{error:?}");
+    assert!(
+        matches!(error, SendError::Prepare(PrepareError::Encrypt(EncryptError::NotJoined))),
+        "{error:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use matrix_sdk_sticky::{RemovalReason, RoomSticky, SendError, Unsupported};
+use matrix_sdk_sticky::{PrepareError, RemovalReason, RoomSticky, SendError, Unsupported};
 use serde_json::json;
 use xtask::{api::encode, homeserver::Options};
 
@@ -31,7 +31,7 @@ async fn what_is_sent_is_seen_updated_and_removed_by_a_second_client() {
     let entry = bob.added("k").await;
     assert_eq!(entry.event_id(), sent.event_id);
     assert_eq!((status(&entry), entry.duration()), ("here".into(), HOUR));
-    assert_eq!(sent.sticky, Some(HOUR));
+    assert_eq!(sent.sticky_duration, Some(HOUR));
     let raw: serde_json::Value = entry.content().unwrap();
     assert_eq!((&raw["sticky_key"], &raw["msc4354_sticky_key"]), (&json!("k"), &json!("k")));
     alice.added("k").await;
@@ -53,7 +53,7 @@ async fn a_key_keeps_its_duration_unless_told_otherwise() {
     let (_alice, mut bob, room) = two_in(&alice, &bob).await;
 
     let told = room.send(&presence("1")).with_sticky_key("k").with_sticky_duration(LONG);
-    assert_eq!(told.await.unwrap().sticky, Some(LONG));
+    assert_eq!(told.await.unwrap().sticky_duration, Some(LONG));
     let kept = room.send(&presence("2")).with_sticky_key("k").await.unwrap();
     assert_eq!(kept.sticky, Some(LONG));
     let other = room.send(&presence("3")).with_sticky_key("other").await.unwrap();
@@ -63,7 +63,7 @@ async fn a_key_keeps_its_duration_unless_told_otherwise() {
     bob.until_keys(&["other"]).await;
 
     let clamped = room.send(&presence("4")).with_sticky_key("far").with_sticky_duration(HOUR * 9);
-    assert_eq!(clamped.await.unwrap().sticky, Some(HOUR));
+    assert_eq!(clamped.await.unwrap().sticky_duration, Some(HOUR));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -154,7 +154,7 @@ async fn in_an_encrypted_room_nothing_is_sent_without_a_base_client_and_the_erro
     let mut watcher = Watcher::of(&bob, &[&room]).await;
     let refused = sender.room(&room).send(&presence("secret")).with_sticky_key("k").await;
     let error = refused.unwrap_err();
-    assert!(matches!(error, SendError::NoBaseClient), "{error:?}");
+    assert!(matches!(error, SendError::Prepare(PrepareError::NoBaseClient)), "{error:?}");
     assert!(error.to_string().contains("the room is encrypted"), "{error}");
     assert!(error.to_string().contains("BaseClientBuilder"), "how to get one: {error}");
     // What comes afterwards comes, so that would have come as well.
@@ -188,6 +188,9 @@ async fn a_server_without_sticky_events_is_not_sent_ordinary_ones() {
     client.sync_once(Default::default()).await.unwrap();
     let door = matrix_sdk_sticky::RoomExt::sticky(&client.get_room(&room).unwrap());
     let error = door.send(&presence("here")).with_sticky_key("k").await.unwrap_err();
-    assert!(matches!(error, SendError::Unsupported(Unsupported::StickyEvents)), "{error:?}");
+    assert!(
+        matches!(error, SendError::Prepare(PrepareError::Unsupported(Unsupported::StickyEvents))),
+        "{error:?}"
+    );
     assert!(error.to_string().contains("MSC4354"));
 }

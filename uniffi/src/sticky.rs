@@ -11,8 +11,8 @@ use matrix_sdk::{
     ruma::{EventId, RoomId},
 };
 use matrix_sdk_sticky::{
-    RoomSticky, SendError as SdkSendError, Sticky as SdkSticky, StickyKey, SyncSource as SdkSource,
-    SyncState as SdkState, matrix_sdk_base::BaseClient,
+    PrepareError, RoomSticky, SendError as SdkSendError, Sticky as SdkSticky, StickyKey,
+    SyncSource as SdkSource, SyncState as SdkState, matrix_sdk_base::BaseClient,
 };
 use serde_json::{Map, Value};
 use tokio::runtime::Handle;
@@ -184,14 +184,15 @@ impl From<SdkSendError> for SendError {
     fn from(error: SdkSendError) -> Self {
         let reason = error.to_string();
         match error {
-            SdkSendError::Unsupported(_) => Self::Unsupported { reason },
-            SdkSendError::NoBaseClient => Self::CannotEncrypt { reason },
-            SdkSendError::Encrypt(_)
-            | SdkSendError::BecameEncrypted
-            | SdkSendError::EncryptionUnknown(_) => Self::Encrypt { reason },
-            SdkSendError::Content(_) => Self::Content { reason },
+            SdkSendError::Prepare(PrepareError::Unsupported(_)) => Self::Unsupported { reason },
+            SdkSendError::Prepare(PrepareError::NoBaseClient) => Self::CannotEncrypt { reason },
+            SdkSendError::Prepare(
+                PrepareError::Encrypt(_) | PrepareError::EncryptionUnknown(_),
+            )
+            | SdkSendError::BecameEncrypted => Self::Encrypt { reason },
+            SdkSendError::Prepare(PrepareError::Content(_)) => Self::Content { reason },
             SdkSendError::RateLimited { retry_after } => Self::RateLimited { retry_after, reason },
-            SdkSendError::Refused(_) => Self::Refused { reason },
+            SdkSendError::Refused { .. } => Self::Refused { reason },
             _ => Self::Unreachable { reason },
         }
     }

@@ -4,28 +4,30 @@
 //! has. No logic: what the handles do is done in `view` and `sync`.
 
 use std::{
-    collections::{HashMap, HashSet},
     fmt,
-    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use eyeball::{SharedObservable, Subscriber};
+use eyeball::Subscriber;
 use matrix_sdk::{Client, Room};
-use ruma::{EventId, OwnedEventId, RoomId};
+use ruma::{OwnedEventId, RoomId};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 #[cfg(feature = "e2e-encryption")]
 use crate::encrypt::Encryptor;
 use crate::{
-    delayed::{self, DelayedEvents, ScheduleDelayed},
+    client_table::ClientTable,
+    context::{ClientContext, RoomContext},
+    delayed::{DelayedEvents, ScheduleDelayed},
     driver::{SystemClock, Task, Timer},
     event::StickyKey,
-    heartbeat::{Beating, StartHeartbeat},
+    heartbeat::{self, StartHeartbeat},
     map::Limits,
+    outbox::as_object,
     rtc::{self, Discovered, Rtc, TransportsError},
-    send::{RedactSticky, SendError, SendSticky, Turns, ensure_sticky_events},
+    send::{RedactSticky, SendSticky},
     sync::{SyncSource, SyncState, Worker},
     time::Moment,
     view::{Entry, EphemeralMaps, Known, StickyContent, TypedView, View},
@@ -55,17 +57,17 @@ impl ClientExt for Client {
     fn sticky(&self) -> Sticky {
         let mut running = running();
         let sticky = match running.find(self) {
-            Some(inner) => Sticky { inner },
+            Some(context) => Sticky { context },
             None => StickyBuilder::new(self).build(&mut running),
         };
-        sticky.inner.ensure_task();
+        ensure_task(&sticky.context);
         sticky
     }
 }
 
 impl RoomExt for Room {
     fn sticky(&self) -> RoomSticky {
-        RoomSticky { room: self.clone(), sticky: self.client().sticky() }
+        RoomSticky::new(self.clone(), self.client().sticky())
     }
 }
 
@@ -73,22 +75,7 @@ impl RoomExt for Room {
 /// stream stops the task behind it.
 #[derive(Clone)]
 pub struct Sticky {
-    inner: Arc<Inner>,
-}
-
-struct Inner {
-    client: Client,
-    maps: EphemeralMaps,
-    timer: Arc<dyn Timer>,
-    state: SharedObservable<SyncState>,
-    wanted_source: SyncSource,
-    source: SharedObservable<SyncSource>,
-    task: Mutex<Option<Task>>,
-    turns: Turns,
-    /// Memberships of ours that are removed, or have been: see [`RoomSticky::claim_removal`].
-    removals: Mutex<HashSet<OwnedEventId>>,
-    delayed: Arc<Mutex<delayed::Known>>,
-    beating: Beating,
+    context: Arc<ClientContext>,
 }
 
 impl Sticky {
@@ -99,7 +86,7 @@ impl Sticky {
 
     /// A view of the entries of all rooms.
     pub fn events(&self) -> View {
-        self.inner.maps.view().kept_by(self.inner.clone())
+        self.context.events()
     }
 
     /// A view of the entries of `C`'s type in all rooms, with their contents read as `C`.
@@ -109,24 +96,24 @@ impl Sticky {
 
     /// The sticky events of one room; `None` if the client does not know it.
     pub fn room(&self, room_id: &RoomId) -> Option<RoomSticky> {
-        let room = self.inner.client.get_room(room_id)?;
-        Some(RoomSticky { room, sticky: self.clone() })
+        let room = self.context.client.get_room(room_id)?;
+        Some(RoomSticky::new(room, self.clone()))
     }
 
     /// How current the maps are.
     pub fn state(&self) -> SyncState {
-        self.inner.state.get()
+        self.context.state.get()
     }
 
     /// How current the maps are, and each change of that.
     pub fn subscribe_state(&self) -> Subscriber<SyncState> {
-        self.inner.state.subscribe()
+        self.context.state.subscribe()
     }
 
     /// Where sticky events come from: what was asked for, and once the server has been asked, which
     /// it is.
     pub fn source(&self) -> SyncSource {
-        self.inner.source.get()
+        self.context.source.get()
     }
 
     /// Whether sticky events can be sent into encrypted rooms: what encrypts is known, as the client was
@@ -134,7 +121,7 @@ impl Sticky {
     /// [`StickyBuilder::with_base_client`].
     #[cfg(feature = "e2e-encryption")]
     pub fn can_encrypt(&self) -> bool {
-        Encryptor::of(&self.inner.client).is_some()
+        Encryptor::of(&self.context.client).is_some()
     }
 
     /// Events that the server sends later: what is done with those that are scheduled, by their
@@ -147,14 +134,13 @@ impl Sticky {
     /// # Ok(()) }
     /// ```
     pub fn delayed_events(&self) -> DelayedEvents {
-        let inner = &self.inner;
-        DelayedEvents::new(inner.client.clone(), inner.delayed.clone(), inner.timer.clone())
+        self.context.delayed_events()
     }
 
     /// The moment now, on the clock that entries end by; what
     /// [`StickyEvent::expires_in`](crate::event::StickyEvent::expires_in) asks for.
     pub fn now(&self) -> Moment {
-        self.inner.maps.now()
+        self.context.maps.now()
     }
 }
 
@@ -178,19 +164,14 @@ impl Sticky {
     ///
     /// [MSC4143]: https://github.com/matrix-org/matrix-spec-proposals/pull/4143
     pub async fn rtc_transports(&self) -> Result<Discovered, TransportsError> {
-        rtc::discover(&self.inner.client, &*self.inner.timer).await
+        rtc::discover(&self.context.client, &*self.context.timer).await
     }
 
     /// Has all heartbeats of this client leave, and what an earlier process has left armed. To be
     /// called before a logout: afterwards nobody has the right to. Returns when the server has it all;
     /// whoever will not wait that long may give up, as the armed leaves fire by themselves.
     pub async fn leave_heartbeats(&self) {
-        let Inner { beating, client, timer, .. } = &*self.inner;
-        beating.leave_all(&**timer, client, &self.delayed_events()).await;
-    }
-
-    pub(crate) fn beating(&self) -> &Beating {
-        &self.inner.beating
+        heartbeat::leave_all(&self.context).await;
     }
 }
 
@@ -203,19 +184,23 @@ impl fmt::Debug for Sticky {
 /// The sticky events of one room.
 #[derive(Clone, Debug)]
 pub struct RoomSticky {
-    room: Room,
+    context: RoomContext,
     sticky: Sticky,
 }
 
 impl RoomSticky {
+    fn new(room: Room, sticky: Sticky) -> Self {
+        Self { context: RoomContext::new(room, sticky.context.clone()), sticky }
+    }
+
     /// The room.
     pub fn room_id(&self) -> &RoomId {
-        self.room.room_id()
+        self.context.room_id()
     }
 
     /// A view of the room's entries.
     pub fn events(&self) -> View {
-        self.sticky.events().in_room(self.room_id())
+        self.context.events()
     }
 
     /// A view of the room's entries of `C`'s type, with their contents read as `C`.
@@ -231,7 +216,7 @@ impl RoomSticky {
     /// How much is known of the room: events that wait for their room key, and events dropped
     /// because their sender sent too many.
     pub fn known(&self) -> Known {
-        self.sticky.inner.maps.known(self.room_id())
+        self.sticky.context.maps.known(self.room_id())
     }
 
     /// Sends a sticky event with this content, of its type. Awaiting it sends it.
@@ -261,12 +246,12 @@ impl RoomSticky {
     /// [`SendError`]. Never plaintext by accident: into an encrypted room it is sent encrypted, which
     /// takes a client built with [`BaseClientBuilder`](crate::BaseClientBuilder), or not at all.
     pub fn send<C: StickyContent + Serialize>(&self, content: &C) -> SendSticky {
-        SendSticky::new(self.clone(), self.room.clone(), content)
+        SendSticky::new(self.context.clone(), C::TYPE, as_object(content))
     }
 
     /// As [`send`](Self::send), for a type that is only known at run time.
-    pub fn send_raw(&self, event_type: &str, content: Map<String, Value>) -> SendSticky {
-        SendSticky::raw(self.clone(), self.room.clone(), event_type, content)
+    pub fn send_raw(&self, event_type: &str, content: impl Serialize) -> SendSticky {
+        SendSticky::new(self.context.clone(), event_type, as_object(&content))
     }
 
     /// Removes what we have sent for a key: sends an event with nothing but the key, sticky for as
@@ -293,7 +278,7 @@ impl RoomSticky {
     ///
     /// [MSC4354]: https://github.com/matrix-org/matrix-spec-proposals/pull/4354
     pub fn redact(&self, event_id: impl Into<OwnedEventId>) -> RedactSticky {
-        RedactSticky::new(self.clone(), self.room.clone(), event_id.into())
+        RedactSticky::new(self.context.clone(), event_id.into())
     }
 
     /// Schedules a sticky event with this content, of its type: the server sends it by itself when
@@ -331,17 +316,17 @@ impl RoomSticky {
         content: &C,
         delay: Duration,
     ) -> ScheduleDelayed {
-        ScheduleDelayed::new(self, self.room.clone(), content, delay)
+        self.schedule_content(C::TYPE, as_object(content), delay)
     }
 
     /// As [`schedule`](Self::schedule), for a type that is only known at run time.
     pub fn schedule_raw(
         &self,
         event_type: &str,
-        content: Map<String, Value>,
+        content: impl Serialize,
         delay: Duration,
     ) -> ScheduleDelayed {
-        ScheduleDelayed::raw(self, self.room.clone(), event_type, content, delay)
+        self.schedule_content(event_type, as_object(&content), delay)
     }
 
     /// Schedules the removal of what we have sent for a key: see [`remove`](Self::remove) and
@@ -377,7 +362,7 @@ impl RoomSticky {
     ///
     /// [MSC4140]: https://github.com/matrix-org/matrix-spec-proposals/pull/4140
     pub fn heartbeat(&self, sticky_key: impl Into<String>) -> StartHeartbeat {
-        StartHeartbeat::new(self.clone(), self.room.clone(), sticky_key.into())
+        StartHeartbeat::new(self.context.clone(), sticky_key.into())
     }
 
     /// The MatrixRTC sessions of this room ([MSC4143]): who is in which call. See [`rtc`](crate::rtc).
@@ -397,39 +382,17 @@ impl RoomSticky {
     ///
     /// [MSC4143]: https://github.com/matrix-org/matrix-spec-proposals/pull/4143
     pub fn rtc(&self) -> Rtc {
-        Rtc::new(self.clone(), self.room.clone())
+        Rtc::new(self.context.clone(), self.context.room().clone())
     }
 
-    pub(crate) fn turns(&self) -> &Turns {
-        &self.sticky.inner.turns
-    }
-
-    /// Whether the caller is to remove this event of ours: the first one who asks is. Each stream of a room
-    /// sees the same memberships.
-    pub(crate) fn claim_removal(&self, event_id: OwnedEventId) -> bool {
-        self.removals().insert(event_id)
-    }
-
-    /// The removal came to nothing: somebody may try again.
-    pub(crate) fn disclaim_removal(&self, event_id: &EventId) {
-        self.removals().remove(event_id);
-    }
-
-    fn removals(&self) -> MutexGuard<'_, HashSet<OwnedEventId>> {
-        self.sticky.inner.removals.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn timer(&self) -> &Arc<dyn Timer> {
-        &self.sticky.inner.timer
-    }
-
-    /// Makes sure that the server knows sticky events: one that does not ignores what makes an
-    /// event sticky, and sends it as an ordinary one.
-    pub(crate) async fn ensure_supported(&self) -> Result<(), SendError> {
-        match self.sticky.state() {
-            SyncState::Live | SyncState::CatchingUp | SyncState::Incomplete { .. } => Ok(()),
-            _ => ensure_sticky_events(&self.sticky.inner.client).await,
-        }
+    fn schedule_content(
+        &self,
+        event_type: &str,
+        content: Result<Map<String, Value>, serde_json::Error>,
+        delay: Duration,
+    ) -> ScheduleDelayed {
+        let (events, room) = (self.context.delayed_events(), self.context.room().clone());
+        ScheduleDelayed::new(events, room, event_type, content, delay)
     }
 
     /// The sticky events of all rooms of this client.
@@ -510,28 +473,16 @@ impl StickyBuilder {
                 .map_err(|_| StartError::OtherBaseClient)?;
         }
         let sticky = self.build(&mut running);
-        sticky.inner.ensure_task();
+        ensure_task(&sticky.context);
         Ok(sticky)
     }
 
     fn build(self, running: &mut Running) -> Sticky {
         let maps = EphemeralMaps::new(AsClock(self.timer.clone()), self.limits);
-        let state = SharedObservable::new(SyncState::Connecting);
-        let inner = Arc::new(Inner {
-            client: self.client,
-            maps,
-            timer: self.timer,
-            state,
-            wanted_source: self.source,
-            source: SharedObservable::new(self.source),
-            task: Mutex::default(),
-            turns: Turns::default(),
-            removals: Mutex::default(),
-            delayed: Arc::default(),
-            beating: Beating::default(),
-        });
-        running.insert(&inner.client, &inner);
-        Sticky { inner }
+        let context = ClientContext::new(self.client, maps, self.timer, self.source);
+        let context = Arc::new(context);
+        running.insert(&context.client, &context);
+        Sticky { context }
     }
 }
 
@@ -570,21 +521,21 @@ impl fmt::Display for StartError {
 
 impl std::error::Error for StartError {}
 
-impl Inner {
-    fn ensure_task(&self) {
-        let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
-        if task.as_ref().is_none_or(Task::is_finished) {
-            let worker = Worker {
-                client: self.client.clone(),
-                maps: self.maps.clone(),
-                timer: self.timer.clone(),
-                state: self.state.clone(),
-                wanted_source: self.wanted_source,
-                source: self.source.clone(),
-                listed: Mutex::default(),
-            };
-            *task = Task::spawn(worker.run());
-        }
+/// Starts the task that receives, unless it runs. It does not if the runtime that it was started on has
+/// shut down.
+fn ensure_task(context: &ClientContext) {
+    let mut task = context.task.lock().unwrap_or_else(PoisonError::into_inner);
+    if task.as_ref().is_none_or(Task::is_finished) {
+        let worker = Worker {
+            client: context.client.clone(),
+            maps: context.maps.clone(),
+            timer: context.timer.clone(),
+            state: context.state.clone(),
+            wanted_source: context.wanted_source,
+            source: context.source.clone(),
+            listed: Mutex::default(),
+        };
+        *task = Task::spawn(worker.run());
     }
 }
 
@@ -598,40 +549,10 @@ impl crate::time::Clock for AsClock {
     }
 }
 
-/// What this crate has of each client, for as long as something else holds it.
-///
-/// Why a table of the process, and not a place in the client? matrix-sdk's client has none for
-/// others. What stands here has to live no longer than its client, or to hold it: so that no other
-/// client can have come to the same address.
-pub(crate) struct OfClients<T>(HashMap<usize, Weak<T>>);
-
-impl<T> Default for OfClients<T> {
-    fn default() -> Self {
-        Self(HashMap::new())
-    }
-}
-
-impl<T> OfClients<T> {
-    pub(crate) fn find(&self, client: &Client) -> Option<Arc<T>> {
-        self.0.get(&identity(client))?.upgrade()
-    }
-
-    pub(crate) fn insert(&mut self, client: &Client, value: &Arc<T>) {
-        self.0.retain(|_, value| value.strong_count() > 0);
-        self.0.insert(identity(client), Arc::downgrade(value));
-    }
-}
-
 /// Who is running.
-type Running = OfClients<Inner>;
+type Running = ClientTable<ClientContext>;
 
-fn running() -> std::sync::MutexGuard<'static, Running> {
+fn running() -> MutexGuard<'static, Running> {
     static RUNNING: LazyLock<Mutex<Running>> = LazyLock::new(Mutex::default);
     RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// What all clones of a client have in common, and no other client of this process: the address of
-/// a part of it.
-fn identity(client: &Client) -> usize {
-    std::ptr::from_ref(client.event_cache()).addr()
 }

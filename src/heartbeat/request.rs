@@ -1,0 +1,16 @@
+//! What the owner of a heartbeat asks of it.
+
+use serde_json::{Map, Value};
+
+use super::LeaseId;
+
+/// What the owner wants.
+pub(crate) enum Wish {
+    Update(Map<String, Value>),
+    Leave,
+    LeaveWith(Map<String, Value>),
+    Suspend { keep: bool },
+    Resume,
+    Delegate(LeaseId),
+    TakeBack,
+}
