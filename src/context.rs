@@ -19,7 +19,7 @@ use crate::{
     driver::{Task, Timer},
     heartbeat::Registry,
     outbox::{ATTEMPT_TIMEOUT, KeyLocks, Outbox, RequestError},
-    sync::{SyncSource, SyncState, Unsupported},
+    sync::state::{SyncSource, SyncState, Unsupported},
     view::{EphemeralMaps, View},
     wire::names,
 };

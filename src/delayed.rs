@@ -51,7 +51,7 @@ use self::{request::Action, support::EndpointForm};
 use crate::outbox::Answer;
 use crate::{
     outbox::{ATTEMPT_TIMEOUT, Auth, Outbox, PrepareError, Request, RequestError},
-    sync::Unsupported,
+    sync::state::Unsupported,
     time::Deadline,
     wire::names,
 };

@@ -147,6 +147,8 @@ pub mod view;
 pub mod wire;
 
 #[cfg(feature = "client")]
+mod cleartext;
+#[cfg(feature = "client")]
 mod client_table;
 #[cfg(feature = "client")]
 mod context;
@@ -183,7 +185,7 @@ pub use self::{
     outbox::PrepareError,
     send::{RedactSticky, SendError, SendSticky, Sent},
     sticky::{ClientExt, RoomExt, RoomSticky, StartError, Sticky, StickyBuilder},
-    sync::{SyncSource, SyncState, Unsupported},
+    sync::state::{SyncSource, SyncState, Unsupported},
 };
 pub use self::{
     event::{Encryption, RemovalReason, StickyEvent, StickyKey},

@@ -165,7 +165,7 @@ impl Outbox {
 
 /// Writes the request that puts an event into its room. The same event and target give the same
 /// request.
-fn request<'a>(event: &'a ReadyEvent, target: Target<'a>) -> Request<'a> {
+pub(crate) fn request<'a>(event: &'a ReadyEvent, target: Target<'a>) -> Request<'a> {
     let room = event.room_id().as_str();
     let transaction_id = event.transaction_id().as_str();
     let event_type = event.event_type();

@@ -28,7 +28,10 @@ use crate::{
     outbox::as_object,
     rtc::{self, Discovered, Rtc, TransportsError},
     send::{RedactSticky, SendSticky},
-    sync::{SyncSource, SyncState, Worker},
+    sync::{
+        Worker,
+        state::{SyncSource, SyncState},
+    },
     time::Moment,
     view::{Entry, EphemeralMaps, Known, StickyContent, TypedView, View},
 };

@@ -4,11 +4,11 @@
 //! and the timer. Out: deliveries to the maps, and the [`SyncState`]. Which event counts is never
 //! decided here.
 
-pub(crate) mod cleartext;
 #[cfg(feature = "e2e-encryption")]
 mod decrypt;
 mod main_loop;
 mod sliding;
+pub(crate) mod state;
 mod v3;
 
 use std::{
@@ -27,8 +27,7 @@ use futures_util::{
     future::{Either, select},
 };
 use matrix_sdk::{
-    Client, HttpError, RoomState, SessionChange, config::RequestConfig, store::StateStoreDataKey,
-    sync::RoomUpdates,
+    Client, HttpError, RoomState, SessionChange, store::StateStoreDataKey, sync::RoomUpdates,
 };
 use ruma::{
     OwnedRoomId, OwnedUserId, RoomId, UserId,
@@ -44,111 +43,20 @@ use serde_json::value::RawValue;
 use tokio::sync::broadcast::error::RecvError;
 use tracing::{debug, warn};
 
-pub(crate) use self::cleartext::Cleartext;
-pub(crate) use self::main_loop::redaction;
-pub(crate) use self::sliding::{is_refresh_refused, words};
 use self::{
     main_loop::{MainLoop, News, Shown},
     sliding::{Connection, Failure, Request, Response},
+    state::{SyncSource, SyncState, Unsupported},
     v3::{Follower, Question},
 };
 use crate::{
     driver::{BoxFuture, Timer, jittered, optional, random_name},
     map::Path,
+    request::{REQUEST_TIMEOUT, describe, one_try},
     time::{Deadline, MAX_STICKY, Moment},
     view::{Arrival, Delivery, EphemeralMaps},
     wire::{self, names},
 };
-
-/// Where sticky events come from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum SyncSource {
-    /// Sliding sync where the server has it, else v3.
-    #[default]
-    Auto,
-    /// A sliding-sync connection of our own (MSC4186, MSC4480). Works beside any main loop; an event
-    /// arrives as soon as the server has it.
-    Sliding,
-    /// v3 `/sync`, behind the application's main loop, which has to be a v3 one: `Client::sync` or
-    /// `sync_once`. An event arrives when the main loop has its next answer.
-    V3,
-}
-
-/// How current the maps are, for an application to show.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum SyncState {
-    /// Nothing has come yet: not logged in, or the first answer is awaited.
-    Connecting,
-    /// Pages come, and more are to come.
-    CatchingUp,
-    /// All that is sticky is there, and what changes comes at once.
-    Live,
-    /// As [`Live`](Self::Live), but for these rooms: more was sticky when we came than the server
-    /// gives at once, and they are not searched for the rest. Either their history is too long, or
-    /// nothing said that there was anything sticky. What is shown is right; what
-    /// is missing comes when its owner refreshes it, or is over within the hour. Only over v3.
-    Incomplete {
-        /// The rooms of which something may be missing.
-        rooms: Vec<OwnedRoomId>,
-    },
-    /// The server cannot be reached, or answers with errors. What is there stays until it ends;
-    /// tries go on, with a wait that grows to 30 s.
-    Offline {
-        /// Since when, by this machine's wall clock.
-        since: SystemTime,
-        /// What went wrong last, in words.
-        error: String,
-    },
-    /// The server lacks what we need. It is asked again every 10 minutes.
-    Unsupported(Unsupported),
-    /// The access token is not valid any more. It goes on when the session's tokens are refreshed.
-    LoggedOut,
-}
-
-/// What a server lacks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Unsupported {
-    /// Sticky events: `org.matrix.msc4354` is not among the `unstable_features` of `/versions`.
-    StickyEvents,
-    /// Simplified sliding sync (MSC4186), which the extension (MSC4480) is part of.
-    SlidingSync,
-    /// The extension of sliding sync that brings sticky events (MSC4480): the main loop has shown
-    /// one, and sliding sync has not brought it within 10 s, nor any before. With
-    /// [`SyncSource::Auto`] v3 is tried instead.
-    StickyExtension,
-    /// A main loop over v3: the application's stores no token to follow, as matrix-sdk-ui's
-    /// `SyncService` does not. Only with [`SyncSource::V3`].
-    V3MainLoop,
-}
-
-impl fmt::Display for Unsupported {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::StickyEvents => {
-                "the homeserver does not support sticky events (MSC4354): \
-                 `/versions` does not list org.matrix.msc4354"
-            }
-            Self::SlidingSync => {
-                "the homeserver does not support simplified sliding sync (MSC4186)"
-            }
-            Self::StickyExtension => {
-                "the homeserver's sliding sync has no extension for sticky events (MSC4480): use \
-                 v3 as the source, with Client::sync as the main loop"
-            }
-            Self::V3MainLoop => {
-                "the application's main loop stores no v3 sync token that could be followed, as a \
-                 sliding-sync loop such as SyncService does not: use sliding sync as the source, \
-                 or run Client::sync"
-            }
-        })
-    }
-}
-
-/// The longest that a question to the server, other than the long poll, may take.
-const QUESTION: Duration = Duration::from_secs(15);
 
 /// How long to wait before the next of several rooms is asked for over v3.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -901,10 +809,10 @@ impl Worker {
         Box::pin(async move {
             self.timer.sleep_until(until).await;
             let request = joined_rooms::v3::Request::new();
-            match self.client.send(request).with_request_config(within(QUESTION)).await {
+            match self.client.send(request).with_request_config(one_try(REQUEST_TIMEOUT)).await {
                 Ok(response) => Event::Listed(Some(response.joined_rooms)),
                 Err(error) => {
-                    debug!(error = words(&error), "the server does not list our rooms");
+                    debug!(error = describe(&error), "the server does not list our rooms");
                     Event::Listed(None)
                 }
             }
@@ -966,7 +874,7 @@ impl Worker {
         let request = self
             .client
             .send(get_supported_versions::Request::new())
-            .with_request_config(within(QUESTION));
+            .with_request_config(one_try(REQUEST_TIMEOUT));
         Box::pin(async move {
             let token = self.client.access_token();
             let features = match request.await {
@@ -999,7 +907,7 @@ impl Worker {
             let timeout = request.timeout();
             return Some(Box::pin(async move {
                 let token = self.client.access_token();
-                match self.client.send(request).with_request_config(within(timeout)).await {
+                match self.client.send(request).with_request_config(one_try(timeout)).await {
                     Ok(response) => Event::Answer(response, self.maps.now().since(asked)),
                     Err(error) => self.failed(token, error.into()),
                 }
@@ -1010,7 +918,7 @@ impl Worker {
         let patience = follower.patience();
         Some(Box::pin(async move {
             let token = self.client.access_token();
-            match self.client.send(request).with_request_config(within(patience)).await {
+            match self.client.send(request).with_request_config(one_try(patience)).await {
                 Ok(response) => Event::Followed(question, response),
                 Err(error) => self.failed(token, error.into()),
             }
@@ -1060,7 +968,7 @@ impl Worker {
                 let request = Request::for_rooms(&name, &rooms, pos, since.clone());
                 let timeout = request.timeout();
                 let page =
-                    match self.client.send(request).with_request_config(within(timeout)).await {
+                    match self.client.send(request).with_request_config(one_try(timeout)).await {
                         Ok(page) => page,
                         Err(error) => return Event::Fetched(Fetched::failed(rooms, error.into())),
                     };
@@ -1120,7 +1028,7 @@ impl Worker {
 
     async fn fetch_room_v3(&self, room_id: &RoomId, number: u64) -> Result<Page, Failure> {
         let request = v3::Request::for_all(Some(room_id.to_owned()), number);
-        let page = self.client.send(request).with_request_config(within(QUESTION)).await?;
+        let page = self.client.send(request).with_request_config(one_try(REQUEST_TIMEOUT)).await?;
         let is_full = page.len() >= sliding::PAGE;
         let is_filtered = !is_full || page.rooms.iter().all(|(of, _)| of == room_id);
         self.deliver(self.maps.now(), page.rooms).await;
@@ -1134,7 +1042,8 @@ impl Worker {
             let mut request = get_message_events::v3::Request::backward(room_id.to_owned());
             request.from = from;
             request.limit = uint!(100);
-            let page = self.client.send(request).with_request_config(within(QUESTION)).await;
+            let page =
+                self.client.send(request).with_request_config(one_try(REQUEST_TIMEOUT)).await;
             let page = match page {
                 Ok(page) => page,
                 // A history that we may not read is as one that is too long.
@@ -1338,11 +1247,6 @@ impl Worker {
 
 /// The flag of simplified sliding sync in the `unstable_features` of `/versions`.
 const SLIDING_SYNC: &str = "org.matrix.simplified_msc3575";
-
-/// One try, that takes no longer than this. When to try again is decided here, not in the SDK.
-fn within(timeout: Duration) -> RequestConfig {
-    RequestConfig::new().timeout(timeout).disable_retry()
-}
 
 /// Whether an event of a room's history is so old that none before it is sticky any more.
 fn is_older_than_sticky(text: &str) -> bool {

@@ -2,7 +2,10 @@
 
 use ruma::exports::http::{HeaderMap, HeaderValue, StatusCode, header};
 
-use super::{answer::Answer, *};
+use serde_json::{json, value::RawValue};
+
+use super::*;
+use crate::outbox::{Target, request};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -32,21 +35,29 @@ fn limits(max_delay: Option<Duration>, max_scheduled: Option<u64>) -> Option<Del
 }
 
 fn prepared(sticky_ms: Option<u64>) -> PreparedEvent {
-    PreparedEvent {
-        room_id: "!room:hs".try_into().unwrap(),
-        transaction_id: "txn".into(),
-        event_type: "com.example.t".to_owned(),
-        content: RawValue::from_string(r#"{ "text": "secret" }"#.to_owned()).unwrap(),
-        delay_ms: 15_000,
-        sticky_ms,
-    }
+    prepared_as("com.example.t", json!({ "text": "secret" }), sticky_ms)
+}
+
+fn prepared_as(event_type: &str, content: Value, sticky_ms: Option<u64>) -> PreparedEvent {
+    let event = json!({
+        "room_id": "!room:hs", "transaction_id": "txn", "event_type": event_type,
+        "content": content, "sticky_ms": sticky_ms,
+    });
+    let stored = json!({ "event": event, "delay_ms": 15_000 }).to_string();
+    serde_json::from_str(&stored).unwrap()
 }
 
 #[test]
 fn the_new_form_comes_first_unless_the_old_one_is_known_and_neither_is_ever_alone() {
-    assert_eq!(Form::order(None), [Form::New, Form::Old]);
-    assert_eq!(Form::order(Some(Form::New)), [Form::New, Form::Old]);
-    assert_eq!(Form::order(Some(Form::Old)), [Form::Old, Form::New]);
+    assert_eq!(EndpointForm::order(None), [EndpointForm::New, EndpointForm::Old]);
+    assert_eq!(
+        EndpointForm::order(Some(EndpointForm::New)),
+        [EndpointForm::New, EndpointForm::Old]
+    );
+    assert_eq!(
+        EndpointForm::order(Some(EndpointForm::Old)),
+        [EndpointForm::Old, EndpointForm::New]
+    );
 }
 
 #[test]
@@ -78,8 +89,8 @@ fn a_prepared_event_is_the_same_request_after_a_store() {
         let event = prepared(sticky);
         let stored = serde_json::to_string(&event).unwrap();
         let found: PreparedEvent = serde_json::from_str(&stored).unwrap();
-        for form in [Form::New, Form::Old] {
-            let (before, after) = (event.request(form).unwrap(), found.request(form).unwrap());
+        for target in [Target::DelayedByEndpoint(15_000), Target::DelayedByQuery(15_000)] {
+            let (before, after) = (request(&event.event, target), request(&found.event, target));
             assert_eq!(before.path, after.path);
             assert_eq!(before.query, after.query);
             assert_eq!(before.body, after.body);
@@ -89,12 +100,12 @@ fn a_prepared_event_is_the_same_request_after_a_store() {
 
 #[test]
 fn the_session_that_a_prepared_event_is_encrypted_with_is_known() {
-    let mut event = prepared(None);
+    let event = prepared(None);
     assert_eq!((event.is_encrypted(), event.session_id()), (false, None));
-    let content = json!({ "algorithm": "m.megolm.v1.aes-sha2", "session_id": "S" }).to_string();
-    event.content = RawValue::from_string(content).unwrap();
+    let content = json!({ "algorithm": "m.megolm.v1.aes-sha2", "session_id": "S" });
+    let event = prepared_as("com.example.t", content.clone(), None);
     assert_eq!(event.session_id(), None, "anybody can write that");
-    event.event_type = "m.room.encrypted".to_owned();
+    let event = prepared_as("m.room.encrypted", content, None);
     assert_eq!((event.is_encrypted(), event.session_id().as_deref()), (true, Some("S")));
 }
 
@@ -124,8 +135,9 @@ fn a_prepared_event_is_found_in_a_list() {
 #[test]
 fn one_that_is_not_sticky_has_no_such_parameter() {
     let event = prepared(None);
-    assert_eq!(event.request(Form::Old).unwrap().query, [(names::DELAY, "15000".to_owned())]);
-    assert!(event.request(Form::New).unwrap().query.is_empty());
+    let [old, new] = [EndpointForm::Old, EndpointForm::New].map(|form| form.target(&event));
+    assert_eq!(request(&event.event, old).query, [(names::DELAY, "15000".to_owned())]);
+    assert!(request(&event.event, new).query.is_empty());
 }
 
 #[test]
@@ -237,7 +249,7 @@ fn the_wait_is_the_bodys_else_the_headers_in_seconds_or_as_a_date() {
         let mut headers = HeaderMap::new();
         headers.insert(header::RETRY_AFTER, HeaderValue::from_str(header).unwrap());
         let answer = Answer::new(StatusCode::TOO_MANY_REQUESTS, &headers, body.as_bytes().to_vec());
-        let error = answer.error(now);
+        let error = DelayedError::from(answer.error(now));
         let DelayedError::RateLimited { retry_after } = error else { panic!("{error:?}") };
         retry_after
     };
@@ -252,7 +264,7 @@ fn the_wait_is_the_bodys_else_the_headers_in_seconds_or_as_a_date() {
 
 #[test]
 fn what_became_of_an_event_is_told_as_far_as_the_server_says() {
-    let delay_id = DelayId("id".to_owned());
+    let delay_id = DelayId::from("id".to_owned());
     let of = |answer: Answer, action| answer.manage_error(action, UNIX_EPOCH, &delay_id);
     for action in [Action::Restart, Action::Send, Action::Cancel] {
         let gone = of(refusal(404, "M_NOT_FOUND"), action);
@@ -274,7 +286,7 @@ fn what_became_of_an_event_is_told_as_far_as_the_server_says() {
 
 #[test]
 fn an_errcode_that_is_none_or_has_the_delay_id_is_not_told() {
-    let delay_id = DelayId("SYD_ID".to_owned());
+    let delay_id = DelayId::from("SYD_ID".to_owned());
     for errcode in ["about syd_id", "M_ABOUT_SYD_ID", &"M".repeat(65)] {
         let error = refusal(400, errcode).manage_error(Action::Send, UNIX_EPOCH, &delay_id);
         assert!(matches!(error, DelayedError::Refused { status: 400, errcode: None }), "{error:?}");
@@ -339,7 +351,7 @@ fn ones_own_delayed_event_is_known_by_its_id() {
         let event = json!({ "type": "t", "unsigned": unsigned }).to_string();
         DelayId::of_event(&RawValue::from_string(event).unwrap())
     };
-    let id = |text: &str| Some(DelayId(text.to_owned()));
+    let id = |text: &str| Some(DelayId::from(text.to_owned()));
     assert_eq!(read(json!({ "org.matrix.msc4140.delay_id": "a" })), id("a"));
     assert_eq!(read(json!({ "delay_id": "b" })), id("b"));
     assert_eq!(read(json!({ "delay_id": "b", "org.matrix.msc4140.delay_id": "a" })), id("a"));
@@ -351,7 +363,7 @@ fn ones_own_delayed_event_is_known_by_its_id() {
 #[test]
 fn nothing_shows_a_delay_id_or_a_content() {
     let secret = "syd_secret";
-    let delay_id = DelayId(secret.to_owned());
+    let delay_id = DelayId::from(secret.to_owned());
     assert_eq!(format!("{delay_id:?} {delay_id:#?}"), "DelayId(..) DelayId(..)");
     assert!(!format!("{:?}", prepared(None)).contains("secret"));
     let list = json!({ "delayed_events": [{
@@ -365,7 +377,7 @@ fn nothing_shows_a_delay_id_or_a_content() {
 
 #[test]
 fn after_several_tries_one_that_may_have_arrived_counts() {
-    let refused = || unreachable("refused", false);
+    let refused = || DelayedError::from(RequestError::not_sent("refused"));
     assert!(refused().after_tries(true).may_have_happened());
     assert!(!refused().after_tries(false).may_have_happened());
     assert_eq!(refused().worth_another_try(), Some(Duration::ZERO));

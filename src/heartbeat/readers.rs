@@ -17,7 +17,7 @@ use tracing::debug;
 
 #[cfg(feature = "e2e-encryption")]
 use crate::encrypt::{Told, listening};
-use crate::{readers::News, sync::Cleartext};
+use crate::{cleartext::Cleartext, readers::News};
 
 /// News of somebody's devices, of who is in the room, or of its encryption.
 pub(super) async fn readers_change(room: &Room) -> impl Stream<Item = News> + Unpin + use<> {

@@ -4,14 +4,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 #[cfg(feature = "e2e-encryption")]
 use crate::encrypt::EncryptError;
-use crate::sync::Unsupported;
+use crate::sync::state::Unsupported;
 
 /// Why an event could not be made ready. Nothing was sent.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PrepareError {
     /// The server does not know sticky events. It would send an ordinary one.
-    #[error("{0}")]
+    #[error(transparent)]
     Unsupported(Unsupported),
     /// The room is encrypted, and the client's base client, which encrypts, is not known. Build the
     /// client with [`BaseClientBuilder`](crate::BaseClientBuilder), or give the base client that it is

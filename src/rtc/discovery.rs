@@ -10,7 +10,7 @@
 
 use std::{error::Error, fmt, time::Duration};
 
-use matrix_sdk::{Client, HttpError, config::RequestConfig, reqwest};
+use matrix_sdk::{Client, HttpError, reqwest};
 use ruma::{
     api::{
         EmptyBody, IncomingResponse, Metadata, OutgoingRequest,
@@ -26,8 +26,7 @@ use tracing::debug;
 use super::transport::Transport;
 use crate::{
     driver::{Timer, before},
-    request::Verdict,
-    sync::{is_refresh_refused, words},
+    request::{Verdict, describe, describe_network, is_refresh_refused, one_try},
     time::Deadline,
     wire::names,
 };
@@ -201,7 +200,7 @@ impl Ask<'_> {
     async fn endpoint<const SPELLING: usize>(
         &self,
     ) -> Result<Option<Vec<Transport>>, TransportsError> {
-        let config = RequestConfig::new().timeout(self.timeout()).disable_retry();
+        let config = one_try(self.timeout());
         let answer = self.client.send(Request::<SPELLING>).with_request_config(config).await;
         match answer {
             // Synapse leaves the list out where it would be empty.
@@ -241,10 +240,10 @@ impl Ask<'_> {
             Ok(answer) => answer,
             // The homeserver answered just now, so it is not the network.
             Err(error) if error.is_connect() && !error.is_timeout() => {
-                debug!(server, "nobody is there: {}", words(&error.into()));
+                debug!(server, "nobody is there: {}", describe_network(&error));
                 return Ok(Vec::new());
             }
-            Err(error) => return Err(words(&error.into())),
+            Err(error) => return Err(describe_network(&error)),
         };
         if status.is_server_error()
             || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT)
@@ -278,7 +277,7 @@ impl From<HttpError> for TransportsError {
             (_, Some(StatusCode::UNAUTHORIZED), _) => Self::TokenRefused,
             (_, Some(status), _) => Self::NoSuchAnswer { status: status.as_u16() },
             (.., HttpError::RefreshToken(error)) if is_refresh_refused(error) => Self::TokenRefused,
-            _ => Self::Unreachable { error: words(&error) },
+            _ => Self::Unreachable { error: describe(&error) },
         }
     }
 }

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     driver::BoxFuture,
-    request::{Verdict, rate_limited},
+    request::{Verdict, rate_limited, with_retries},
     wire::names,
 };
 
@@ -270,7 +270,7 @@ async fn write(room: &Room, slot_id: &str, content: Map<String, Value>) -> Resul
 }
 
 fn config() -> RequestConfig {
-    RequestConfig::new().timeout(ANSWER_WITHIN).retry_limit(2)
+    with_retries(ANSWER_WITHIN, 2)
 }
 
 fn status(error: &HttpError) -> Option<StatusCode> {

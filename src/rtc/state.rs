@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use matrix_sdk::{
     HttpError, Room, RoomState as OurMembership,
-    config::RequestConfig,
     sync::{JoinedRoomUpdate, RoomUpdate, State},
 };
 use ruma::{
@@ -27,11 +26,7 @@ use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tracing::debug;
 
 use super::{roster::Roster, stay::Undecided};
-use crate::{
-    driver::random_name,
-    sync::{Cleartext, redaction},
-    wire::names,
-};
+use crate::{cleartext::Cleartext, driver::random_name, request::one_try, wire::names};
 
 /// When to give up on the server's answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
@@ -255,8 +250,7 @@ async fn fetch_sliding(
     request.timeout = Some(Duration::ZERO);
     request.set_presence = PresenceState::Offline;
     request.room_subscriptions.insert(room.room_id().to_owned(), subscription);
-    let config = RequestConfig::new().timeout(ANSWER_WITHIN).disable_retry();
-    let answer = room.client().send(request).with_request_config(config).await?;
+    let answer = room.client().send(request).with_request_config(one_try(ANSWER_WITHIN)).await?;
     let state = answer.rooms.get(room.room_id()).map(|room| &*room.required_state);
     let state = state.unwrap_or_default().iter().map(Cleartext::of_state);
     Ok(state.map(|event| event.text().to_owned()).collect())
@@ -264,8 +258,7 @@ async fn fetch_sliding(
 
 async fn fetch_event(room: &Room, event_id: &EventId) -> Result<Option<String>, NoAnswer> {
     let request = get_room_event::v3::Request::new(room.room_id().to_owned(), event_id.to_owned());
-    let config = RequestConfig::new().timeout(ANSWER_WITHIN).disable_retry();
-    match room.client().send(request).with_request_config(config).await {
+    match room.client().send(request).with_request_config(one_try(ANSWER_WITHIN)).await {
         Ok(answer) => Ok(Some(answer.event.json().get().to_owned())),
         Err(error) => match error.as_client_api_error().map(|error| error.status_code.as_u16()) {
             Some(403 | 404) => Ok(None),
@@ -298,7 +291,7 @@ fn of_update(update: &JoinedRoomUpdate) -> Vec<String> {
 }
 
 fn redacted(update: &JoinedRoomUpdate) -> impl Iterator<Item = OwnedEventId> {
-    update.timeline.events.iter().filter_map(Cleartext::of_timeline).filter_map(redaction)
+    update.timeline.events.iter().filter_map(Cleartext::of_timeline).filter_map(Cleartext::redacts)
 }
 
 /// Messages come by here by the hundreds, so nothing is parsed.
@@ -319,7 +312,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::sync::cleartext::testing::{clear, redaction, sealed, state, update};
+    use crate::cleartext::testing::{clear, redaction, sealed, state, update};
 
     /// What anybody can seal, and what the server would have to allow in the clear.
     #[test]

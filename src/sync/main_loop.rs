@@ -3,14 +3,16 @@
 //! In: the updates that matrix-sdk broadcasts after each response, whichever loop asked for it.
 //! Out: what that means for the maps. Redactions come only this way: the sticky extension has none.
 
-use std::{borrow::Cow, collections::HashSet, time::Duration};
+use std::{collections::HashSet, time::Duration};
 
 use matrix_sdk::sync::{JoinedRoomUpdate, RoomUpdates, State};
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, UserId};
 use serde::Deserialize;
 
-use super::Cleartext;
-use crate::wire::{self, Wire};
+use crate::{
+    cleartext::Cleartext,
+    wire::{self, Wire},
+};
 
 /// The age of our own join is counted by the server and the age of our connection by us, so they
 /// may differ by what a request takes on its way.
@@ -71,7 +73,7 @@ impl MainLoop {
         }
         for (room_id, update) in &updates.joined {
             for event in update.timeline.events.iter().filter_map(Cleartext::of_timeline) {
-                let redacted = redaction(event);
+                let redacted = event.redacts();
                 news.redactions.extend(redacted.map(|event_id| (room_id.clone(), event_id)));
                 let sender = sticky_sender(event);
                 news.sticky.extend(sender.map(|sender| Shown { room_id: room_id.clone(), sender }));
@@ -87,19 +89,6 @@ impl MainLoop {
             }
         }
         news
-    }
-}
-
-/// The event that an event of the main loop's timeline says is redacted: another one, or itself.
-pub(crate) fn redaction(event: Cleartext<'_>) -> Option<OwnedEventId> {
-    // Nearly every event of every timeline comes by here, and nearly none is read.
-    if !event.text().contains("redact") {
-        return None;
-    }
-    match wire::read(event.json()).ok()? {
-        Wire::Redacted { event_id } => Some(event_id.into_owned()),
-        Wire::NotSticky { redacts } => redacts.map(Cow::into_owned),
-        Wire::Sticky(event) => event.redacts.map(Cow::into_owned),
     }
 }
 
@@ -158,7 +147,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        sync::cleartext::testing::{clear, redaction, sealed, update},
+        cleartext::testing::{clear, redaction, sealed, update},
         testing::{ALICE, raw, secs},
     };
 

@@ -10,22 +10,16 @@
 
 use std::{
     collections::BTreeSet,
-    error::Error,
     time::{Duration, SystemTime},
 };
 
-use matrix_sdk::{
-    HttpError, RefreshTokenError,
-    authentication::oauth::{OAuthError, error::OAuthRequestError},
-};
+use matrix_sdk::{HttpError, RefreshTokenError};
 use ruma::{
     OwnedRoomId,
     api::{
         IncomingResponse, Metadata, OutgoingRequest,
         client::sync::sync_events::v5,
-        error::{
-            DeserializationError, ErrorKind, FromHttpResponseError, IntoHttpError, RetryAfter,
-        },
+        error::{DeserializationError, ErrorKind, IntoHttpError, RetryAfter},
         path_builder::PathBuilder,
     },
     events::StateEventType,
@@ -35,8 +29,11 @@ use ruma::{
 };
 use serde_json::value::RawValue;
 
-use super::{SyncState, Unsupported};
-use crate::wire;
+use super::state::{SyncState, Unsupported};
+use crate::{
+    request::{describe, is_refresh_refused},
+    wire,
+};
 
 /// How many events a page may have: what the server clamps to.
 pub(super) const PAGE: usize = 100;
@@ -455,7 +452,7 @@ impl From<HttpError> for Failure {
             return Self::TimedOut;
         }
         let Some(api_error) = error.as_client_api_error() else {
-            return Self::Transient(words(&error));
+            return Self::Transient(describe(&error));
         };
         match api_error.error_kind() {
             Some(ErrorKind::UnknownPos) => Self::UnknownPos,
@@ -466,7 +463,7 @@ impl From<HttpError> for Failure {
             Some(ErrorKind::LimitExceeded(limit)) => {
                 Self::RateLimited { retry_after: limit.retry_after }
             }
-            _ => Self::Transient(words(&error)),
+            _ => Self::Transient(describe(&error)),
         }
     }
 }
@@ -480,45 +477,6 @@ impl Failure {
             Self::Transient("could not refresh the access token".into())
         }
     }
-}
-
-/// Whether it was refused to refresh the access token. Only where the server said no is it over; it may
-/// have been away.
-pub(crate) fn is_refresh_refused(error: &RefreshTokenError) -> bool {
-    match error {
-        RefreshTokenError::RefreshTokenRequired => true,
-        RefreshTokenError::MatrixAuth(error) => {
-            matches!(
-                error.client_api_error_kind(),
-                Some(ErrorKind::UnknownToken(_) | ErrorKind::MissingToken | ErrorKind::Forbidden)
-            )
-        }
-        RefreshTokenError::OAuth(error) => {
-            matches!(**error, OAuthError::RefreshToken(OAuthRequestError::ServerResponse(_)))
-        }
-    }
-}
-
-/// The longest description of an error, in characters: some proxies answer with a whole page.
-const WORDS: usize = 200;
-
-/// What went wrong, in words. Without the request: an error of the network would show its URL, so
-/// only what lies behind it is said. And without the answer, which may have somebody's text.
-pub(crate) fn words(error: &HttpError) -> String {
-    let mut words = match error {
-        HttpError::Reqwest(error) => {
-            let causes = std::iter::successors(error.source(), |&error| error.source());
-            causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
-        }
-        HttpError::Api(error) if matches!(**error, FromHttpResponseError::Deserialization(_)) => {
-            "the server's answer cannot be read".into()
-        }
-        error => error.to_string(),
-    };
-    if words.is_empty() {
-        words = "the request failed".into();
-    }
-    words.chars().map(|c| if c.is_control() { ' ' } else { c }).take(WORDS).collect()
 }
 
 #[cfg(test)]

@@ -27,8 +27,7 @@ use ruma::{
 };
 use serde_json::value::RawValue;
 
-use super::QUESTION;
-use crate::wire;
+use crate::{request::REQUEST_TIMEOUT, wire};
 
 /// How many tokens of the main loop may wait to be asked with. With more than these the server has
 /// been away for long, and all that is live is asked for once more.
@@ -194,7 +193,7 @@ impl Follower {
     /// How long the server may take to answer a question. Where it took too long it gets longer: all
     /// that is live in thousands of rooms takes its time.
     pub(super) fn patience(&self) -> Duration {
-        QUESTION.saturating_mul(1 << self.timeouts.min(8)).min(LONGEST_QUESTION)
+        REQUEST_TIMEOUT.saturating_mul(1 << self.timeouts.min(8)).min(LONGEST_QUESTION)
     }
 
     /// The server has not answered in time.
@@ -310,7 +309,7 @@ mod tests {
         }
         assert_eq!(patience, [15, 30, 60, 120, 240, 240, 240]);
         follower.handle_answer(&Question::All);
-        assert_eq!(follower.patience(), QUESTION);
+        assert_eq!(follower.patience(), REQUEST_TIMEOUT);
         assert_ne!(follower.request(&Question::All).0.timeout, first.0.timeout);
     }
 

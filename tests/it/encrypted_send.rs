@@ -92,6 +92,7 @@ async fn the_room_key_is_sent_once_and_a_lost_answer_brings_the_same_ciphertext_
     assert_eq!(world.server.asked_for(TO_DEVICE).len(), 1);
     let what = (first.path.clone(), first.query.clone(), first.body.clone());
     drop(first);
+    world.settle().await;
     world.sleep_over().await;
     let again = world.server.sent().await;
     assert_eq!((again.path.clone(), again.query.clone(), again.body.clone()), what);
@@ -120,6 +121,7 @@ async fn keys_that_the_server_does_not_give_are_asked_for_again_before_anything_
         let good = answers.get(path);
         answers.set(path, 500, json!({ "errcode": "M_UNKNOWN", "error": "no" }));
         let sending = send(&door);
+        world.settle().await;
         let wait = within("a sleep", world.clock.next_sleep()).await;
         assert!(!world.server.is_sent_more(), "{path}");
         answers.set(path, 200, good);
@@ -158,6 +160,7 @@ async fn after_six_tries_it_is_told_that_nothing_was_sent() {
     let sending = send(&door);
     for _ in 1..6 {
         assert!(!sending.is_finished());
+        world.settle().await;
         world.sleep_over().await;
     }
     let error = outcome(sending).await.unwrap_err();
@@ -178,6 +181,7 @@ async fn a_plaintext_event_is_not_tried_again_once_the_room_is_encrypted() {
     let ask = world.server.sent().await;
     assert!(ask.path.contains("/send/com.example.t/"), "{}", ask.path);
     drop(ask);
+    world.settle().await;
     let wait = within("a sleep", world.clock.next_sleep()).await;
     let encryption = json!({
         "event_id": "$encryption",

@@ -55,11 +55,11 @@ async fn a_key_keeps_its_duration_unless_told_otherwise() {
     let told = room.send(&presence("1")).with_sticky_key("k").with_sticky_duration(LONG);
     assert_eq!(told.await.unwrap().sticky_duration, Some(LONG));
     let kept = room.send(&presence("2")).with_sticky_key("k").await.unwrap();
-    assert_eq!(kept.sticky, Some(LONG));
+    assert_eq!(kept.sticky_duration, Some(LONG));
     let other = room.send(&presence("3")).with_sticky_key("other").await.unwrap();
-    assert_eq!(other.sticky, Some(HOUR));
+    assert_eq!(other.sticky_duration, Some(HOUR));
     let removed = room.remove(TYPE, "k").await.unwrap();
-    assert_eq!(removed.sticky, Some(LONG), "a shorter one would lose to what it removes");
+    assert_eq!(removed.sticky_duration, Some(LONG), "a shorter one would lose to what it removes");
     bob.until_keys(&["other"]).await;
 
     let clamped = room.send(&presence("4")).with_sticky_key("far").with_sticky_duration(HOUR * 9);
@@ -125,7 +125,7 @@ async fn a_redaction_is_sticky_where_the_rooms_version_has_that() {
     // How long it is sticky is known from one's own map.
     alice_watch.added("k").await;
     let redaction = room.redact(sent.event_id).with_reason("wrong room").await.unwrap();
-    assert_eq!(redaction.sticky, Some(LONG), "as long as what it redacts");
+    assert_eq!(redaction.sticky_duration, Some(LONG), "as long as what it redacts");
     // Two things in whichever order: the entry leaves, and the redaction, which is a sticky event
     // without a key, is one of its own.
     let changes = bob_watch.until_keys(&[redaction.event_id.as_str()]).await;
@@ -142,7 +142,7 @@ async fn a_redaction_is_sticky_where_the_rooms_version_has_that() {
     let sent = room.send(&presence("oops")).with_sticky_key("old").await.unwrap();
     bob_watch.next("the event of the old room").await;
     let redaction = room.redact(sent.event_id).await.unwrap();
-    assert_eq!(redaction.sticky, None);
+    assert_eq!(redaction.sticky_duration, None);
 }
 
 #[tokio::test(flavor = "multi_thread")]
