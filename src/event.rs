@@ -66,8 +66,8 @@ pub struct StickyEvent {
     duration_ms: u64,
     /// The map's hash of its id.
     id_hash: u64,
-    /// The number of its slot in the map.
-    slot: u32,
+    /// The number of its cell in the map.
+    cell: u32,
     /// The earliest end that any delivery of the event gave. An atomic, so that a delivery that
     /// moves it by a few milliseconds, as most repeats do, neither copies the event nor is a
     /// change to anybody.
@@ -382,11 +382,11 @@ pub struct Rank<'a> {
 pub(crate) struct Place<'a> {
     pub(crate) event_type: &'a str,
     pub(crate) sender: &'a str,
-    pub(crate) slot: SlotName<'a>,
+    pub(crate) cell: EntryName<'a>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum SlotName<'a> {
+pub(crate) enum EntryName<'a> {
     Keyed(&'a str),
     Unkeyed(&'a str),
 }
@@ -394,7 +394,7 @@ pub(crate) enum SlotName<'a> {
 impl Place<'_> {
     /// A place where no event can be: every event has a sender.
     pub(crate) const NOWHERE: Self =
-        Self { event_type: "", sender: "", slot: SlotName::Unkeyed("") };
+        Self { event_type: "", sender: "", cell: EntryName::Unkeyed("") };
 }
 
 impl StickyEvent {
@@ -505,7 +505,7 @@ impl StickyEvent {
             origin_server_ts_ms: self.origin_server_ts_ms,
             duration_ms: self.duration_ms,
             id_hash: self.id_hash,
-            slot: self.slot,
+            cell: self.cell,
             ends: AtomicU64::new(self.ends().to_bits()),
             redacted: AtomicBool::new(self.is_redacted()),
             kind: self.kind,
@@ -550,9 +550,9 @@ impl StickyEvent {
         self.id_hash
     }
 
-    /// The number of its slot in the map, for as long as it is known there.
-    pub(crate) fn slot(&self) -> u32 {
-        self.slot
+    /// The number of its cell in the map, for as long as it is known there.
+    pub(crate) fn cell(&self) -> u32 {
+        self.cell
     }
 
     /// Its rank among the events of its key.
@@ -567,9 +567,9 @@ impl StickyEvent {
         Place {
             event_type: &self.event_type,
             sender: self.sender.as_str(),
-            slot: match self.sticky_key() {
-                Some(key) => SlotName::Keyed(key),
-                None => SlotName::Unkeyed(self.event_id_str()),
+            cell: match self.sticky_key() {
+                Some(key) => EntryName::Keyed(key),
+                None => EntryName::Unkeyed(self.event_id_str()),
             },
         }
     }
@@ -588,7 +588,7 @@ impl StickyEvent {
                 return order;
             }
         }
-        self.place().slot.cmp(&other.place().slot)
+        self.place().cell.cmp(&other.place().cell)
     }
 }
 
@@ -613,7 +613,7 @@ pub(crate) struct Given {
     pub(crate) sender: SharedSender,
     pub(crate) event_type: SharedType,
     pub(crate) id_hash: u64,
-    pub(crate) slot: u32,
+    pub(crate) cell: u32,
 }
 
 /// An event that still misses its text. The metadata borrows from the text until this is made, so
@@ -627,7 +627,7 @@ pub(crate) struct Unkept {
     origin_server_ts_ms: u64,
     duration_ms: u64,
     id_hash: u64,
-    slot: u32,
+    cell: u32,
     ends: Deadline,
     kind: Kind,
     encryption: Encryption,
@@ -656,12 +656,12 @@ impl Unkept {
             let event_id = raw.event_id.as_str().into();
             Box::new(Beside { event_id, sticky_key: key.unwrap_or_default().into() })
         });
-        let Given { sender, event_type, id_hash, slot } = given;
+        let Given { sender, event_type, id_hash, cell } = given;
         Self {
             sender,
             event_type,
             id_hash,
-            slot,
+            cell,
             event_id,
             sticky_key,
             beside,
@@ -685,7 +685,7 @@ impl Unkept {
             origin_server_ts_ms: self.origin_server_ts_ms,
             duration_ms: self.duration_ms,
             id_hash: self.id_hash,
-            slot: self.slot,
+            cell: self.cell,
             ends: AtomicU64::new(self.ends.to_bits()),
             redacted: AtomicBool::new(false),
             kind: self.kind,

@@ -13,8 +13,8 @@
 //!
 //! [MSC4354]: https://github.com/matrix-org/matrix-spec-proposals/pull/4354
 
+mod cell;
 mod recent;
-mod slot;
 
 use std::{collections::BTreeSet, fmt, hash::BuildHasher, sync::Arc, time::Duration};
 
@@ -24,12 +24,12 @@ use serde_json::value::RawValue;
 use smallvec::SmallVec;
 
 use self::{
+    cell::{Cell, Cells},
     recent::Recent,
-    slot::{Slot, Slots},
 };
 use crate::{
     event::{
-        Encryption, Given, Kind, Place, RemovalReason, SharedSender, SharedType, SlotName,
+        Encryption, EntryName, Given, Kind, Place, RemovalReason, SharedSender, SharedType,
         StickyEvent, StickyKey, Unkept,
     },
     time::{Deadline, MAX_STICKY_MS, Moment, end_by_origin},
@@ -60,7 +60,7 @@ impl Default for Limits {
 pub const OTHERS_PER_KEY: usize = 32;
 
 /// How many places a room can have: 16,000 senders with all that [`Limits::per_sender`] gives them.
-const MOST_SLOTS: u32 = 1 << 24;
+const MAX_CELLS: u32 = 1 << 24;
 
 /// How many redactions of events that are not known are remembered, the newest of them.
 pub const REDACTIONS: usize = 1_000;
@@ -100,9 +100,9 @@ pub enum Handled {
 /// A change of what is live under one key.
 #[derive(Clone, Debug)]
 pub(crate) struct Delta {
-    /// The number of the key's slot: the same while there is a value, and afterwards free for
+    /// The number of the key's cell: the same while there is a value, and afterwards free for
     /// another's. The numbers are dense.
-    pub(crate) slot: u32,
+    pub(crate) cell: u32,
     /// The value until now.
     pub(crate) before: Option<Arc<StickyEvent>>,
     /// The value from now on, or why there is none.
@@ -116,10 +116,10 @@ pub struct EphemeralMap {
     limits: Limits,
     hasher: DefaultHashBuilder,
     /// What is known of each place: a key, or an event without one.
-    slots: Slots,
+    cells: Cells,
     /// Every known event, by its id.
     events: HashTable<Arc<StickyEvent>>,
-    /// When to drop each known event: at its end. Exactly one for each end that a slot has.
+    /// When to drop each known event: at its end. Exactly one for each end that a cell has.
     ends: BTreeSet<EndOf>,
     /// What the ends are counted from: a moment before all of them.
     epoch: Deadline,
@@ -128,7 +128,7 @@ pub struct EphemeralMap {
     /// The sessions of events that were decrypted when nobody knew yet whose the session was, by
     /// event id.
     unproven: HashMap<Box<str>, Box<str>>,
-    /// Whose slots there are. A sender's uses are slots with something known.
+    /// Whose cells there are. A sender's uses are cells with something known.
     senders: HashSet<SharedSender>,
     /// The senders whose quota dropped something, each with the events that were decrypted before. These
     /// are not decrypted again while the quota is full.
@@ -145,7 +145,7 @@ pub struct EphemeralMap {
     warned: Recent,
     /// Whether the malformed event that came last is the first of its sender.
     warns: bool,
-    /// The numbers of the slots whose value may have changed since `poll_changes`.
+    /// The numbers of the cells whose value may have changed since `poll_changes`.
     touched: SmallVec<[u32; 4]>,
     dropped: u64,
 }
@@ -154,8 +154,8 @@ pub struct EphemeralMap {
 struct Admitted {
     id_hash: u64,
     place_hash: u64,
-    /// The number of its place's slot, if there is one.
-    slot: Option<u32>,
+    /// The number of its place's cell, if there is one.
+    cell: Option<u32>,
 }
 
 struct Waiting {
@@ -169,7 +169,7 @@ impl EphemeralMap {
         Self {
             limits,
             hasher: DefaultHashBuilder::default(),
-            slots: Slots::default(),
+            cells: Cells::default(),
             events: HashTable::new(),
             ends: BTreeSet::new(),
             epoch: Deadline::from_bits(0),
@@ -302,8 +302,8 @@ impl EphemeralMap {
         let known = self.events.find_mut(event.id_hash(), |known| Arc::ptr_eq(known, &event));
         if let Some(known) = known {
             *known = copy.clone();
-            self.slots.replace(&event, copy);
-            self.touched.push(event.slot());
+            self.cells.replace(&event, copy);
+            self.touched.push(event.cell());
         }
     }
 
@@ -317,15 +317,15 @@ impl EphemeralMap {
         // It stays known until its end, so that a late copy of it does not count.
         event.redact();
         self.waiting.remove(event.event_id_str());
-        self.touched.push(event.slot());
+        self.touched.push(event.cell());
     }
 
     /// Takes the whole list of ignored users. Their entries are hidden, not forgotten: who is not
     /// ignored any more is back with what is still live.
     pub fn handle_ignored(&mut self, ignored: Arc<std::collections::HashSet<OwnedUserId>>) {
         let before = std::mem::replace(&mut self.ignored, ignored);
-        for (number, slot) in self.slots.iter() {
-            let Some(sender) = slot.sample().map(|event| event.sender()) else { continue };
+        for (number, cell) in self.cells.iter() {
+            let Some(sender) = cell.sample().map(|event| event.sender()) else { continue };
             if before.contains(sender) != self.ignored.contains(sender) {
                 self.touched.push(number);
             }
@@ -337,11 +337,11 @@ impl EphemeralMap {
         let left = std::mem::replace(self, Self::new(self.limits));
         self.ignored = left.ignored;
         let mut gone: Vec<_> = left
-            .slots
+            .cells
             .iter()
-            .filter_map(|(slot, Slot { shown, .. })| {
+            .filter_map(|(cell, Cell { shown, .. })| {
                 let before = Some(shown.clone()?);
-                Some(Delta { slot, before, after: Err(RemovalReason::RoomLeft) })
+                Some(Delta { cell, before, after: Err(RemovalReason::RoomLeft) })
             })
             .collect();
         gone.sort_unstable_by(|a, b| match (&a.before, &b.before) {
@@ -389,7 +389,7 @@ impl EphemeralMap {
     pub fn entries(&mut self, now: Moment) -> Vec<Arc<StickyEvent>> {
         self.expire(now);
         let mut entries: Vec<_> =
-            self.slots.iter().filter_map(|(_, slot)| slot.value(&self.ignored)).cloned().collect();
+            self.cells.iter().filter_map(|(_, cell)| cell.value(&self.ignored)).cloned().collect();
         entries.sort_unstable_by(|a, b| a.cmp_place(b));
         entries
     }
@@ -400,10 +400,10 @@ impl EphemeralMap {
         let place = Place {
             event_type: &key.event_type,
             sender: key.sender.as_str(),
-            slot: SlotName::Keyed(&key.sticky_key),
+            cell: EntryName::Keyed(&key.sticky_key),
         };
-        let number = self.slots.find(self.hasher.hash_one(place), &place)?;
-        self.slots.get(number)?.value(&self.ignored)
+        let number = self.cells.find(self.hasher.hash_one(place), &place)?;
+        self.cells.get(number)?.value(&self.ignored)
     }
 
     /// The encrypted events that wait for the key of this session; all that wait, for `None`.
@@ -475,7 +475,7 @@ impl EphemeralMap {
     /// Whether there is nothing that this map remembers.
     pub fn is_empty(&self) -> bool {
         let recent = [&self.redacted, &self.ended, &self.warned];
-        self.slots.is_empty() && recent.iter().all(|recent| recent.is_empty())
+        self.cells.is_empty() && recent.iter().all(|recent| recent.is_empty())
     }
 
     fn read<'a>(
@@ -530,12 +530,12 @@ impl EphemeralMap {
 
         let place = place_of(raw);
         let place_hash = self.hasher.hash_one(place);
-        let slot = self.slots.find(place_hash, &place);
-        if slot.is_none() && self.slots.next() >= MOST_SLOTS {
+        let cell = self.cells.find(place_hash, &place);
+        if cell.is_none() && self.cells.next() >= MAX_CELLS {
             self.dropped += 1;
             return Err(Handled::Full { first: false });
         }
-        if slot.is_none_or(|number| self.slots.is_vacant(number))
+        if cell.is_none_or(|number| self.cells.is_vacant(number))
             && !self.has_room(&raw.sender)
             && let Some(sender) = self.senders.get(raw.sender.as_ref())
         {
@@ -546,7 +546,7 @@ impl EphemeralMap {
             }
             return Err(Handled::Full { first });
         }
-        Ok(Admitted { id_hash, place_hash, slot })
+        Ok(Admitted { id_hash, place_hash, cell })
     }
 
     /// Whether a sender's quota is not full.
@@ -610,7 +610,7 @@ impl EphemeralMap {
     ) -> Unkept {
         // Not from what is only still shown: its sender's uses may have ended, and begun anew with
         // another text.
-        let known = admitted.slot.and_then(|number| self.slots.get(number)?.known().next());
+        let known = admitted.cell.and_then(|number| self.cells.get(number)?.known().next());
         let (sender, event_type) = match known {
             Some(event) => (event.shared_sender().clone(), event.shared_type().clone()),
             None => {
@@ -623,8 +623,8 @@ impl EphemeralMap {
             }
         };
         let encryption = encryption.of_sender(&sender);
-        let slot = admitted.slot.unwrap_or_else(|| self.slots.next());
-        let given = Given { sender, event_type, id_hash: admitted.id_hash, slot };
+        let cell = admitted.cell.unwrap_or_else(|| self.cells.next());
+        let given = Given { sender, event_type, id_hash: admitted.id_hash, cell };
         Unkept::read(raw, text, given, end, encryption)
     }
 
@@ -632,22 +632,22 @@ impl EphemeralMap {
         if self.ends.is_empty() {
             self.epoch = now.deadline_ms(0);
         }
-        self.ends.insert(EndOf::new(self.epoch, event.ends(), event.slot()));
+        self.ends.insert(EndOf::new(self.epoch, event.ends(), event.cell()));
         self.events.insert_unique(event.id_hash(), event.clone(), |event| event.id_hash());
         if event.shared_type().uses() == 0 {
             self.types.insert(event.shared_type().clone());
         }
         event.shared_type().add_use();
 
-        let slot = admitted.slot.and_then(|number| self.slots.get_mut(number));
-        let was_vacant = slot.as_ref().is_none_or(|slot| slot.is_vacant());
-        let (is_value, excess) = match slot {
-            Some(slot) => {
-                let is_value = slot.insert(event.clone());
-                (is_value, slot.excess(OTHERS_PER_KEY + 1))
+        let cell = admitted.cell.and_then(|number| self.cells.get_mut(number));
+        let was_vacant = cell.as_ref().is_none_or(|cell| cell.is_vacant());
+        let (is_value, excess) = match cell {
+            Some(cell) => {
+                let is_value = cell.insert(event.clone());
+                (is_value, cell.excess(OTHERS_PER_KEY + 1))
             }
             None => {
-                self.slots.add(admitted.place_hash, event.clone());
+                self.cells.add(admitted.place_hash, event.clone());
                 (true, None)
             }
         };
@@ -658,7 +658,7 @@ impl EphemeralMap {
             event.shared_sender().add_use();
         }
         if is_value {
-            self.touched.push(event.slot());
+            self.touched.push(event.cell());
         }
         let Some(excess) = excess else {
             return Handled::Kept;
@@ -677,7 +677,7 @@ impl EphemeralMap {
         if end < event.ends() {
             self.forget_end(event);
             event.set_ends(end);
-            self.ends.insert(EndOf::new(self.epoch, end, event.slot()));
+            self.ends.insert(EndOf::new(self.epoch, end, event.cell()));
         }
     }
 
@@ -687,8 +687,8 @@ impl EphemeralMap {
             && end.deadline(self.epoch).is_over(now)
         {
             self.ends.pop_first();
-            let (number, end) = (end.slot(), end.deadline(self.epoch));
-            while let Some((event, changes)) = self.slots.take_ended(number, end) {
+            let (number, end) = (end.cell(), end.deadline(self.epoch));
+            while let Some((event, changes)) = self.cells.take_ended(number, end) {
                 self.ended.remember(event.id_hash(), now.deadline(REMEMBERED));
                 self.forget_taken(&event, changes);
             }
@@ -698,7 +698,7 @@ impl EphemeralMap {
                 recent.purge(now);
             }
         }
-        if self.touched.len() > 2 * self.slots.len() + 64 {
+        if self.touched.len() > 2 * self.cells.len() + 64 {
             self.tidy_touched();
         }
     }
@@ -709,29 +709,29 @@ impl EphemeralMap {
         let mut touched = std::mem::take(&mut self.touched);
         touched.sort_unstable();
         touched.dedup();
-        touched.retain(|number| self.slots.get(*number).is_some());
+        touched.retain(|number| self.cells.get(*number).is_some());
         self.touched = touched;
     }
 
     /// Removes an event from all that is known.
     fn forget(&mut self, event: &Arc<StickyEvent>) {
         self.forget_end(event);
-        let changes = self.slots.take(event);
+        let changes = self.cells.take(event);
         self.forget_taken(event, changes);
     }
 
-    /// Removes the end of an event that is still in its slot.
+    /// Removes the end of an event that is still in its cell.
     fn forget_end(&mut self, event: &StickyEvent) {
-        let end_of = |event: &StickyEvent| EndOf::new(self.epoch, event.ends(), event.slot());
+        let end_of = |event: &StickyEvent| EndOf::new(self.epoch, event.ends(), event.cell());
         let end = end_of(event);
-        let mut known = self.slots.get(event.slot()).into_iter().flat_map(Slot::known);
-        // Another event of the slot may have the same end.
+        let mut known = self.cells.get(event.cell()).into_iter().flat_map(Cell::known);
+        // Another event of the cell may have the same end.
         if !known.any(|other| !std::ptr::eq(&**other, event) && end_of(other) == end) {
             self.ends.remove(&end);
         }
     }
 
-    /// Removes an event that was taken out of its slot, which may have changed the value there, from
+    /// Removes an event that was taken out of its cell, which may have changed the value there, from
     /// all else that is known.
     fn forget_taken(&mut self, event: &Arc<StickyEvent>, changes: bool) {
         let known = self.events.find_entry(event.id_hash(), |known| Arc::ptr_eq(known, event));
@@ -748,10 +748,10 @@ impl EphemeralMap {
             self.types.remove(event.event_type());
         }
         if changes {
-            self.touched.push(event.slot());
+            self.touched.push(event.cell());
         }
-        if self.slots.is_vacant(event.slot()) {
-            self.slots.remove_unless_shown(event.slot());
+        if self.cells.is_vacant(event.cell()) {
+            self.cells.remove_unless_shown(event.cell());
             if event.shared_sender().end_use() {
                 self.senders.remove(event.sender());
                 if !self.full.is_empty() {
@@ -761,15 +761,15 @@ impl EphemeralMap {
         }
     }
 
-    /// Compares what was shown of a slot with its value, and shows that.
+    /// Compares what was shown of a cell with its value, and shows that.
     fn settle(&mut self, now: Moment, number: u32) -> Option<Delta> {
-        let slot = self.slots.get_mut(number)?;
-        let after = slot.value(&self.ignored).cloned();
-        let before = std::mem::replace(&mut slot.shown, after.clone());
+        let cell = self.cells.get_mut(number)?;
+        let after = cell.value(&self.ignored).cloned();
+        let before = std::mem::replace(&mut cell.shown, after.clone());
         let delta = match (&before, after) {
             (None, None) => None,
             (Some(before), Some(after)) if Arc::ptr_eq(before, &after) => None,
-            (_, Some(after)) => Some(Delta { slot: number, before, after: Ok(after) }),
+            (_, Some(after)) => Some(Delta { cell: number, before, after: Ok(after) }),
             (Some(gone), None) => {
                 let fell_out = || {
                     if gone.ends().is_over(now) {
@@ -780,12 +780,12 @@ impl EphemeralMap {
                         RemovalReason::Removed
                     }
                 };
-                let reason = slot.reason(gone, &self.ignored).unwrap_or_else(fell_out);
-                Some(Delta { slot: number, before, after: Err(reason) })
+                let reason = cell.reason(gone, &self.ignored).unwrap_or_else(fell_out);
+                Some(Delta { cell: number, before, after: Err(reason) })
             }
         };
-        if slot.is_vacant() {
-            self.slots.remove_unless_shown(number);
+        if cell.is_vacant() {
+            self.cells.remove_unless_shown(number);
         }
         delta
     }
@@ -821,14 +821,14 @@ fn place_of<'a>(raw: &'a RawSticky<'_>) -> Place<'a> {
     Place {
         event_type: &raw.event_type,
         sender: raw.sender.as_str(),
-        slot: match &raw.content {
-            RawContent::Clear { sticky_key: Some(key), .. } => SlotName::Keyed(key),
-            _ => SlotName::Unkeyed(raw.event_id.as_str()),
+        cell: match &raw.content {
+            RawContent::Clear { sticky_key: Some(key), .. } => EntryName::Keyed(key),
+            _ => EntryName::Unkeyed(raw.event_id.as_str()),
         },
     }
 }
 
-/// An end, and the number of the slot whose event has it: 8 bytes that are compared without looking
+/// An end, and the number of the cell whose event has it: 8 bytes that are compared without looking
 /// anything up, as each event that comes is sorted in among them.
 ///
 /// 40 bits of milliseconds are 34 years, counted from when nothing was known.
@@ -836,17 +836,17 @@ fn place_of<'a>(raw: &'a RawSticky<'_>) -> Place<'a> {
 struct EndOf(u64);
 
 impl EndOf {
-    fn new(epoch: Deadline, end: Deadline, slot: u32) -> Self {
-        let most = u64::MAX >> MOST_SLOTS.ilog2();
-        Self(end.millis_after(epoch).min(most) << MOST_SLOTS.ilog2() | u64::from(slot))
+    fn new(epoch: Deadline, end: Deadline, cell: u32) -> Self {
+        let most = u64::MAX >> MAX_CELLS.ilog2();
+        Self(end.millis_after(epoch).min(most) << MAX_CELLS.ilog2() | u64::from(cell))
     }
 
     fn deadline(self, epoch: Deadline) -> Deadline {
-        epoch.later(self.0 >> MOST_SLOTS.ilog2())
+        epoch.later(self.0 >> MAX_CELLS.ilog2())
     }
 
-    fn slot(self) -> u32 {
-        (self.0 % u64::from(MOST_SLOTS)) as u32
+    fn cell(self) -> u32 {
+        (self.0 % u64::from(MAX_CELLS)) as u32
     }
 }
 

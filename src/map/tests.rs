@@ -723,7 +723,7 @@ fn there_is_one_deadline_for_each_known_event() {
     room.pass(secs(60));
     room.changes();
     assert_eq!(room.map.ends.len(), 0);
-    assert_eq!((room.map.slots.len(), room.map.senders.len(), room.map.types.len()), (0, 0, 0));
+    assert_eq!((room.map.cells.len(), room.map.senders.len(), room.map.types.len()), (0, 0, 0));
 }
 
 #[test]
@@ -814,7 +814,7 @@ fn a_key_that_came_back_before_its_end_was_told_counts_into_the_quota_once() {
 fn a_room_that_has_all_the_places_it_can_have_takes_no_more_keys() {
     let mut room = Room::new();
     room.section(&event("$a").key("1"));
-    room.map.slots.give_out(MOST_SLOTS);
+    room.map.cells.give_out(MAX_CELLS);
     for dropped in 1..3 {
         assert_eq!(room.section(&event("$b").by(BOB)), Handled::Full { first: false });
         assert_eq!(room.map.dropped(), dropped);
@@ -1339,7 +1339,7 @@ fn a_key_that_ended_and_came_again_before_that_was_told_is_one_change() {
 #[test]
 fn the_numbers_of_what_is_told_are_dense_and_stay_while_there_is_a_value() {
     fn numbers(room: &mut Room) -> Vec<u32> {
-        room.map.poll_changes(room.now).iter().map(|delta| delta.slot).collect()
+        room.map.poll_changes(room.now).iter().map(|delta| delta.cell).collect()
     }
     let mut room = Room::new();
     for n in 0..100 {
@@ -1349,7 +1349,7 @@ fn the_numbers_of_what_is_told_are_dense_and_stay_while_there_is_a_value() {
     assert_eq!(numbers(&mut room), all);
     room.section(&event("$stays").key("50").sent(1).lasting(90_000));
     assert_eq!(numbers(&mut room), [50], "an update");
-    assert_eq!(room.map.slots.len(), 100);
+    assert_eq!(room.map.cells.len(), 100);
     room.pass(secs(60));
     let mut ended = numbers(&mut room);
     ended.sort_unstable();

@@ -20,7 +20,7 @@ use crate::{
 /// The visible entries of all rooms.
 pub(super) type Rooms = OrdMap<SharedRoom, Shown>;
 
-/// The visible entries of a room, each at the number of its slot, and not in their order: keeping that would
+/// The visible entries of a room, each at the number of its cell, and not in their order: keeping that would
 /// cost each change more than sorting costs each reader who asks for it.
 #[derive(Clone, Default)]
 pub(super) struct Shown {
@@ -30,15 +30,15 @@ pub(super) struct Shown {
 
 impl Shown {
     pub(super) fn handle_delta(&mut self, delta: &Delta) {
-        let Delta { slot, before, after } = delta;
+        let Delta { cell, before, after } = delta;
         self.len -= usize::from(before.is_some());
         self.len += usize::from(after.is_ok());
-        let (slot, event) = (*slot as usize, after.as_ref().ok().cloned());
-        // Removals have slots too, and what waits for its room key: those show nothing.
-        while self.events.len() <= slot {
+        let (cell, event) = (*cell as usize, after.as_ref().ok().cloned());
+        // Removals have cells too, and what waits for its room key: those show nothing.
+        while self.events.len() <= cell {
             self.events.push_back(None);
         }
-        self.events.set(slot, event);
+        self.events.set(cell, event);
     }
 
     pub(super) fn is_empty(&self) -> bool {

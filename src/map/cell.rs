@@ -1,7 +1,7 @@
 //! The places of the map, and in each the known events of a key, highest rank first.
 //!
 //! In: events of that key, and which of them are redacted. Out: which one is the value, and why
-//! one that was shown is not any more. No deadlines: whoever owns the slots removes what has ended.
+//! one that was shown is not any more. No deadlines: whoever owns the cells removes what has ended.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -14,14 +14,14 @@ use crate::{
     time::Deadline,
 };
 
-/// All slots. Each has a number, by which its events know it and by which it is shown, so that it
+/// All cells. Each has a number, by which its events know it and by which it is shown, so that it
 /// is looked for once, when an event of its place comes. The numbers are dense: a new one is at most
 /// as many as there were at once since there was none.
 #[derive(Default)]
-pub(super) struct Slots {
+pub(super) struct Cells {
     /// In pieces: one list would move them all when it grows, and have up to half of it empty.
     #[expect(clippy::vec_box, reason = "that is what the pieces are for")]
-    pieces: Vec<Box<[Slot; PIECE]>>,
+    pieces: Vec<Box<[Cell; PIECE]>>,
     /// How many numbers were given out.
     given: u32,
     /// Those of them that are not in use any more.
@@ -33,7 +33,7 @@ pub(super) struct Slots {
 const PIECE: usize = 8;
 
 #[derive(Default)]
-pub(super) struct Slot {
+pub(super) struct Cell {
     /// What is known, redacted events too, highest rank first. Nearly always one, or that and what
     /// it refreshed; so many take no more room here than the place of a list elsewhere does.
     known: SmallVec<[Arc<StickyEvent>; 2]>,
@@ -43,7 +43,7 @@ pub(super) struct Slot {
     place_hash: u32,
 }
 
-fn at(pieces: &[Box<[Slot; PIECE]>], number: u32) -> Option<&Slot> {
+fn at(pieces: &[Box<[Cell; PIECE]>], number: u32) -> Option<&Cell> {
     pieces.get(number as usize / PIECE)?.get(number as usize % PIECE)
 }
 
@@ -56,7 +56,7 @@ fn whole(half: u32) -> u64 {
     u64::from(half) << 32 | u64::from(half)
 }
 
-impl Slots {
+impl Cells {
     /// How many are in use.
     pub(super) fn len(&self) -> usize {
         self.by_place.len()
@@ -66,27 +66,27 @@ impl Slots {
         self.by_place.is_empty()
     }
 
-    /// The slot of this number, if it is in use.
-    pub(super) fn get(&self, number: u32) -> Option<&Slot> {
-        at(&self.pieces, number).filter(|slot| slot.sample().is_some())
+    /// The cell of this number, if it is in use.
+    pub(super) fn get(&self, number: u32) -> Option<&Cell> {
+        at(&self.pieces, number).filter(|cell| cell.sample().is_some())
     }
 
-    /// The slot of this number, if it is in use.
-    pub(super) fn get_mut(&mut self, number: u32) -> Option<&mut Slot> {
-        self.at_mut(number).filter(|slot| slot.sample().is_some())
+    /// The cell of this number, if it is in use.
+    pub(super) fn get_mut(&mut self, number: u32) -> Option<&mut Cell> {
+        self.at_mut(number).filter(|cell| cell.sample().is_some())
     }
 
-    fn at_mut(&mut self, number: u32) -> Option<&mut Slot> {
+    fn at_mut(&mut self, number: u32) -> Option<&mut Cell> {
         self.pieces.get_mut(number as usize / PIECE)?.get_mut(number as usize % PIECE)
     }
 
-    /// The number of the slot of a place, given the place's hash.
+    /// The number of the cell of a place, given the place's hash.
     pub(super) fn find(&self, place_hash: u64, place: &Place<'_>) -> Option<u32> {
-        let is_it = |number: &u32| self.get(*number).is_some_and(|slot| slot.place() == *place);
+        let is_it = |number: &u32| self.get(*number).is_some_and(|cell| cell.place() == *place);
         self.by_place.find(whole(half(place_hash)), is_it).copied()
     }
 
-    /// The number that the slot of a new place will have.
+    /// The number that the cell of a new place will have.
     pub(super) fn next(&self) -> u32 {
         self.free.last().copied().unwrap_or(self.given)
     }
@@ -97,7 +97,7 @@ impl Slots {
         self.given = numbers;
     }
 
-    /// Makes the slot of a new place, which has the number that was [`next`](Self::next).
+    /// Makes the cell of a new place, which has the number that was [`next`](Self::next).
     pub(super) fn add(&mut self, place_hash: u64, event: Arc<StickyEvent>) {
         let place_hash = half(place_hash);
         let number = self.next();
@@ -107,53 +107,53 @@ impl Slots {
                 self.pieces.push(Box::default());
             }
         }
-        if let Some(slot) = self.at_mut(number) {
-            slot.place_hash = place_hash;
-            slot.known.push(event);
+        if let Some(cell) = self.at_mut(number) {
+            cell.place_hash = place_hash;
+            cell.known.push(event);
         }
         let pieces = &self.pieces;
-        let hash = |number: &u32| at(pieces, *number).map_or(0, |slot| whole(slot.place_hash));
+        let hash = |number: &u32| at(pieces, *number).map_or(0, |cell| whole(cell.place_hash));
         self.by_place.insert_unique(whole(place_hash), number, hash);
     }
 
-    /// Takes an event out of its slot. Whether the value there may be another now.
+    /// Takes an event out of its cell. Whether the value there may be another now.
     pub(super) fn take(&mut self, event: &Arc<StickyEvent>) -> bool {
-        let Some(slot) = self.at_mut(event.slot()) else { return false };
-        let at = slot.known.iter().position(|known| Arc::ptr_eq(known, event));
-        at.is_some_and(|at| slot.take(at).1)
+        let Some(cell) = self.at_mut(event.cell()) else { return false };
+        let at = cell.known.iter().position(|known| Arc::ptr_eq(known, event));
+        at.is_some_and(|at| cell.take(at).1)
     }
 
-    /// Takes an event out of a slot that has ended by `deadline`, if there is one, and says whether
+    /// Takes an event out of a cell that has ended by `deadline`, if there is one, and says whether
     /// the value there may be another now.
     pub(super) fn take_ended(
         &mut self,
         number: u32,
         deadline: Deadline,
     ) -> Option<(Arc<StickyEvent>, bool)> {
-        let slot = self.at_mut(number)?;
-        let at = slot.known.iter().position(|known| known.ends() <= deadline)?;
-        Some(slot.take(at))
+        let cell = self.at_mut(number)?;
+        let at = cell.known.iter().position(|known| known.ends() <= deadline)?;
+        Some(cell.take(at))
     }
 
     /// Puts an event in the place of the one that it is another copy of.
     pub(super) fn replace(&mut self, event: &Arc<StickyEvent>, copy: Arc<StickyEvent>) {
-        let Some(slot) = self.at_mut(event.slot()) else { return };
-        if let Some(known) = slot.known.iter_mut().find(|known| Arc::ptr_eq(known, event)) {
+        let Some(cell) = self.at_mut(event.cell()) else { return };
+        if let Some(known) = cell.known.iter_mut().find(|known| Arc::ptr_eq(known, event)) {
             *known = copy;
         }
     }
 
-    /// Whether no event of a slot is known any more.
+    /// Whether no event of a cell is known any more.
     pub(super) fn is_vacant(&self, number: u32) -> bool {
-        at(&self.pieces, number).is_none_or(Slot::is_vacant)
+        at(&self.pieces, number).is_none_or(Cell::is_vacant)
     }
 
-    /// Gives up a slot that has no events, unless it has something shown, whose end must be told.
+    /// Gives up a cell that has no events, unless it has something shown, whose end must be told.
     pub(super) fn remove_unless_shown(&mut self, number: u32) {
-        let Some(slot) = at(&self.pieces, number).filter(|slot| slot.shown.is_none()) else {
+        let Some(cell) = at(&self.pieces, number).filter(|cell| cell.shown.is_none()) else {
             return;
         };
-        let Ok(entry) = self.by_place.find_entry(whole(slot.place_hash), |used| *used == number)
+        let Ok(entry) = self.by_place.find_entry(whole(cell.place_hash), |used| *used == number)
         else {
             return;
         };
@@ -165,24 +165,24 @@ impl Slots {
     }
 
     /// Those in use, with their numbers.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &Slot)> {
-        let slots = self.pieces.iter().flat_map(|piece| piece.iter());
-        (0..).zip(slots).filter(|(_, slot)| slot.sample().is_some())
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &Cell)> {
+        let cells = self.pieces.iter().flat_map(|piece| piece.iter());
+        (0..).zip(cells).filter(|(_, cell)| cell.sample().is_some())
     }
 }
 
-impl Slot {
+impl Cell {
     fn place(&self) -> Place<'_> {
         self.sample().map_or(Place::NOWHERE, |event| event.place())
     }
 
-    /// Any event of this slot. A slot has a record, or something shown whose end must still be told;
+    /// Any event of this cell. A cell has a record, or something shown whose end must still be told;
     /// without either it is not in use.
     pub(super) fn sample(&self) -> Option<&Arc<StickyEvent>> {
         self.known.first().or(self.shown.as_ref())
     }
 
-    /// Whether no event of this slot is known any more.
+    /// Whether no event of this cell is known any more.
     pub(super) fn is_vacant(&self) -> bool {
         self.known.is_empty()
     }
@@ -219,7 +219,7 @@ impl Slot {
         redacted.or(self.known.last()).cloned()
     }
 
-    /// The event that is live under this slot's key, unless that is a tombstone, or nobody knows
+    /// The event that is live under this cell's key, unless that is a tombstone, or nobody knows
     /// yet what it is, or its sender is ignored.
     pub(super) fn value(&self, ignored: &HashSet<OwnedUserId>) -> Option<&Arc<StickyEvent>> {
         let event = self.highest()?;
@@ -259,7 +259,7 @@ mod tests {
     fn a_piece_is_made_when_all_others_are_full() {
         let mut map = EphemeralMap::new(Limits::default());
         for n in 0..3 * PIECE {
-            assert_eq!(map.slots.pieces.len(), n.div_ceil(PIECE));
+            assert_eq!(map.cells.pieces.len(), n.div_ceil(PIECE));
             let event = event(&format!("${n}")).key(&n.to_string());
             map.handle_event(start(), Path::Section, event.raw()).unwrap();
         }
