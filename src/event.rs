@@ -375,14 +375,14 @@ pub struct Rank<'a> {
     event_id: &'a str,
 }
 
-/// The place of an event in the map and in every list of its entries. Entries are ordered by it:
+/// The order of an event in the map and in every list of its entries. Entries are ordered by it:
 /// by type, then by sender, then keyed before unkeyed, then by sticky key or event id, each as
 /// bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Place<'a> {
+pub(crate) struct EntryOrder<'a> {
     pub(crate) event_type: &'a str,
     pub(crate) sender: &'a str,
-    pub(crate) cell: EntryName<'a>,
+    pub(crate) name: EntryName<'a>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -391,10 +391,10 @@ pub(crate) enum EntryName<'a> {
     Unkeyed(&'a str),
 }
 
-impl Place<'_> {
-    /// A place where no event can be: every event has a sender.
+impl EntryOrder<'_> {
+    /// An order that no event has: every event has a sender.
     pub(crate) const NOWHERE: Self =
-        Self { event_type: "", sender: "", cell: EntryName::Unkeyed("") };
+        Self { event_type: "", sender: "", name: EntryName::Unkeyed("") };
 }
 
 impl StickyEvent {
@@ -563,19 +563,19 @@ impl StickyEvent {
         }
     }
 
-    pub(crate) fn place(&self) -> Place<'_> {
-        Place {
+    pub(crate) fn order(&self) -> EntryOrder<'_> {
+        EntryOrder {
             event_type: &self.event_type,
             sender: self.sender.as_str(),
-            cell: match self.sticky_key() {
+            name: match self.sticky_key() {
                 Some(key) => EntryName::Keyed(key),
                 None => EntryName::Unkeyed(self.event_id_str()),
             },
         }
     }
 
-    /// The order of places, without looking at strings that both events share.
-    pub(crate) fn cmp_place(&self, other: &Self) -> Ordering {
+    /// Compares the orders, without looking at strings that both events share.
+    pub(crate) fn cmp_order(&self, other: &Self) -> Ordering {
         if !self.event_type.is_same(&other.event_type) {
             let order = self.event_type.cmp(&other.event_type);
             if order.is_ne() {
@@ -588,7 +588,7 @@ impl StickyEvent {
                 return order;
             }
         }
-        self.place().cell.cmp(&other.place().cell)
+        self.order().name.cmp(&other.order().name)
     }
 }
 
@@ -773,7 +773,7 @@ mod tests {
     fn an_event_has_one_place_however_its_text_is_shared() {
         // From two maps, so that nothing is shared.
         let (one, other) = (kept(event("$a").raw()), kept(event("$b").raw()));
-        assert_eq!(one.cmp_place(&other), Ordering::Equal);
+        assert_eq!(one.cmp_order(&other), Ordering::Equal);
         for (lower, higher) in [
             (event("$a").of_type("a").by("@b:hs").key("b"), event("$a").of_type("b").by("@a:hs")),
             (event("$a").by("@a:hs").key("b"), event("$a").by("@b:hs").key("a")),
@@ -782,8 +782,8 @@ mod tests {
             (event("$a").unkeyed(), event("$b").unkeyed()),
         ] {
             let (lower, higher) = (kept(lower.raw()), kept(higher.raw()));
-            assert_eq!(lower.cmp_place(&higher), Ordering::Less);
-            assert_eq!(higher.cmp_place(&lower), Ordering::Greater);
+            assert_eq!(lower.cmp_order(&higher), Ordering::Less);
+            assert_eq!(higher.cmp_order(&lower), Ordering::Greater);
         }
     }
 }

@@ -29,7 +29,7 @@ use self::{
 };
 use crate::{
     event::{
-        Encryption, EntryName, Given, Kind, Place, RemovalReason, SharedSender, SharedType,
+        Encryption, EntryName, EntryOrder, Given, Kind, RemovalReason, SharedSender, SharedType,
         StickyEvent, StickyKey, Unkept,
     },
     time::{Deadline, MAX_STICKY_MS, Moment, end_by_origin},
@@ -59,7 +59,7 @@ impl Default for Limits {
 /// Besides the value, the highest-ranked events of a key that are kept.
 pub const OTHERS_PER_KEY: usize = 32;
 
-/// How many places a room can have: 16,000 senders with all that [`Limits::per_sender`] gives them.
+/// How many cells a room can have: 16,000 senders with all that [`Limits::per_sender`] gives them.
 const MAX_CELLS: u32 = 1 << 24;
 
 /// How many redactions of events that are not known are remembered, the newest of them.
@@ -115,7 +115,7 @@ pub(crate) struct Delta {
 pub struct EphemeralMap {
     limits: Limits,
     hasher: DefaultHashBuilder,
-    /// What is known of each place: a key, or an event without one.
+    /// What is known under each key, or an event without one.
     cells: Cells,
     /// Every known event, by its id.
     events: HashTable<Arc<StickyEvent>>,
@@ -153,8 +153,8 @@ pub struct EphemeralMap {
 /// An event that may come in.
 struct Admitted {
     id_hash: u64,
-    place_hash: u64,
-    /// The number of its place's cell, if there is one.
+    order_hash: u64,
+    /// The number of its cell, if there is one.
     cell: Option<u32>,
 }
 
@@ -345,7 +345,7 @@ impl EphemeralMap {
             })
             .collect();
         gone.sort_unstable_by(|a, b| match (&a.before, &b.before) {
-            (Some(a), Some(b)) => a.cmp_place(b),
+            (Some(a), Some(b)) => a.cmp_order(b),
             (a, b) => a.is_some().cmp(&b.is_some()),
         });
         gone
@@ -390,19 +390,19 @@ impl EphemeralMap {
         self.expire(now);
         let mut entries: Vec<_> =
             self.cells.iter().filter_map(|(_, cell)| cell.value(&self.ignored)).cloned().collect();
-        entries.sort_unstable_by(|a, b| a.cmp_place(b));
+        entries.sort_unstable_by(|a, b| a.cmp_order(b));
         entries
     }
 
     /// The live entry of a key.
     pub fn get(&mut self, now: Moment, key: &StickyKey) -> Option<&Arc<StickyEvent>> {
         self.expire(now);
-        let place = Place {
+        let order = EntryOrder {
             event_type: &key.event_type,
             sender: key.sender.as_str(),
-            cell: EntryName::Keyed(&key.sticky_key),
+            name: EntryName::Keyed(&key.sticky_key),
         };
-        let number = self.cells.find(self.hasher.hash_one(place), &place)?;
+        let number = self.cells.find(self.hasher.hash_one(order), &order)?;
         self.cells.get(number)?.value(&self.ignored)
     }
 
@@ -528,9 +528,9 @@ impl EphemeralMap {
             return Err(Handled::NotSticky);
         }
 
-        let place = place_of(raw);
-        let place_hash = self.hasher.hash_one(place);
-        let cell = self.cells.find(place_hash, &place);
+        let order = order_of(raw);
+        let order_hash = self.hasher.hash_one(order);
+        let cell = self.cells.find(order_hash, &order);
         if cell.is_none() && self.cells.next() >= MAX_CELLS {
             self.dropped += 1;
             return Err(Handled::Full { first: false });
@@ -546,7 +546,7 @@ impl EphemeralMap {
             }
             return Err(Handled::Full { first });
         }
-        Ok(Admitted { id_hash, place_hash, cell })
+        Ok(Admitted { id_hash, order_hash, cell })
     }
 
     /// Whether a sender's quota is not full.
@@ -647,7 +647,7 @@ impl EphemeralMap {
                 (is_value, cell.excess(OTHERS_PER_KEY + 1))
             }
             None => {
-                self.cells.add(admitted.place_hash, event.clone());
+                self.cells.add(admitted.order_hash, event.clone());
                 (true, None)
             }
         };
@@ -703,7 +703,7 @@ impl EphemeralMap {
         }
     }
 
-    /// Leaves each place at most once in what is touched, so that a map that is read and never
+    /// Leaves each cell at most once in what is touched, so that a map that is read and never
     /// polled does not grow.
     fn tidy_touched(&mut self) {
         let mut touched = std::mem::take(&mut self.touched);
@@ -817,11 +817,11 @@ fn end_of(received: Moment, path: Path, raw: &RawSticky<'_>) -> Deadline {
     }
 }
 
-fn place_of<'a>(raw: &'a RawSticky<'_>) -> Place<'a> {
-    Place {
+fn order_of<'a>(raw: &'a RawSticky<'_>) -> EntryOrder<'a> {
+    EntryOrder {
         event_type: &raw.event_type,
         sender: raw.sender.as_str(),
-        cell: match &raw.content {
+        name: match &raw.content {
             RawContent::Clear { sticky_key: Some(key), .. } => EntryName::Keyed(key),
             _ => EntryName::Unkeyed(raw.event_id.as_str()),
         },

@@ -1,4 +1,4 @@
-//! The places of the map, and in each the known events of a key, highest rank first.
+//! The cells of the map, and in each the known events of a key, highest rank first.
 //!
 //! In: events of that key, and which of them are redacted. Out: which one is the value, and why
 //! one that was shown is not any more. No deadlines: whoever owns the cells removes what has ended.
@@ -10,12 +10,12 @@ use ruma::OwnedUserId;
 use smallvec::SmallVec;
 
 use crate::{
-    event::{Kind, Place, RemovalReason, StickyEvent},
+    event::{EntryOrder, Kind, RemovalReason, StickyEvent},
     time::Deadline,
 };
 
 /// All cells. Each has a number, by which its events know it and by which it is shown, so that it
-/// is looked for once, when an event of its place comes. The numbers are dense: a new one is at most
+/// is looked for once, when an event of its order comes. The numbers are dense: a new one is at most
 /// as many as there were at once since there was none.
 #[derive(Default)]
 pub(super) struct Cells {
@@ -26,8 +26,8 @@ pub(super) struct Cells {
     given: u32,
     /// Those of them that are not in use any more.
     free: Vec<u32>,
-    /// Those that are, by the hash of their place.
-    by_place: HashTable<u32>,
+    /// Those that are, by the hash of their order.
+    by_order: HashTable<u32>,
 }
 
 const PIECE: usize = 8;
@@ -39,8 +39,8 @@ pub(super) struct Cell {
     known: SmallVec<[Arc<StickyEvent>; 2]>,
     /// The value as the last change told it.
     pub(super) shown: Option<Arc<StickyEvent>>,
-    /// The hash of its place, half of it: so much of a keyed hash is enough to find it by.
-    place_hash: u32,
+    /// The hash of its order, half of it: so much of a keyed hash is enough to find it by.
+    order_hash: u32,
 }
 
 fn at(pieces: &[Box<[Cell; PIECE]>], number: u32) -> Option<&Cell> {
@@ -59,11 +59,11 @@ fn whole(half: u32) -> u64 {
 impl Cells {
     /// How many are in use.
     pub(super) fn len(&self) -> usize {
-        self.by_place.len()
+        self.by_order.len()
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.by_place.is_empty()
+        self.by_order.is_empty()
     }
 
     /// The cell of this number, if it is in use.
@@ -80,13 +80,13 @@ impl Cells {
         self.pieces.get_mut(number as usize / PIECE)?.get_mut(number as usize % PIECE)
     }
 
-    /// The number of the cell of a place, given the place's hash.
-    pub(super) fn find(&self, place_hash: u64, place: &Place<'_>) -> Option<u32> {
-        let is_it = |number: &u32| self.get(*number).is_some_and(|cell| cell.place() == *place);
-        self.by_place.find(whole(half(place_hash)), is_it).copied()
+    /// The number of the cell of an order, given its hash.
+    pub(super) fn find(&self, order_hash: u64, order: &EntryOrder<'_>) -> Option<u32> {
+        let is_it = |number: &u32| self.get(*number).is_some_and(|cell| cell.order() == *order);
+        self.by_order.find(whole(half(order_hash)), is_it).copied()
     }
 
-    /// The number that the cell of a new place will have.
+    /// The number that the next cell will have.
     pub(super) fn next(&self) -> u32 {
         self.free.last().copied().unwrap_or(self.given)
     }
@@ -97,9 +97,9 @@ impl Cells {
         self.given = numbers;
     }
 
-    /// Makes the cell of a new place, which has the number that was [`next`](Self::next).
-    pub(super) fn add(&mut self, place_hash: u64, event: Arc<StickyEvent>) {
-        let place_hash = half(place_hash);
+    /// Makes a cell for an order that has none, which has the number that was [`next`](Self::next).
+    pub(super) fn add(&mut self, order_hash: u64, event: Arc<StickyEvent>) {
+        let order_hash = half(order_hash);
         let number = self.next();
         if self.free.pop().is_none() {
             self.given += 1;
@@ -108,12 +108,12 @@ impl Cells {
             }
         }
         if let Some(cell) = self.at_mut(number) {
-            cell.place_hash = place_hash;
+            cell.order_hash = order_hash;
             cell.known.push(event);
         }
         let pieces = &self.pieces;
-        let hash = |number: &u32| at(pieces, *number).map_or(0, |cell| whole(cell.place_hash));
-        self.by_place.insert_unique(whole(place_hash), number, hash);
+        let hash = |number: &u32| at(pieces, *number).map_or(0, |cell| whole(cell.order_hash));
+        self.by_order.insert_unique(whole(order_hash), number, hash);
     }
 
     /// Takes an event out of its cell. Whether the value there may be another now.
@@ -153,13 +153,13 @@ impl Cells {
         let Some(cell) = at(&self.pieces, number).filter(|cell| cell.shown.is_none()) else {
             return;
         };
-        let Ok(entry) = self.by_place.find_entry(whole(cell.place_hash), |used| *used == number)
+        let Ok(entry) = self.by_order.find_entry(whole(cell.order_hash), |used| *used == number)
         else {
             return;
         };
         entry.remove();
         self.free.push(number);
-        if self.by_place.is_empty() {
+        if self.by_order.is_empty() {
             *self = Self::default();
         }
     }
@@ -172,8 +172,8 @@ impl Cells {
 }
 
 impl Cell {
-    fn place(&self) -> Place<'_> {
-        self.sample().map_or(Place::NOWHERE, |event| event.place())
+    fn order(&self) -> EntryOrder<'_> {
+        self.sample().map_or(EntryOrder::NOWHERE, |event| event.order())
     }
 
     /// Any event of this cell. A cell has a record, or something shown whose end must still be told;

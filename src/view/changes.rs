@@ -203,9 +203,9 @@ impl Subscriber {
     fn merge(&mut self) {
         if self.untold.len() > 1 {
             // Stable: what happened to one entry stays in its order.
-            self.untold.sort_by(Untold::cmp_place);
+            self.untold.sort_by(Untold::cmp_order);
             self.untold.dedup_by(|later, earlier| {
-                let is_same = later.cmp_place(earlier).is_eq();
+                let is_same = later.cmp_order(earlier).is_eq();
                 if is_same {
                     std::mem::swap(&mut earlier.now, &mut later.now);
                 }
@@ -223,9 +223,9 @@ impl Untold {
         self.now.as_ref().ok().or(self.told.as_ref())
     }
 
-    fn cmp_place(&self, other: &Self) -> Ordering {
+    fn cmp_order(&self, other: &Self) -> Ordering {
         self.room_id.cmp(&other.room_id).then_with(|| match (self.event(), other.event()) {
-            (Some(event), Some(other)) => event.cmp_place(other),
+            (Some(event), Some(other)) => event.cmp_order(other),
             (event, other) => event.is_some().cmp(&other.is_some()),
         })
     }

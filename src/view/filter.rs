@@ -1,4 +1,4 @@
-//! Filters: which entries a view lets through. Only what is part of an entry's place can be
+//! Filters: which entries a view lets through. Only what is part of an entry's order can be
 //! filtered by, so an entry never comes or goes because its content changed.
 
 use std::{any::Any, fmt, sync::Arc};

@@ -66,12 +66,12 @@ impl DiffStream {
     }
 }
 
-/// Where an entry with this place is, or where it belongs.
+/// Where an entry of this order is, or where it belongs.
 fn find(entries: &Vector<Entry>, wanted: &Entry) -> Result<usize, usize> {
     let (mut low, mut high) = (0, entries.len());
     while low < high {
         let middle = low + (high - low) / 2;
-        match entries.get(middle).map(|entry| entry.cmp_place(wanted)) {
+        match entries.get(middle).map(|entry| entry.cmp_order(wanted)) {
             Some(Ordering::Less) => low = middle + 1,
             Some(Ordering::Greater) | None => high = middle,
             Some(Ordering::Equal) => return Ok(middle),

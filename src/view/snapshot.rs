@@ -64,9 +64,9 @@ impl Entry {
         &self.event
     }
 
-    /// The order of entries: by room, then by place.
-    pub(super) fn cmp_place(&self, other: &Self) -> Ordering {
-        self.room_id.cmp(&other.room_id).then_with(|| self.event.cmp_place(&other.event))
+    /// The order of entries: by room, then by entry order.
+    pub(super) fn cmp_order(&self, other: &Self) -> Ordering {
+        self.room_id.cmp(&other.room_id).then_with(|| self.event.cmp_order(&other.event))
     }
 }
 
@@ -113,7 +113,7 @@ impl Snapshot {
     pub fn iter(&self) -> impl Iterator<Item = Entry> + '_ {
         let sorted = || {
             let mut entries: Vec<_> = self.entries().collect();
-            entries.sort_unstable_by(Entry::cmp_place);
+            entries.sort_unstable_by(Entry::cmp_order);
             entries.into()
         };
         self.in_order.get_or_init(sorted).iter().cloned()
