@@ -701,13 +701,13 @@ mod tests {
 
     use super::*;
     use crate::{
-        map::{EphemeralMap, Limits, Path},
+        map::{EphemeralMap, Limits, ReceivedVia},
         testing::{ALICE, START_MS, debug, event, raw, secs, start},
     };
 
     fn kept(text: Box<RawValue>) -> Arc<StickyEvent> {
         let mut map = EphemeralMap::new(Limits::default());
-        map.handle_event(start(), Path::Section, text).unwrap();
+        map.handle_event(start(), ReceivedVia::Section, text).unwrap();
         map.entries(start())[0].clone()
     }
 

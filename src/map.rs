@@ -71,7 +71,7 @@ const REMEMBERED: Duration = Duration::from_millis(MAX_STICKY_MS);
 /// How an event came, which decides when it ends if the server does not say so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Path {
+pub enum ReceivedVia {
     /// A sticky section: of v3 `/sync`, or of sliding sync. The server says that it is sticky.
     Section,
     /// A timeline, `/event` or `/messages`: without a remaining time it is over.
@@ -199,13 +199,13 @@ impl EphemeralMap {
     pub fn handle_event(
         &mut self,
         received: Moment,
-        path: Path,
+        via: ReceivedVia,
         text: Box<RawValue>,
     ) -> Result<Handled, Malformed> {
         let Some(raw) = self.read(received, &text)? else {
             return Ok(Handled::NotSticky);
         };
-        let end = end_of(received, path, &raw);
+        let end = end_of(received, via, &raw);
         let admitted = match self.admit(received, &raw, end) {
             Ok(admitted) => admitted,
             Err(handled) => return Ok(handled),
@@ -232,7 +232,7 @@ impl EphemeralMap {
     pub fn handle_decrypted(
         &mut self,
         received: Moment,
-        path: Path,
+        via: ReceivedVia,
         outer: &RawValue,
         clear: Box<RawValue>,
         encryption: Encryption,
@@ -240,7 +240,7 @@ impl EphemeralMap {
         let Some(mut raw) = self.read(received, outer)? else {
             return Ok(Handled::NotSticky);
         };
-        let mut end = end_of(received, path, &raw);
+        let mut end = end_of(received, via, &raw);
         let inner = match wire::read_decrypted(&clear) {
             Ok(inner) => inner,
             Err(malformed) => {
@@ -809,11 +809,13 @@ impl fmt::Debug for EphemeralMap {
     }
 }
 
-fn end_of(received: Moment, path: Path, raw: &RawSticky<'_>) -> Deadline {
-    match (raw.remaining_ms, path) {
+fn end_of(received: Moment, via: ReceivedVia, raw: &RawSticky<'_>) -> Deadline {
+    match (raw.remaining_ms, via) {
         (Some(remaining_ms), _) => received.deadline_ms(remaining_ms.min(MAX_STICKY_MS)),
-        (None, Path::Section) => end_by_origin(received, raw.origin_server_ts_ms, raw.duration_ms),
-        (None, Path::Timeline) => received.deadline_ms(0),
+        (None, ReceivedVia::Section) => {
+            end_by_origin(received, raw.origin_server_ts_ms, raw.duration_ms)
+        }
+        (None, ReceivedVia::Timeline) => received.deadline_ms(0),
     }
 }
 

@@ -15,7 +15,7 @@ use ruma::{
 };
 
 use crate::{
-    map::Path,
+    map::ReceivedVia,
     time::Moment,
     view::{Arrival, Delivery, EphemeralMaps},
 };
@@ -58,7 +58,7 @@ impl EphemeralMaps {
 
 fn section(room_id: &RoomId, received: Moment, events: &[Raw<AnySyncTimelineEvent>]) -> Delivery {
     let arrivals = events.iter().map(|event| Arrival::Event(event.json().to_owned())).collect();
-    Delivery { room_id: room_id.to_owned(), received, path: Path::Section, arrivals }
+    Delivery { room_id: room_id.to_owned(), received, via: ReceivedVia::Section, arrivals }
 }
 
 fn timeline(
@@ -73,7 +73,7 @@ fn timeline(
         .filter(|event| event.get().contains("sticky") || event.get().contains("redact"))
         .map(|event| Arrival::Event(event.to_owned()))
         .collect();
-    Delivery { room_id: room_id.clone(), received, path: Path::Timeline, arrivals }
+    Delivery { room_id: room_id.clone(), received, via: ReceivedVia::Timeline, arrivals }
 }
 
 #[cfg(test)]

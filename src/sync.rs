@@ -51,7 +51,7 @@ use self::{
 };
 use crate::{
     driver::{BoxFuture, Timer, jittered, optional, random_name},
-    map::Path,
+    map::ReceivedVia,
     request::{REQUEST_TIMEOUT, describe, one_try},
     time::{Deadline, MAX_STICKY, Moment},
     view::{Arrival, Delivery, EphemeralMaps},
@@ -537,7 +537,7 @@ impl Worker {
         self.maps.handle(redactions.into_iter().map(|(room_id, event_id)| Delivery {
             room_id,
             received: now,
-            path: Path::Timeline,
+            via: ReceivedVia::Timeline,
             arrivals: vec![Arrival::Redaction(event_id)],
         }));
         for room_id in &left {
@@ -1056,7 +1056,8 @@ impl Worker {
             // word, and ends nothing.
             let is_over =
                 !events.is_empty() && events.iter().all(|event| is_older_than_sticky(event.get()));
-            self.deliver_by(received, Path::Timeline, vec![(room_id.to_owned(), events)]).await;
+            self.deliver_by(received, ReceivedVia::Timeline, vec![(room_id.to_owned(), events)])
+                .await;
             from = page.end;
             if is_over || from.is_none() {
                 return Ok(true);
@@ -1071,7 +1072,7 @@ impl Worker {
         received: Moment,
         rooms: Vec<(OwnedRoomId, Vec<Box<RawValue>>)>,
     ) -> usize {
-        self.deliver_by(received, Path::Section, rooms).await
+        self.deliver_by(received, ReceivedVia::Section, rooms).await
     }
 
     /// Hands events to the maps, with what is encrypted decrypted where the key is there. How many
@@ -1079,7 +1080,7 @@ impl Worker {
     async fn deliver_by(
         &self,
         received: Moment,
-        path: Path,
+        via: ReceivedVia,
         rooms: Vec<(OwnedRoomId, Vec<Box<RawValue>>)>,
     ) -> usize {
         let mut deliveries = Vec::with_capacity(rooms.len());
@@ -1096,7 +1097,7 @@ impl Worker {
             for event in events {
                 arrivals.push(self.arrive(&room_id, event).await);
             }
-            deliveries.push(Delivery { room_id, received, path, arrivals });
+            deliveries.push(Delivery { room_id, received, via, arrivals });
         }
         // We may have left a room while its events were decrypted. What comes after its entries have
         // left would stay: nothing more is said of a room that we are not in.
@@ -1120,7 +1121,7 @@ impl Worker {
             }
             // From the moment of receipt on; that is kept with the event that waits.
             let received = self.maps.now();
-            deliveries.push(Delivery { room_id, received, path: Path::Section, arrivals });
+            deliveries.push(Delivery { room_id, received, via: ReceivedVia::Section, arrivals });
         }
         self.maps.handle(deliveries);
     }
@@ -1168,7 +1169,7 @@ impl Worker {
                 }
             }
             let received = self.maps.now();
-            deliveries.push(Delivery { room_id, received, path: Path::Section, arrivals });
+            deliveries.push(Delivery { room_id, received, via: ReceivedVia::Section, arrivals });
         }
         self.maps.handle(deliveries);
         if decrypt::needs_trust(&self.client) {

@@ -8,7 +8,7 @@
 #[path = "model/run.rs"]
 mod run;
 
-use matrix_sdk_sticky::map::Path;
+use matrix_sdk_sticky::map::ReceivedVia;
 use proptest::{
     prelude::*,
     test_runner::{Config, FileFailurePersistence},
@@ -47,9 +47,9 @@ fn arrive() -> impl Strategy<Value = Arrive> {
         8 => prop::sample::select(&[0, 1, MINUTE, 10 * MINUTE, HOUR, 2 * HOUR][..]).prop_map(Ttl::Ms),
         4 => (0..HOUR).prop_map(Ttl::Ms),
     ];
-    let path = prop_oneof![4 => Just(Path::Section), 1 => Just(Path::Timeline)];
-    let event = (0..EVENTS, path, ttl, any::<bool>())
-        .prop_map(|(event, path, ttl, decrypted)| Arrive::Event { event, path, ttl, decrypted });
+    let via = prop_oneof![4 => Just(ReceivedVia::Section), 1 => Just(ReceivedVia::Timeline)];
+    let event = (0..EVENTS, via, ttl, any::<bool>())
+        .prop_map(|(event, via, ttl, decrypted)| Arrive::Event { event, via, ttl, decrypted });
     let told_by =
         prop::sample::select(&[ToldBy::MainLoop, ToldBy::RedactionEvent, ToldBy::RedactedCopy][..]);
     let redaction =

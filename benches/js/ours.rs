@@ -23,7 +23,7 @@ use std::{
 };
 
 use matrix_sdk_sticky::{
-    map::Path as Way,
+    map::ReceivedVia,
     time::{Clock, Moment},
     view::{Arrival, Delivery},
     wire,
@@ -167,7 +167,7 @@ fn feed(watched: &mut Watched, told: &mut usize, body: &str) -> Result {
     watched.maps.handle(response.sections.into_iter().map(|(room_id, events)| Delivery {
         room_id,
         received,
-        path: Way::Section,
+        via: ReceivedVia::Section,
         arrivals: events.into_iter().map(|event| Arrival::Event(event.to_owned())).collect(),
     }));
     *told += watched.look().map_or(0, |change| change.entries.len());

@@ -9,7 +9,7 @@ use std::{
 };
 
 use matrix_sdk_sticky::{
-    map::{Limits, Path},
+    map::{Limits, ReceivedVia},
     time::{Clock, Moment},
     view::{Arrival, Change, Changes, Delivery, EphemeralMaps, Subscription},
 };
@@ -55,7 +55,7 @@ impl Watched {
     pub fn delivery(&self, event: Box<RawValue>) -> Delivery {
         let received = self.maps.now();
         let arrivals = vec![Arrival::Event(event)];
-        Delivery { room_id: room_id(), received, path: Path::Section, arrivals }
+        Delivery { room_id: room_id(), received, via: ReceivedVia::Section, arrivals }
     }
 
     /// A response has come, and the subscriber looks.

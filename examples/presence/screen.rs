@@ -406,7 +406,7 @@ mod tests {
         Encryption, EphemeralMaps,
         event::{EncryptionDetails, Verification},
         heartbeat::Failure,
-        map::{Limits, Path},
+        map::{Limits, ReceivedVia},
         rtc::{ROOM_CALL, Roster},
         time::Clock,
         view::{Arrival, Delivery},
@@ -533,7 +533,7 @@ mod tests {
             self.maps.handle([Delivery {
                 room_id: Self::room_id(),
                 received: self.clock.now(),
-                path: Path::Section,
+                via: ReceivedVia::Section,
                 arrivals: vec![arrival],
             }]);
             self.look();

@@ -285,7 +285,7 @@ mod tests {
     use matrix_sdk_sticky::{
         Changes, Encryption, EphemeralMaps,
         event::{EncryptionDetails, Verification},
-        map::{Limits, Path},
+        map::{Limits, ReceivedVia},
         time::Clock,
         view::{Arrival, Delivery},
     };
@@ -349,7 +349,7 @@ mod tests {
             self.maps.handle([Delivery {
                 room_id: Self::room_id(),
                 received: self.clock.now(),
-                path: Path::Section,
+                via: ReceivedVia::Section,
                 arrivals: vec![arrival],
             }]);
             self.look();

@@ -5,7 +5,7 @@
 //! changes is one choice.
 
 use arbitrary::{Result, Unstructured};
-use matrix_sdk_sticky::map::Path;
+use matrix_sdk_sticky::map::ReceivedVia;
 
 #[path = "../../tests/model/run.rs"]
 mod run;
@@ -90,7 +90,11 @@ fn arrive(u: &mut Unstructured<'_>) -> Result<Arrive> {
         0..=6 => {
             return Ok(Arrive::Event {
                 event,
-                path: *u.choose(&[Path::Section, Path::Section, Path::Timeline])?,
+                via: *u.choose(&[
+                    ReceivedVia::Section,
+                    ReceivedVia::Section,
+                    ReceivedVia::Timeline,
+                ])?,
                 ttl: ttl(u)?,
                 decrypted: u.int_in_range(0..=1)? != 0,
             });

@@ -14,7 +14,7 @@ use std::{
 use arbitrary::{Result, Unstructured};
 use matrix_sdk_sticky::{
     event::{Encryption, EncryptionDetails, Verification},
-    map::{Limits, Path},
+    map::{Limits, ReceivedVia},
     rtc::{ROOM_CALL, Roster, RtcSnapshot},
     time::{Clock, Moment},
     view::{Arrival, Changes, Delivery, EphemeralMaps, Subscription},
@@ -372,7 +372,7 @@ impl World {
     fn deliver(&self, arrivals: Vec<Arrival>) {
         let received = self.clock.now();
         let room_id = room().to_owned();
-        self.maps.handle([Delivery { room_id, received, path: Path::Section, arrivals }]);
+        self.maps.handle([Delivery { room_id, received, via: ReceivedVia::Section, arrivals }]);
     }
 
     /// All who are not mallory, as they are shown, and their keys.

@@ -251,7 +251,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        map::{EphemeralMap, Limits, Path},
+        map::{EphemeralMap, Limits, ReceivedVia},
         testing::{event, start},
     };
 
@@ -261,7 +261,7 @@ mod tests {
         for n in 0..3 * PIECE {
             assert_eq!(map.cells.pieces.len(), n.div_ceil(PIECE));
             let event = event(&format!("${n}")).key(&n.to_string());
-            map.handle_event(start(), Path::Section, event.raw()).unwrap();
+            map.handle_event(start(), ReceivedVia::Section, event.raw()).unwrap();
         }
     }
 

@@ -35,11 +35,11 @@ impl Room {
     }
 
     fn section(&mut self, event: &EventJson) -> Handled {
-        self.map.handle_event(self.now, Path::Section, event.raw()).unwrap()
+        self.map.handle_event(self.now, ReceivedVia::Section, event.raw()).unwrap()
     }
 
     fn timeline(&mut self, event: &EventJson) -> Handled {
-        self.map.handle_event(self.now, Path::Timeline, event.raw()).unwrap()
+        self.map.handle_event(self.now, ReceivedVia::Timeline, event.raw()).unwrap()
     }
 
     /// `outer` as the server sent it, and what decryption made of it.
@@ -54,7 +54,9 @@ impl Room {
         encryption: Encryption,
     ) -> Handled {
         let clear = clear.clone().without("/msc4354_sticky").raw();
-        self.map.handle_decrypted(self.now, Path::Section, &outer.raw(), clear, encryption).unwrap()
+        self.map
+            .handle_decrypted(self.now, ReceivedVia::Section, &outer.raw(), clear, encryption)
+            .unwrap()
     }
 
     fn redact(&mut self, event_id: &str) {
@@ -887,7 +889,7 @@ fn what_was_received_before_all_that_is_known_ends_in_time() {
     // Handed over late: all three are over.
     for (id, ttl) in [("$c", 1_000), ("$d", 2_000), ("$d", 1_500)] {
         let text = event(id).key("2").ttl(ttl).raw();
-        room.map.handle_event(earlier, Path::Section, text).unwrap();
+        room.map.handle_event(earlier, ReceivedVia::Section, text).unwrap();
     }
     assert_eq!(room.changes(), ["+$a"]);
     assert_eq!((room.map.known(), room.map.ends.len()), (1, 1));
@@ -908,7 +910,8 @@ fn a_malformed_event_says_which_one_it_was_and_costs_nothing_else() {
         (event("$x").with("/content", json!([])), "content"),
         (event("$x").without("/content"), "content"),
     ] {
-        let malformed = room.map.handle_event(room.now, Path::Section, odd.raw()).expect_err(field);
+        let malformed =
+            room.map.handle_event(room.now, ReceivedVia::Section, odd.raw()).expect_err(field);
         assert_eq!(malformed.event_id.as_deref(), Some("$x"));
         assert_eq!(malformed.fault, wire::Fault::Field(field));
     }
@@ -964,7 +967,7 @@ fn a_malformed_inside_is_decrypted_once() {
             let mut decrypt = || {
                 let (outer, clear) = (outer.raw(), raw(*inside));
                 let encryption = Encryption::Plaintext;
-                room.map.handle_decrypted(room.now, Path::Section, &outer, clear, encryption)
+                room.map.handle_decrypted(room.now, ReceivedVia::Section, &outer, clear, encryption)
             };
             assert_eq!(decrypt().unwrap_err().event_id.as_deref(), Some(&*id));
             assert_eq!(decrypt(), Ok(Handled::Repeated));
@@ -1019,7 +1022,7 @@ fn malformed_events_warn_once_a_sender_and_hour() {
     let mut room = Room::new();
     let warns = |room: &mut Room, sender: &str| {
         let odd = event("$x").by(sender).with("/content", json!([]));
-        room.map.handle_event(room.now, Path::Section, odd.raw()).unwrap_err();
+        room.map.handle_event(room.now, ReceivedVia::Section, odd.raw()).unwrap_err();
         room.map.poll_warning()
     };
     assert!(warns(&mut room, ALICE));
@@ -1144,7 +1147,13 @@ fn an_event_that_is_malformed_inside_waits_no_more() {
     let clear = raw(clear.get().replace("$e", "$inside"));
     let malformed = room
         .map
-        .handle_decrypted(room.now, Path::Section, &outer.raw(), clear, Encryption::Plaintext)
+        .handle_decrypted(
+            room.now,
+            ReceivedVia::Section,
+            &outer.raw(),
+            clear,
+            Encryption::Plaintext,
+        )
         .expect_err("no content");
     assert_eq!(malformed.event_id.as_deref(), Some("$e"), "not what stands inside");
     assert_eq!(room.map.waiting_len(), 0);
@@ -1444,7 +1453,7 @@ fn a_known_events_metadata_survives_escapes_in_its_text() {
         .replace("$a", "\\u0024a")
         .replace(r#""msc4354_sticky_key":"k""#, r#""msc4354_sticky_\u006bey":"\u006b\n""#);
     let mut map = EphemeralMap::new(Limits::default());
-    map.handle_event(start(), Path::Section, raw(text)).unwrap();
+    map.handle_event(start(), ReceivedVia::Section, raw(text)).unwrap();
     let entries = map.entries(start());
     assert_eq!((entries[0].event_id().as_str(), entries[0].sticky_key()), ("$a", Some("k\n")));
     assert_eq!(entries[0].key().unwrap().sticky_key, "k\n");
@@ -1463,7 +1472,8 @@ fn a_map_and_its_events_show_no_text_in_debug() {
     for shown in [debug(&room.map), debug(&entry), debug(&deltas)] {
         assert!(!shown.contains(secret) && !shown.contains("private"), "{shown}");
     }
-    let malformed = room.map.handle_event(room.now, Path::Section, own.with("/sender", 1).raw());
+    let malformed =
+        room.map.handle_event(room.now, ReceivedVia::Section, own.with("/sender", 1).raw());
     let malformed = malformed.unwrap_err();
     assert!(!debug(&malformed).contains(secret) && !malformed.to_string().contains(secret));
 }
@@ -1484,7 +1494,7 @@ fn debug_shows_how_much_a_map_holds() {
 fn content_is_found_where_a_name_is_there_twice() {
     let text = event("$a").text().replacen('{', r#"{"content":{"old":1},"#, 1);
     let mut map = EphemeralMap::new(Limits::default());
-    map.handle_event(start(), Path::Section, raw(text)).unwrap();
+    map.handle_event(start(), ReceivedVia::Section, raw(text)).unwrap();
     let entries = map.entries(start());
     assert!(entries[0].content_raw().unwrap().get().contains("body"));
     let content: serde_json::Value = entries[0].content().unwrap();

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     event::{Encryption, EncryptionDetails, Verification},
-    map::{Limits, Path},
+    map::{Limits, ReceivedVia},
     testing::{ALICE, BOB, ManualClock, START_MS, event, raw, secs},
     time::Clock,
     view::{Arrival, Changes, Delivery, EphemeralMaps, Subscription},
@@ -390,7 +390,12 @@ impl World {
 
     fn deliver(&mut self, arrivals: Vec<Arrival>) -> Vec<String> {
         let received = self.clock.now();
-        self.maps.handle([Delivery { room_id: room(), received, path: Path::Section, arrivals }]);
+        self.maps.handle([Delivery {
+            room_id: room(),
+            received,
+            via: ReceivedVia::Section,
+            arrivals,
+        }]);
         self.poll()
     }
 

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     event::{Encryption, SharedRoom, StickyEvent, StickyKey},
-    map::{Delta, EphemeralMap, Handled, Limits, Path},
+    map::{Delta, EphemeralMap, Handled, Limits, ReceivedVia},
     time::{Clock, Deadline, Moment},
     wire::Malformed,
 };
@@ -86,7 +86,7 @@ pub struct Delivery {
     /// When the response was received, not when it was handed over.
     pub received: Moment,
     /// How the events came.
-    pub path: Path,
+    pub via: ReceivedVia,
     /// The events, in any order.
     pub arrivals: Vec<Arrival>,
 }
@@ -175,7 +175,7 @@ impl EphemeralMaps {
         state.advance(now);
         let mut rooms = SmallVec::<[_; 1]>::new();
         for delivery in deliveries {
-            let Delivery { room_id, received, path, arrivals } = delivery;
+            let Delivery { room_id, received, via, arrivals } = delivery;
             if arrivals.is_empty() {
                 continue;
             }
@@ -192,7 +192,7 @@ impl EphemeralMaps {
                 }
             };
             for arrival in arrivals {
-                let handled = arrive(&mut room.map, received, path, arrival);
+                let handled = arrive(&mut room.map, received, via, arrival);
                 kept += usize::from(handled == Ok(Handled::Kept));
                 let warns = handled.is_err() && room.map.poll_warning();
                 log(&room_id, &self.shared.limits, &handled, warns);
@@ -549,13 +549,13 @@ impl State {
 fn arrive(
     map: &mut EphemeralMap,
     received: Moment,
-    path: Path,
+    via: ReceivedVia,
     arrival: Arrival,
 ) -> Result<Handled, Malformed> {
     match arrival {
-        Arrival::Event(text) => map.handle_event(received, path, text),
+        Arrival::Event(text) => map.handle_event(received, via, text),
         Arrival::Decrypted { outer, clear, encryption } => {
-            map.handle_decrypted(received, path, &outer, clear, encryption)
+            map.handle_decrypted(received, via, &outer, clear, encryption)
         }
         Arrival::Redaction(event_id) => {
             map.handle_redaction(received, &event_id);

@@ -18,7 +18,7 @@ use serde_json::json;
 use super::*;
 use crate::{
     event::{Encryption, RemovalReason, StickyKey},
-    map::{Limits, Path},
+    map::{Limits, ReceivedVia},
     testing::{ALICE, BOB, EventJson, ManualClock, debug, event, raw, secs},
     time::{Clock, Deadline},
 };
@@ -67,7 +67,7 @@ impl World {
 
     fn delivery(&self, room_id: &RoomId, arrivals: Vec<Arrival>) -> Delivery {
         let received = self.clock.now();
-        Delivery { room_id: room_id.to_owned(), received, path: Path::Section, arrivals }
+        Delivery { room_id: room_id.to_owned(), received, via: ReceivedVia::Section, arrivals }
     }
 
     fn ignore(&self, senders: &[&str]) {
@@ -470,8 +470,8 @@ fn after_a_sleep_what_ended_takes_no_place_from_the_first_response() {
     // Received before the sleep, handed over after it.
     let late = event("$3").key("3").ttl(3_601_000).raw();
     let arrivals = vec![Arrival::Event(late)];
-    let path = Path::Section;
-    let delivery = Delivery { room_id: room().to_owned(), received, path, arrivals };
+    let via = ReceivedVia::Section;
+    let delivery = Delivery { room_id: room().to_owned(), received, via, arrivals };
     world.maps.handle([
         delivery,
         world.delivery(room(), vec![Arrival::Event(event("$4").key("4").raw())]),

@@ -7,7 +7,7 @@ use matrix_sdk::ruma::RoomId;
 use matrix_sdk_sticky::{
     Sticky, StickyContent, StickyKey, SyncState, SystemClock,
     event::EncryptionDetails,
-    map::{EphemeralMap, Limits, Path},
+    map::{EphemeralMap, Limits, ReceivedVia},
     time::Clock as _,
     view::{Arrival, Delivery, EphemeralMaps},
     wire,
@@ -149,7 +149,7 @@ async fn no_debug_of_anything_public_has_a_token_or_a_text() {
     let delivery = Delivery {
         room_id: room_id.to_owned(),
         received: now,
-        path: Path::Section,
+        via: ReceivedVia::Section,
         arrivals: vec![arrival],
     };
     show("Delivery", &delivery);
@@ -157,7 +157,7 @@ async fn no_debug_of_anything_public_has_a_token_or_a_text() {
     maps.handle([delivery]);
     show("EphemeralMaps", &maps);
     let mut map = EphemeralMap::new(Limits::default());
-    map.handle_event(now, Path::Section, raw()).unwrap();
+    map.handle_event(now, ReceivedVia::Section, raw()).unwrap();
     show("EphemeralMap", &map);
     show("Wire", &wire::read(&raw()).unwrap());
     let user_id = matrix_sdk::ruma::UserId::parse(ALICE).unwrap();

@@ -17,7 +17,7 @@ use eyeball_im::Vector;
 use futures_util::Stream;
 use matrix_sdk_sticky::{
     event::{Encryption, RemovalReason},
-    map::{Limits, OTHERS_PER_KEY, Path},
+    map::{Limits, OTHERS_PER_KEY, ReceivedVia},
     time::{Clock, Moment},
     view::{
         Arrival, Changes, Delivery, DiffStream, Entry, EntryChange, EphemeralMaps, Snapshot,
@@ -63,7 +63,7 @@ pub(crate) enum Ttl {
 
 #[derive(Clone, Debug)]
 pub(crate) enum Arrive {
-    Event { event: usize, path: Path, ttl: Ttl, decrypted: bool },
+    Event { event: usize, via: ReceivedVia, ttl: Ttl, decrypted: bool },
     Redaction { event: usize, told_by: ToldBy },
 }
 
@@ -157,9 +157,9 @@ impl Spec {
     }
 }
 
-fn arrival(specs: &[Spec], arrive: &Arrive) -> (Path, Arrival) {
+fn arrival(specs: &[Spec], arrive: &Arrive) -> (ReceivedVia, Arrival) {
     match *arrive {
-        Arrive::Event { event, path, ttl, decrypted } => {
+        Arrive::Event { event, via, ttl, decrypted } => {
             let spec = &specs[event];
             let outer = raw(&spec.outer(event, ttl));
             let arrival = if spec.encrypted && decrypted {
@@ -171,7 +171,7 @@ fn arrival(specs: &[Spec], arrive: &Arrive) -> (Path, Arrival) {
             } else {
                 Arrival::Event(outer)
             };
-            (path, arrival)
+            (via, arrival)
         }
         Arrive::Redaction { event, told_by } => {
             let arrival = match told_by {
@@ -187,7 +187,7 @@ fn arrival(specs: &[Spec], arrive: &Arrive) -> (Path, Arrival) {
                     "unsigned": { "redacted_because": {} },
                 }))),
             };
-            (Path::Section, arrival)
+            (ReceivedVia::Section, arrival)
         }
     }
 }
@@ -222,11 +222,11 @@ impl Model {
         self.received
             .iter()
             .filter_map(|received| match received.arrive {
-                Arrive::Event { event, path, ttl, .. } if event == wanted => Some(
+                Arrive::Event { event, via, ttl, .. } if event == wanted => Some(
                     received.at
-                        + match (ttl, path) {
+                        + match (ttl, via) {
                             (Ttl::Ms(ms), _) => ms.min(HOUR),
-                            (_, Path::Section) => {
+                            (_, ReceivedVia::Section) => {
                                 let wall = START_MS + received.at;
                                 (wall.min(spec.sent_ms()) + duration_ms).saturating_sub(wall)
                             }
@@ -345,11 +345,11 @@ impl Maps {
     /// One response, each of its arrivals with its own moment of receipt.
     fn handle(&self, specs: &[Spec], response: &[Received]) {
         self.maps.handle(response.iter().map(|Received { at, arrive }| {
-            let (path, arrival) = arrival(specs, arrive);
+            let (via, arrival) = arrival(specs, arrive);
             Delivery {
                 room_id: room().to_owned(),
                 received: moment(*at),
-                path,
+                via,
                 arrivals: vec![arrival],
             }
         }));
@@ -681,9 +681,13 @@ impl Run {
             .into_iter()
             .map(|event| {
                 let ttl = Ttl::Ms(self.model.end(event).unwrap() - self.model.now);
-                let path = if seed.is_multiple_of(3) { Path::Timeline } else { Path::Section };
+                let via = if seed.is_multiple_of(3) {
+                    ReceivedVia::Timeline
+                } else {
+                    ReceivedVia::Section
+                };
                 let decrypted = self.model.is_readable(event);
-                let arrive = Arrive::Event { event, path, ttl, decrypted };
+                let arrive = Arrive::Event { event, via, ttl, decrypted };
                 Received { at: self.model.now, arrive }
             })
             .collect();

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     event::{Encryption, EncryptionDetails},
-    map::{Limits, Path},
+    map::{Limits, ReceivedVia},
     rtc::Roster,
     testing::{ALICE, ManualClock, debug, event, secs, start},
     view::{Arrival, Delivery, EphemeralMaps},
@@ -866,7 +866,7 @@ fn peers_of(content: Value, verification: Verification, dialect: Dialect) -> Vec
     maps.handle([Delivery {
         room_id: owned_room_id!("!room:hs"),
         received: start(),
-        path: Path::Section,
+        via: ReceivedVia::Section,
         arrivals: vec![Arrival::Decrypted { outer: outer.raw(), clear: clear.raw(), encryption }],
     }]);
     let mut roster = Roster::new();
