@@ -81,7 +81,7 @@ pub enum ReceivedVia {
 /// What became of an event that was handed to the map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Handled {
+pub enum Admission {
     /// It is known now.
     Kept,
     /// It was known before.
@@ -201,14 +201,14 @@ impl EphemeralMap {
         received: Moment,
         via: ReceivedVia,
         text: Box<RawValue>,
-    ) -> Result<Handled, Malformed> {
+    ) -> Result<Admission, Malformed> {
         let Some(raw) = self.read(received, &text)? else {
-            return Ok(Handled::NotSticky);
+            return Ok(Admission::NotSticky);
         };
         let end = end_of(received, via, &raw);
         let admitted = match self.admit(received, &raw, end) {
             Ok(admitted) => admitted,
-            Err(handled) => return Ok(handled),
+            Err(admission) => return Ok(admission),
         };
         let session_id = match &raw.content {
             RawContent::Encrypted { session_id } => Some(session_id.as_deref().map(Box::from)),
@@ -236,16 +236,16 @@ impl EphemeralMap {
         outer: &RawValue,
         clear: Box<RawValue>,
         encryption: Encryption,
-    ) -> Result<Handled, Malformed> {
+    ) -> Result<Admission, Malformed> {
         let Some(mut raw) = self.read(received, outer)? else {
-            return Ok(Handled::NotSticky);
+            return Ok(Admission::NotSticky);
         };
         let mut end = end_of(received, via, &raw);
         let inner = match wire::read_decrypted(&clear) {
             Ok(inner) => inner,
             Err(malformed) => {
-                if let Some(handled) = self.keep_malformed(received, &raw, outer, end) {
-                    return Ok(handled);
+                if let Some(admission) = self.keep_malformed(received, &raw, outer, end) {
+                    return Ok(admission);
                 }
                 self.note_malformed(received, outer);
                 return Err(Malformed {
@@ -268,15 +268,15 @@ impl EphemeralMap {
             end = end.min(known.ends());
             if known.is_redacted() {
                 self.bring_forward(&known, end);
-                return Ok(Handled::NotSticky);
+                return Ok(Admission::NotSticky);
             }
             self.forget(&known);
         }
         let admitted = match self.admit(received, &raw, end) {
             Ok(admitted) => admitted,
-            Err(handled) => {
-                self.note_refused(received, &raw, handled);
-                return Ok(handled);
+            Err(admission) => {
+                self.note_refused(received, &raw, admission);
+                return Ok(admission);
             }
         };
         let is_unproven = encryption.is_unproven();
@@ -510,7 +510,7 @@ impl EphemeralMap {
         now: Moment,
         raw: &RawSticky<'_>,
         end: Deadline,
-    ) -> Result<Admitted, Handled> {
+    ) -> Result<Admitted, Admission> {
         // What has ended takes no place from what comes, even before a timer has run.
         self.expire(now);
         let event_id = raw.event_id.as_str();
@@ -518,14 +518,14 @@ impl EphemeralMap {
         if let Some(known) = self.events.find(id_hash, |event| event.event_id_str() == event_id) {
             let known = known.clone();
             self.bring_forward(&known, end);
-            return Err(Handled::Repeated);
+            return Err(Admission::Repeated);
         }
         if self.redacted.contains(id_hash) {
-            return Err(Handled::NotSticky);
+            return Err(Admission::NotSticky);
         }
         if end.is_over(now) || self.ended.contains(id_hash) {
             self.ended.remember(id_hash, now.deadline(REMEMBERED));
-            return Err(Handled::NotSticky);
+            return Err(Admission::NotSticky);
         }
 
         let order = order_of(raw);
@@ -533,7 +533,7 @@ impl EphemeralMap {
         let cell = self.cells.find(order_hash, &order);
         if cell.is_none() && self.cells.next() >= MAX_CELLS {
             self.dropped += 1;
-            return Err(Handled::Full { first: false });
+            return Err(Admission::Full { first: false });
         }
         if cell.is_none_or(|number| self.cells.is_vacant(number))
             && !self.has_room(&raw.sender)
@@ -544,7 +544,7 @@ impl EphemeralMap {
             if first {
                 self.full.insert(sender.clone(), Recent::new(self.limits.per_sender));
             }
-            return Err(Handled::Full { first });
+            return Err(Admission::Full { first });
         }
         Ok(Admitted { id_hash, order_hash, cell })
     }
@@ -564,11 +564,11 @@ impl EphemeralMap {
         raw: &RawSticky<'_>,
         outer: &RawValue,
         end: Deadline,
-    ) -> Option<Handled> {
+    ) -> Option<Admission> {
         if let Some(known) = self.find_event(raw.event_id.as_str()).cloned() {
             self.bring_forward(&known, end);
             let waited = self.waiting.remove(raw.event_id.as_str()).is_some();
-            return (!waited).then_some(Handled::Repeated);
+            return (!waited).then_some(Admission::Repeated);
         }
         match self.admit(now, raw, end) {
             Ok(admitted) => {
@@ -576,17 +576,17 @@ impl EphemeralMap {
                 self.insert(now, &admitted, unkept.keep(outer.to_owned()));
                 None
             }
-            Err(handled) => {
-                self.note_refused(now, raw, handled);
-                Some(handled)
+            Err(admission) => {
+                self.note_refused(now, raw, admission);
+                Some(admission)
             }
         }
     }
 
     /// An event that was decrypted was dropped, as its sender's quota is full.
-    fn note_refused(&mut self, now: Moment, raw: &RawSticky<'_>, handled: Handled) {
+    fn note_refused(&mut self, now: Moment, raw: &RawSticky<'_>, admission: Admission) {
         let id_hash = self.hash_id(raw.event_id.as_str());
-        if let Handled::Full { .. } = handled
+        if let Admission::Full { .. } = admission
             && let Some(refused) = self.full.get_mut(raw.sender.as_ref())
         {
             refused.remember(id_hash, now.deadline(REMEMBERED));
@@ -628,7 +628,7 @@ impl EphemeralMap {
         Unkept::read(raw, text, given, end, encryption)
     }
 
-    fn insert(&mut self, now: Moment, admitted: &Admitted, event: Arc<StickyEvent>) -> Handled {
+    fn insert(&mut self, now: Moment, admitted: &Admitted, event: Arc<StickyEvent>) -> Admission {
         if self.ends.is_empty() {
             self.epoch = now.deadline_ms(0);
         }
@@ -661,7 +661,7 @@ impl EphemeralMap {
             self.touched.push(event.cell());
         }
         let Some(excess) = excess else {
-            return Handled::Kept;
+            return Admission::Kept;
         };
         let outranked = Arc::ptr_eq(&excess, &event);
         if excess.is_redacted() {
@@ -669,7 +669,7 @@ impl EphemeralMap {
             self.redacted.remember(excess.id_hash(), now.deadline(REMEMBERED));
         }
         self.forget(&excess);
-        if outranked { Handled::Outranked } else { Handled::Kept }
+        if outranked { Admission::Outranked } else { Admission::Kept }
     }
 
     /// A delivery gave an earlier end: that one counts.

@@ -5,7 +5,7 @@
 use std::{fmt, time::Duration};
 
 use matrix_sdk_sticky::{
-    map::{EphemeralMap, Handled, Limits, ReceivedVia},
+    map::{Admission, EphemeralMap, Limits, ReceivedVia},
     time::Moment,
     wire::{self, Fault, Malformed, RawContent, RawSticky, RoomEvents, Wire, names},
 };
@@ -156,11 +156,11 @@ fn in_a_map(raw: Box<RawValue>) {
     let text = raw.get();
     let now = Moment::new(Duration::from_secs(1_000), Duration::from_secs(1_700_000_000));
     let mut map = EphemeralMap::new(Limits::default());
-    let handled = map.handle_event(now, ReceivedVia::Section, raw.clone());
+    let admission = map.handle_event(now, ReceivedVia::Section, raw.clone());
     let read = wire::read(&raw);
-    assert_eq!(handled.as_ref().err(), read.as_ref().err());
+    assert_eq!(admission.as_ref().err(), read.as_ref().err());
     let entries = map.entries(now);
-    let (Ok(Wire::Sticky(raw)), Ok(Handled::Kept)) = (&read, handled) else {
+    let (Ok(Wire::Sticky(raw)), Ok(Admission::Kept)) = (&read, admission) else {
         assert_eq!((entries.len(), map.known()), (0, 0));
         return;
     };

@@ -34,16 +34,16 @@ impl Room {
         self.now = self.now.advanced(time);
     }
 
-    fn section(&mut self, event: &EventJson) -> Handled {
+    fn section(&mut self, event: &EventJson) -> Admission {
         self.map.handle_event(self.now, ReceivedVia::Section, event.raw()).unwrap()
     }
 
-    fn timeline(&mut self, event: &EventJson) -> Handled {
+    fn timeline(&mut self, event: &EventJson) -> Admission {
         self.map.handle_event(self.now, ReceivedVia::Timeline, event.raw()).unwrap()
     }
 
     /// `outer` as the server sent it, and what decryption made of it.
-    fn decrypted(&mut self, outer: &EventJson, clear: &EventJson) -> Handled {
+    fn decrypted(&mut self, outer: &EventJson, clear: &EventJson) -> Admission {
         self.decrypted_with(outer, clear, Encryption::Plaintext)
     }
 
@@ -52,7 +52,7 @@ impl Room {
         outer: &EventJson,
         clear: &EventJson,
         encryption: Encryption,
-    ) -> Handled {
+    ) -> Admission {
         let clear = clear.clone().without("/msc4354_sticky").raw();
         self.map
             .handle_decrypted(self.now, ReceivedVia::Section, &outer.raw(), clear, encryption)
@@ -175,17 +175,17 @@ fn the_unstable_key_counts_where_both_are_there_and_differ() {
 #[test]
 fn an_event_that_is_not_sticky_is_not_kept() {
     let mut room = Room::new();
-    assert_eq!(room.section(&event("$a").without("/msc4354_sticky")), Handled::NotSticky);
+    assert_eq!(room.section(&event("$a").without("/msc4354_sticky")), Admission::NotSticky);
     let negative = event("$b").with("/msc4354_sticky/duration_ms", -1);
-    assert_eq!(room.section(&negative), Handled::NotSticky);
+    assert_eq!(room.section(&negative), Admission::NotSticky);
     assert!(room.map.is_empty());
 }
 
 #[test]
 fn section_and_timeline_make_no_difference() {
     let mut room = Room::new();
-    assert_eq!(room.timeline(&event("$a")), Handled::Kept);
-    assert_eq!(room.section(&event("$a")), Handled::Repeated);
+    assert_eq!(room.timeline(&event("$a")), Admission::Kept);
+    assert_eq!(room.section(&event("$a")), Admission::Repeated);
     assert_eq!(room.live(), ["$a"]);
 }
 
@@ -247,7 +247,7 @@ fn a_remaining_time_that_is_no_natural_number_is_as_none() {
         assert_eq!(room.live(), [""; 0], "{ttl}");
 
         let mut room = Room::new();
-        assert_eq!(room.timeline(&odd), Handled::NotSticky, "{ttl}");
+        assert_eq!(room.timeline(&odd), Admission::NotSticky, "{ttl}");
     }
 }
 
@@ -265,14 +265,14 @@ fn without_a_remaining_time_a_section_counts_from_origin_or_receipt_whichever_is
 #[test]
 fn without_a_remaining_time_a_timeline_event_is_over() {
     let mut room = Room::new();
-    assert_eq!(room.timeline(&event("$a").without_ttl()), Handled::NotSticky);
+    assert_eq!(room.timeline(&event("$a").without_ttl()), Admission::NotSticky);
     assert_eq!(room.live(), [""; 0]);
 }
 
 #[test]
 fn nothing_remaining_is_over() {
     let mut room = Room::new();
-    assert_eq!(room.section(&event("$a").ttl(0)), Handled::NotSticky);
+    assert_eq!(room.section(&event("$a").ttl(0)), Admission::NotSticky);
     assert_eq!(room.live(), [""; 0]);
 }
 
@@ -295,7 +295,7 @@ fn a_repeat_with_a_jittered_end_is_no_change() {
     room.section(&event("$a"));
     room.changes();
     for ttl in [59_990, 60_010, 59_980] {
-        assert_eq!(room.section(&event("$a").ttl(ttl)), Handled::Repeated);
+        assert_eq!(room.section(&event("$a").ttl(ttl)), Admission::Repeated);
     }
     assert_eq!(room.changes(), [""; 0]);
     assert_eq!(room.map.next_deadline().unwrap().left(room.now).as_millis(), 59_980);
@@ -307,7 +307,7 @@ fn an_ended_event_that_a_cache_delivers_again_with_more_time_stays_ended() {
     room.section(&event("$a").ttl(10_000));
     room.pass(secs(11));
     assert_eq!(room.live(), [""; 0]);
-    assert_eq!(room.section(&event("$a").ttl(50_000)), Handled::NotSticky);
+    assert_eq!(room.section(&event("$a").ttl(50_000)), Admission::NotSticky);
     assert_eq!(room.live(), [""; 0]);
 }
 
@@ -315,7 +315,7 @@ fn an_ended_event_that_a_cache_delivers_again_with_more_time_stays_ended() {
 fn an_event_that_was_over_at_receipt_does_not_come_back_either() {
     let mut room = Room::new();
     room.section(&event("$a").ttl(0));
-    assert_eq!(room.section(&event("$a").ttl(50_000)), Handled::NotSticky);
+    assert_eq!(room.section(&event("$a").ttl(50_000)), Admission::NotSticky);
 }
 
 #[test]
@@ -415,7 +415,7 @@ fn a_redaction_lets_what_is_left_of_the_key_decide() {
 fn a_redaction_that_comes_first_counts() {
     let mut room = Room::new();
     room.redact("$a");
-    assert_eq!(room.section(&event("$a")), Handled::NotSticky);
+    assert_eq!(room.section(&event("$a")), Admission::NotSticky);
     assert_eq!(room.live(), [""; 0]);
 }
 
@@ -425,7 +425,7 @@ fn a_late_copy_of_a_redacted_event_does_not_count() {
     room.section(&event("$a"));
     room.redact("$a");
     room.changes();
-    assert_eq!(room.section(&event("$a")), Handled::Repeated);
+    assert_eq!(room.section(&event("$a")), Admission::Repeated);
     assert_eq!(room.live(), [""; 0]);
 }
 
@@ -436,7 +436,7 @@ fn a_late_copy_of_a_redacted_event_does_not_count_after_its_end_either() {
     room.redact("$a");
     room.pass(secs(2));
     room.changes();
-    assert_eq!(room.section(&event("$a")), Handled::NotSticky);
+    assert_eq!(room.section(&event("$a")), Admission::NotSticky);
 }
 
 #[test]
@@ -483,7 +483,7 @@ fn a_redaction_event_redacts_from_the_top_level_and_from_the_content() {
     {
         let mut room = Room::new();
         room.section(&event("$a"));
-        assert_eq!(room.timeline(&redaction), Handled::NotSticky);
+        assert_eq!(room.timeline(&redaction), Admission::NotSticky);
         assert_eq!(room.live(), [""; 0]);
     }
 }
@@ -493,7 +493,7 @@ fn a_redaction_event_that_is_itself_sticky_redacts_and_is_kept() {
     let mut room = Room::new();
     room.section(&event("$a"));
     let redaction = event("$r").of_type("m.room.redaction").unkeyed().with("/redacts", "$a");
-    assert_eq!(room.section(&redaction), Handled::Kept);
+    assert_eq!(room.section(&redaction), Admission::Kept);
     assert_eq!(room.live(), ["$r"]);
 }
 
@@ -514,7 +514,7 @@ fn redacted_because_redacts_the_known_event() {
         .without("/msc4354_sticky")
         .with("/content", json!({}))
         .with("/unsigned/redacted_because", json!({ "event_id": "$r" }));
-    assert_eq!(room.section(&redacted), Handled::NotSticky);
+    assert_eq!(room.section(&redacted), Admission::NotSticky);
     assert_eq!(room.changes(), ["-$a redacted"]);
 }
 
@@ -523,9 +523,9 @@ fn a_redaction_is_forgotten_after_an_hour() {
     let mut room = Room::new();
     room.redact("$a");
     room.pass(Duration::from_millis(3_599_999));
-    assert_eq!(room.section(&event("$a")), Handled::NotSticky);
+    assert_eq!(room.section(&event("$a")), Admission::NotSticky);
     room.pass(Duration::from_millis(1));
-    assert_eq!(room.section(&event("$a")), Handled::Kept);
+    assert_eq!(room.section(&event("$a")), Admission::Kept);
 }
 
 #[test]
@@ -534,9 +534,9 @@ fn the_newest_thousand_redactions_of_unknown_events_are_kept() {
     for n in 0..=REDACTIONS {
         room.redact(&format!("$r{n}"));
     }
-    assert_eq!(room.section(&event("$r0").key("0")), Handled::Kept, "the oldest fell out");
-    assert_eq!(room.section(&event("$r1").key("1")), Handled::NotSticky);
-    assert_eq!(room.section(&event(&format!("$r{REDACTIONS}")).key("2")), Handled::NotSticky);
+    assert_eq!(room.section(&event("$r0").key("0")), Admission::Kept, "the oldest fell out");
+    assert_eq!(room.section(&event("$r1").key("1")), Admission::NotSticky);
+    assert_eq!(room.section(&event(&format!("$r{REDACTIONS}")).key("2")), Admission::NotSticky);
 }
 
 #[test]
@@ -606,11 +606,11 @@ fn an_unkeyed_event_does_not_meet_a_key_that_is_spelled_as_its_id() {
 fn a_full_sender_keeps_what_was_there_first_and_others_are_not_affected() {
     let mut room = Room::keeping(3);
     for n in 0..3 {
-        assert_eq!(room.section(&event(&format!("$a{n}")).key(&n.to_string())), Handled::Kept);
+        assert_eq!(room.section(&event(&format!("$a{n}")).key(&n.to_string())), Admission::Kept);
     }
-    assert_eq!(room.section(&event("$late").key("9").sent(9)), Handled::Full { first: true });
-    assert_eq!(room.section(&event("$later").unkeyed()), Handled::Full { first: false });
-    assert_eq!(room.section(&event("$bob").by(BOB)), Handled::Kept);
+    assert_eq!(room.section(&event("$late").key("9").sent(9)), Admission::Full { first: true });
+    assert_eq!(room.section(&event("$later").unkeyed()), Admission::Full { first: false });
+    assert_eq!(room.section(&event("$bob").by(BOB)), Admission::Kept);
     assert_eq!(room.live(), ["$a0", "$a1", "$a2", "$bob"]);
     assert_eq!(room.map.dropped(), 2);
 }
@@ -619,9 +619,9 @@ fn a_full_sender_keeps_what_was_there_first_and_others_are_not_affected() {
 fn a_full_sender_can_still_refresh_and_remove() {
     let mut room = Room::keeping(1);
     room.section(&event("$a"));
-    assert_eq!(room.section(&event("$b").sent(1)), Handled::Kept);
+    assert_eq!(room.section(&event("$b").sent(1)), Admission::Kept);
     assert_eq!(room.live(), ["$b"]);
-    assert_eq!(room.section(&event("$gone").sent(2).removal()), Handled::Kept);
+    assert_eq!(room.section(&event("$gone").sent(2).removal()), Admission::Kept);
     assert_eq!(room.live(), [""; 0]);
 }
 
@@ -631,8 +631,8 @@ fn removals_unkeyed_and_waiting_events_count_into_the_quota() {
     room.section(&event("$gone").key("1").removal());
     room.section(&event("$unkeyed").unkeyed());
     room.section(&event("$waiting").encrypted("s"));
-    assert_eq!(room.section(&event("$a").key("2")), Handled::Full { first: true });
-    assert_eq!(room.section(&event("$e").encrypted("s")), Handled::Full { first: false });
+    assert_eq!(room.section(&event("$a").key("2")), Admission::Full { first: true });
+    assert_eq!(room.section(&event("$e").encrypted("s")), Admission::Full { first: false });
 }
 
 #[test]
@@ -641,7 +641,7 @@ fn what_ends_makes_room_again() {
     room.section(&event("$a").key("1").ttl(1_000));
     room.pass(secs(1));
     // No timer ran: what is over does not count all the same.
-    assert_eq!(room.section(&event("$b").key("2")), Handled::Kept);
+    assert_eq!(room.section(&event("$b").key("2")), Admission::Kept);
     assert_eq!(room.live(), ["$b"]);
 }
 
@@ -650,14 +650,14 @@ fn a_full_sender_is_warned_of_once_until_nothing_of_them_is_left() {
     let mut room = Room::keeping(2);
     room.section(&event("$a").key("1").ttl(1_000));
     room.section(&event("$b").key("2"));
-    assert_eq!(room.section(&event("$c").key("3")), Handled::Full { first: true });
+    assert_eq!(room.section(&event("$c").key("3")), Admission::Full { first: true });
     room.pass(secs(1));
-    assert_eq!(room.section(&event("$c").key("3").ttl(3_600_000)), Handled::Kept);
-    assert_eq!(room.section(&event("$d").key("4")), Handled::Full { first: false });
+    assert_eq!(room.section(&event("$c").key("3").ttl(3_600_000)), Admission::Kept);
+    assert_eq!(room.section(&event("$d").key("4")), Admission::Full { first: false });
     room.pass(secs(3_600));
     room.section(&event("$e").key("1"));
     room.section(&event("$f").key("2"));
-    assert_eq!(room.section(&event("$g").key("3")), Handled::Full { first: true });
+    assert_eq!(room.section(&event("$g").key("3")), Admission::Full { first: true });
 }
 
 #[test]
@@ -665,10 +665,10 @@ fn the_value_and_the_32_highest_others_are_kept() {
     let mut room = Room::new();
     // The lowest first: the 33 above it push it out.
     for n in 0..=OTHERS_PER_KEY as u64 + 1 {
-        assert_eq!(room.section(&event(&format!("$e{n:02}")).sent(n)), Handled::Kept);
+        assert_eq!(room.section(&event(&format!("$e{n:02}")).sent(n)), Admission::Kept);
     }
     assert_eq!(room.map.known(), OTHERS_PER_KEY + 1);
-    assert_eq!(room.section(&event("$e00").sent(0)), Handled::Outranked);
+    assert_eq!(room.section(&event("$e00").sent(0)), Admission::Outranked);
     for n in (2..=OTHERS_PER_KEY + 1).rev() {
         assert_eq!(room.live(), [format!("$e{n:02}")]);
         room.redact(&format!("$e{n:02}"));
@@ -687,7 +687,7 @@ fn a_redacted_event_that_falls_out_of_its_key_stays_redacted() {
         room.section(&event(&format!("$e{n:02}")).sent(n + 1));
     }
     assert_eq!(room.map.known(), OTHERS_PER_KEY + 1);
-    assert_eq!(room.section(&event("$old")), Handled::NotSticky);
+    assert_eq!(room.section(&event("$old")), Admission::NotSticky);
 }
 
 #[test]
@@ -697,7 +697,7 @@ fn redacted_events_take_no_place_from_others_that_count() {
         room.section(&event(&format!("$r{n:02}")).sent(100 + n));
         room.redact(&format!("$r{n:02}"));
     }
-    assert_eq!(room.section(&event("$a")), Handled::Kept);
+    assert_eq!(room.section(&event("$a")), Admission::Kept);
     assert_eq!(room.live(), ["$a"]);
 }
 
@@ -791,8 +791,8 @@ fn a_key_whose_end_is_yet_to_be_told_counts_into_the_quota_as_any_other() {
     room.section(&event("$a").key("1").ttl(1_000));
     assert_eq!(room.changes(), ["+$a"]);
     room.pass(secs(1));
-    assert_eq!(room.section(&event("$b").key("2")), Handled::Kept);
-    assert_eq!(room.section(&event("$c").key("1")), Handled::Full { first: true });
+    assert_eq!(room.section(&event("$b").key("2")), Admission::Kept);
+    assert_eq!(room.section(&event("$c").key("1")), Admission::Full { first: true });
     assert_eq!(room.changes(), ["-$a expired", "+$b"]);
 }
 
@@ -802,13 +802,13 @@ fn a_key_that_came_back_before_its_end_was_told_counts_into_the_quota_once() {
     room.section(&event("$a").key("1").ttl(1_000));
     room.changes();
     room.pass(secs(1));
-    assert_eq!(room.section(&event("$b").key("2").ttl(9_000)), Handled::Kept);
-    assert_eq!(room.section(&event("$c").key("1").ttl(1_000)), Handled::Kept);
-    assert_eq!(room.section(&event("$d").key("3")), Handled::Full { first: true });
+    assert_eq!(room.section(&event("$b").key("2").ttl(9_000)), Admission::Kept);
+    assert_eq!(room.section(&event("$c").key("1").ttl(1_000)), Admission::Kept);
+    assert_eq!(room.section(&event("$d").key("3")), Admission::Full { first: true });
     // When it ends again, what else there is of its sender still counts.
     room.pass(secs(1));
-    assert_eq!(room.section(&event("$e").key("4")), Handled::Kept);
-    assert_eq!(room.section(&event("$f").key("5")), Handled::Full { first: false });
+    assert_eq!(room.section(&event("$e").key("4")), Admission::Kept);
+    assert_eq!(room.section(&event("$f").key("5")), Admission::Full { first: false });
     assert_eq!(room.live(), ["$b", "$e"]);
 }
 
@@ -818,10 +818,10 @@ fn a_room_that_has_all_the_places_it_can_have_takes_no_more_keys() {
     room.section(&event("$a").key("1"));
     room.map.cells.give_out(MAX_CELLS);
     for dropped in 1..3 {
-        assert_eq!(room.section(&event("$b").by(BOB)), Handled::Full { first: false });
+        assert_eq!(room.section(&event("$b").by(BOB)), Admission::Full { first: false });
         assert_eq!(room.map.dropped(), dropped);
     }
-    assert_eq!(room.section(&event("$c").key("1").sent(1)), Handled::Kept);
+    assert_eq!(room.section(&event("$c").key("1").sent(1)), Admission::Kept);
     assert_eq!(room.live(), ["$c"]);
 }
 
@@ -924,7 +924,7 @@ fn a_malformed_event_says_which_one_it_was_and_costs_nothing_else() {
 #[test]
 fn an_encrypted_event_waits_and_shows_nothing() {
     let mut room = Room::new();
-    assert_eq!(room.section(&event("$e").encrypted("s1")), Handled::Kept);
+    assert_eq!(room.section(&event("$e").encrypted("s1")), Admission::Kept);
     assert_eq!(room.live(), [""; 0]);
     assert_eq!(room.changes(), [""; 0]);
     assert_eq!(room.map.waiting_len(), 1);
@@ -970,17 +970,17 @@ fn a_malformed_inside_is_decrypted_once() {
                 room.map.handle_decrypted(room.now, ReceivedVia::Section, &outer, clear, encryption)
             };
             assert_eq!(decrypt().unwrap_err().event_id.as_deref(), Some(&*id));
-            assert_eq!(decrypt(), Ok(Handled::Repeated));
+            assert_eq!(decrypt(), Ok(Admission::Repeated));
             assert_eq!(room.map.poll_warning(), n == 0, "once of a sender");
             assert!(!wants(&room, &id, ALICE) && room.map.is_readable(&id));
-            assert_eq!(room.section(&outer), Handled::Repeated);
+            assert_eq!(room.section(&outer), Admission::Repeated);
         }
         assert_eq!((room.map.waiting_len(), room.live().len(), room.map.known()), (0, 0, 2));
         // They count for the quota, and end like any other.
-        assert_eq!(room.section(&event("$c")), Handled::Full { first: true });
+        assert_eq!(room.section(&event("$c")), Admission::Full { first: true });
         room.pass(secs(60));
         assert_eq!((room.live().len(), room.map.known()), (0, 0));
-        assert_eq!(room.section(&event("$d")), Handled::Kept);
+        assert_eq!(room.section(&event("$d")), Admission::Kept);
     }
 }
 
@@ -1014,7 +1014,7 @@ fn what_a_full_quota_dropped_is_decrypted_once() {
     }
     assert!(wants(&room, "$refresh", ALICE));
     let refresh = event("$refresh").encrypted("s").sent(1);
-    assert_eq!(room.decrypted(&refresh, &event("$refresh").key("7")), Handled::Kept);
+    assert_eq!(room.decrypted(&refresh, &event("$refresh").key("7")), Admission::Kept);
 }
 
 #[test]
@@ -1067,7 +1067,7 @@ fn an_event_that_is_decrypted_at_receipt_never_waits() {
     let mut room = Room::new();
     room.decrypted(&event("$e").encrypted("s"), &event("$e"));
     assert_eq!(room.live(), ["$e"]);
-    assert_eq!(room.section(&event("$e").encrypted("s")), Handled::Repeated);
+    assert_eq!(room.section(&event("$e").encrypted("s")), Admission::Repeated);
     assert_eq!(room.live(), ["$e"]);
 }
 
@@ -1091,7 +1091,7 @@ fn an_event_that_ended_while_waiting_does_not_appear() {
     let outer = event("$e").encrypted("s");
     room.section(&outer);
     room.pass(secs(60));
-    assert_eq!(room.decrypted(&outer, &event("$e")), Handled::NotSticky);
+    assert_eq!(room.decrypted(&outer, &event("$e")), Admission::NotSticky);
     assert_eq!(room.live(), [""; 0]);
     assert_eq!(room.map.waiting_len(), 0);
     assert_eq!(room.map.known(), 0);
@@ -1104,8 +1104,8 @@ fn an_event_that_was_redacted_while_waiting_does_not_appear() {
     room.section(&outer);
     room.redact("$e");
     assert_eq!(room.map.waiting_len(), 0, "nobody needs to decrypt it");
-    assert_eq!(room.decrypted(&outer, &event("$e")), Handled::NotSticky);
-    assert_eq!(room.decrypted(&outer, &event("$e")), Handled::NotSticky);
+    assert_eq!(room.decrypted(&outer, &event("$e")), Admission::NotSticky);
+    assert_eq!(room.decrypted(&outer, &event("$e")), Admission::NotSticky);
     assert_eq!(room.live(), [""; 0]);
 }
 
@@ -1114,8 +1114,8 @@ fn an_encrypted_event_that_was_redacted_before_it_came_does_not_appear() {
     let mut room = Room::new();
     room.redact("$e");
     let outer = event("$e").encrypted("s");
-    assert_eq!(room.section(&outer), Handled::NotSticky);
-    assert_eq!(room.decrypted(&outer, &event("$e")), Handled::NotSticky);
+    assert_eq!(room.section(&outer), Admission::NotSticky);
+    assert_eq!(room.decrypted(&outer, &event("$e")), Admission::NotSticky);
 }
 
 #[test]
@@ -1123,7 +1123,7 @@ fn decrypting_gives_the_place_that_waiting_took() {
     let mut room = Room::keeping(1);
     let outer = event("$e").encrypted("s");
     room.section(&outer);
-    assert_eq!(room.decrypted(&outer, &event("$e")), Handled::Kept);
+    assert_eq!(room.decrypted(&outer, &event("$e")), Admission::Kept);
     assert_eq!(room.live(), ["$e"]);
 }
 
@@ -1203,7 +1203,7 @@ fn an_event_is_updated_when_its_session_is_proven() {
     assert_eq!(is_encrypted(&mut room), [true, false, true]);
     assert_eq!(room.map.unproven_len(), 0);
     // The rest is as it was.
-    assert_eq!(room.section(&event("$a").encrypted("s")), Handled::Repeated);
+    assert_eq!(room.section(&event("$a").encrypted("s")), Admission::Repeated);
     room.redact("$a");
     assert_eq!(room.changes(), ["-$a redacted"]);
     room.pass(secs(60));
