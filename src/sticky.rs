@@ -33,7 +33,7 @@ use crate::{
         state::{SyncSource, SyncState},
     },
     time::Moment,
-    view::{Entry, EphemeralMaps, Known, StickyContent, TypedView, View},
+    view::{Entry, EphemeralMaps, RoomStats, StickyContent, TypedView, View},
 };
 
 /// Sticky events on a matrix-sdk [`Client`].
@@ -218,8 +218,8 @@ impl RoomSticky {
 
     /// How much is known of the room: events that wait for their room key, and events dropped
     /// because their sender sent too many.
-    pub fn known(&self) -> Known {
-        self.sticky.context.maps.known(self.room_id())
+    pub fn stats(&self) -> RoomStats {
+        self.sticky.context.maps.stats(self.room_id())
     }
 
     /// Sends a sticky event with this content, of its type. Awaiting it sends it.

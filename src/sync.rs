@@ -553,7 +553,7 @@ impl Worker {
         if self.wanted_source == SyncSource::V3 || turn.follower.is_some() {
             turn.hinted.extend(sticky.into_iter().map(|shown| shown.room_id));
         }
-        let gaps = gaps.into_iter().filter(|room_id| self.maps.known(room_id).events > 0);
+        let gaps = gaps.into_iter().filter(|room_id| self.maps.stats(room_id).events > 0);
         turn.wanted.extend(gaps);
         if !just_joined.is_empty() {
             turn.wanted.extend(just_joined);
@@ -1187,7 +1187,7 @@ impl Worker {
         let mut unproven = self.maps.unproven_len();
         if decrypt::needs_trust(&self.client) {
             let rooms = self.maps.rooms();
-            unproven += rooms.iter().map(|room_id| self.maps.known(room_id).waiting).sum::<usize>();
+            unproven += rooms.iter().map(|room_id| self.maps.stats(room_id).waiting).sum::<usize>();
         }
         let is_more = unproven > turn.unproven;
         turn.unproven = unproven;

@@ -26,7 +26,7 @@ pub use self::{
     changes::{Change, Changes, EntryChange, Subscription},
     filter::View,
     list::{DiffStream, ListSubscription},
-    maps::{Arrival, Delivery, EphemeralMaps, Known},
+    maps::{Arrival, Delivery, EphemeralMaps, RoomStats},
     snapshot::{Entry, Snapshot},
     typed::{StickyContent, TypedChange, TypedChanges, TypedEntry, TypedSubscription, TypedView},
 };

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     event::{Encryption, SharedRoom, StickyEvent, StickyKey},
-    map::{Delta, EphemeralMap, Handled, Limits, ReceivedVia},
+    map::{Admission, Delta, EphemeralMap, Limits, ReceivedVia},
     time::{Clock, Deadline, Moment},
     wire::Malformed,
 };
@@ -132,7 +132,7 @@ impl fmt::Debug for Arrival {
 /// What is known of a room, for whoever wants to know.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Known {
+pub struct RoomStats {
     /// Events that are known: values, others, removals, redacted ones and those that wait.
     pub events: usize,
     /// Encrypted events that wait for their room key.
@@ -192,10 +192,10 @@ impl EphemeralMaps {
                 }
             };
             for arrival in arrivals {
-                let handled = arrive(&mut room.map, received, via, arrival);
-                kept += usize::from(handled == Ok(Handled::Kept));
-                let warns = handled.is_err() && room.map.poll_warning();
-                log(&room_id, &self.shared.limits, &handled, warns);
+                let admission = arrive(&mut room.map, received, via, arrival);
+                kept += usize::from(admission == Ok(Admission::Kept));
+                let warns = admission.is_err() && room.map.poll_warning();
+                log(&room_id, &self.shared.limits, &admission, warns);
             }
             rooms.push(room_id);
         }
@@ -275,8 +275,8 @@ impl EphemeralMaps {
     }
 
     /// What is known of a room.
-    pub fn known(&self, room_id: &RoomId) -> Known {
-        self.lock().rooms.get(room_id).map_or_else(Known::default, |room| Known {
+    pub fn stats(&self, room_id: &RoomId) -> RoomStats {
+        self.lock().rooms.get(room_id).map_or_else(RoomStats::default, |room| RoomStats {
             events: room.map.known(),
             waiting: room.map.waiting_len(),
             dropped: room.map.dropped(),
@@ -551,7 +551,7 @@ fn arrive(
     received: Moment,
     via: ReceivedVia,
     arrival: Arrival,
-) -> Result<Handled, Malformed> {
+) -> Result<Admission, Malformed> {
     match arrival {
         Arrival::Event(text) => map.handle_event(received, via, text),
         Arrival::Decrypted { outer, clear, encryption } => {
@@ -559,21 +559,21 @@ fn arrive(
         }
         Arrival::Redaction(event_id) => {
             map.handle_redaction(received, &event_id);
-            Ok(Handled::Repeated)
+            Ok(Admission::Repeated)
         }
         Arrival::Encryption { event_id, encryption } => {
             map.handle_encryption(&event_id, encryption);
-            Ok(Handled::Repeated)
+            Ok(Admission::Repeated)
         }
     }
 }
 
-fn log(room_id: &RoomId, limits: &Limits, handled: &Result<Handled, Malformed>, warns: bool) {
-    match handled {
+fn log(room_id: &RoomId, limits: &Limits, admission: &Result<Admission, Malformed>, warns: bool) {
+    match admission {
         Err(malformed) if warns => warn!(%room_id, "dropped a {malformed}"),
         // The log has a warning of this sender already, and one member could fill it.
         Err(malformed) => debug!(%room_id, "dropped a {malformed}"),
-        Ok(Handled::Full { first: true }) => warn!(
+        Ok(Admission::Full { first: true }) => warn!(
             %room_id,
             "a sender has {} sticky events here, which is the most that is kept; \
              dropping further ones",

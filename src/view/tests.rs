@@ -446,7 +446,7 @@ fn leaving_a_room_leaves_the_others_alone() {
     world.maps.handle_left(room());
     assert_eq!(world.seen(), ["$b"]);
     assert_eq!(world.maps.rooms(), [other_room()]);
-    assert_eq!(world.maps.known(room()), Known::default());
+    assert_eq!(world.maps.stats(room()), RoomStats::default());
 }
 
 #[test]
@@ -477,7 +477,7 @@ fn after_a_sleep_what_ended_takes_no_place_from_the_first_response() {
         world.delivery(room(), vec![Arrival::Event(event("$4").key("4").raw())]),
     ]);
     assert_eq!(world.seen(), ["$4"], "an hour is the most, from the moment of receipt");
-    assert_eq!(world.maps.known(room()).dropped, 0);
+    assert_eq!(world.maps.stats(room()).dropped, 0);
 }
 
 #[test]
@@ -694,7 +694,7 @@ fn a_late_room_key_brings_what_waited() {
     let outer = event("$e").encrypted("s");
     world.receive(std::slice::from_ref(&outer));
     assert_eq!(told(changes.next_now()), [""; 0]);
-    assert_eq!(world.maps.known(room()), Known { events: 1, waiting: 1, dropped: 0 });
+    assert_eq!(world.maps.stats(room()), RoomStats { events: 1, waiting: 1, dropped: 0 });
     let waiting = world.maps.waiting(room(), Some("s"));
     assert_eq!(waiting.len(), 1);
     assert!(!world.maps.is_readable(room(), "$e"));
@@ -793,7 +793,7 @@ fn a_room_of_which_nothing_is_left_costs_nothing() {
     world.clock.jump(secs(60));
     world.maps.advance();
     // It is remembered that it ended, for an hour.
-    assert_eq!(world.maps.known(room()).events, 0);
+    assert_eq!(world.maps.stats(room()).events, 0);
     world.clock.jump(secs(3_600));
     world.maps.advance();
     assert!(world.maps.rooms().is_empty());

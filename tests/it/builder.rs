@@ -78,7 +78,7 @@ async fn a_quota_takes_effect_and_warns_once() {
     poll.page("pos-2", "batch-2", ROOM, vec![event("f")]).await;
     let _poll = world.server.ask().await;
     within("the last one to be dropped", async {
-        while room.known().dropped < 4 {
+        while room.stats().dropped < 4 {
             tokio::task::yield_now().await;
         }
     })

@@ -117,7 +117,7 @@ async fn no_debug_of_anything_public_has_a_token_or_a_text() {
     show("Sticky", sticky);
     let room = world.is_in(ROOM).await;
     show("RoomSticky", &room);
-    show("Known", &room.known());
+    show("RoomStats", &room.stats());
     show("SyncState", &sticky.state());
     show("View", &sticky.events());
     show("Snapshot", &sticky.events().snapshot());

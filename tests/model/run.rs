@@ -577,7 +577,7 @@ impl Run {
             *senders.entry(sender).or_default() += 1;
         }
         assert!(senders.values().all(|entries| *entries <= FEW), "{senders:?}");
-        assert!(self.small.maps.known(room()).events <= 2 * FEW * (1 + OTHERS_PER_KEY));
+        assert!(self.small.maps.stats(room()).events <= 2 * FEW * (1 + OTHERS_PER_KEY));
     }
 
     /// Each entry that left says a reason that is true.
