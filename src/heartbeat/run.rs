@@ -83,7 +83,7 @@ impl Run {
     ) {
         let context = self.context.clone();
         let own = context.room.room().own_user_id().to_owned();
-        let events = context.room.events().of_type(&*context.key.event_type).from(own);
+        let events = context.room.events().of_type(&*context.key.event_type).by_sender(own);
         let Subscription { mut changes, .. } = events.subscribe();
         let mut news = readers_change(context.room.room()).await;
         let retiring = context.clone();

@@ -79,7 +79,7 @@ impl View {
 
     /// Only the entries of this sender.
     #[must_use]
-    pub fn from(mut self, sender: impl Into<OwnedUserId>) -> Self {
+    pub fn by_sender(mut self, sender: impl Into<OwnedUserId>) -> Self {
         self.filter.sender = Some(sender.into());
         self
     }

@@ -513,7 +513,7 @@ fn a_view_lets_through_its_room_type_and_sender() {
         (all.clone(), vec!["$1", "$2", "$3", "$4"]),
         (all.clone().in_room(room().to_owned()), vec!["$1", "$2", "$3"]),
         (all.clone().of_type("com.example.t"), vec!["$1", "$2", "$4"]),
-        (all.clone().from(UserId::parse(BOB).unwrap()), vec!["$2"]),
+        (all.clone().by_sender(UserId::parse(BOB).unwrap()), vec!["$2"]),
         (all.clone().of_type("z.other").in_room(room().to_owned()), vec!["$3"]),
         (all.clone().of_type("z.other").in_room(other_room().to_owned()), vec![]),
         (all.in_room(room_id!("!none:hs").to_owned()), vec![]),
@@ -530,7 +530,7 @@ fn a_view_lets_through_its_room_type_and_sender() {
 fn a_view_is_only_told_of_what_it_lets_through() {
     let world = World::new();
     let all = world.maps.view();
-    let mut bobs = all.clone().from(UserId::parse(BOB).unwrap()).subscribe().changes;
+    let mut bobs = all.clone().by_sender(UserId::parse(BOB).unwrap()).subscribe().changes;
     let mut others = all.clone().of_type("z.other").subscribe().changes;
     let mut two = all.in_room(other_room().to_owned()).subscribe().changes;
     let task = Task::default();

@@ -226,7 +226,7 @@ async fn ignoring_a_sender_hides_their_entries_and_the_end_of_it_brings_back_wha
         let refreshed = alice
             .sticky
             .events()
-            .from(bob.id())
+            .by_sender(bob.id())
             .snapshot()
             .iter()
             .any(|entry| status(&entry) == "new");

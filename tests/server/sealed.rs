@@ -79,7 +79,7 @@ async fn attack(
 /// Waits until the client has taken all that its main loop has brought until now. Its user sends an
 /// entry, and redacts it.
 async fn has_taken_all(person: &Person, client: &Watcher, room: &RoomId) {
-    let view = client.sticky.events().of_type(TYPE).from(person.id());
+    let view = client.sticky.events().of_type(TYPE).by_sender(person.id());
     let mut barrier = Watch::new(view.in_room(room));
     let event_id = person.send(room, "barrier", "", LONG);
     barrier.added("barrier").await;
@@ -109,7 +109,7 @@ fn the_room(watcher: &Watcher) -> matrix_sdk::Room {
 async fn an_entry_stays(is_encrypted: bool) {
     let (alice, bob, mut mallory, _ours, theirs) = in_a_room(is_encrypted).await;
     let room = the_room(&theirs).room_id().to_owned();
-    let mut alices = Watch::new(theirs.sticky.events().of_type(TYPE).from(alice.id()));
+    let mut alices = Watch::new(theirs.sticky.events().of_type(TYPE).by_sender(alice.id()));
     let event_id = alice.send(&room, "k", "first", LONG);
     alices.added("k").await;
     attack(&mut mallory, &room, &alice, &[&alice, &bob], &event_id).await;
@@ -168,7 +168,7 @@ async fn a_call_stays(is_encrypted: bool) {
 
 /// The event id of somebody's membership.
 fn join_of(watcher: &Watcher, person: &Person) -> String {
-    let view = watcher.sticky.events().of_type(MEMBER).from(person.id());
+    let view = watcher.sticky.events().of_type(MEMBER).by_sender(person.id());
     let ids: Vec<OwnedEventId> =
         view.snapshot().iter().map(|entry| entry.event_id().to_owned()).collect();
     let [event_id] = &*ids else { panic!("{ids:?}") };

@@ -196,7 +196,7 @@ impl EntryFilter {
             view = view.of_type(event_type);
         }
         if let Some(sender) = self.sender {
-            view = view.from(user_id(sender)?);
+            view = view.by_sender(user_id(sender)?);
         }
         Ok(view)
     }
