@@ -195,7 +195,7 @@ pub(crate) enum Kind {
     Removal,
     /// It is encrypted, and its room key has not come yet, or what was inside is malformed: nobody
     /// knows its key.
-    Waiting,
+    Unreadable,
 }
 
 /// Where a string stands in the event's text; of no length where it is empty or the JSON spells it
@@ -647,7 +647,7 @@ impl Unkept {
                 let kind = if *removal { Kind::Removal } else { Kind::Value };
                 (kind, sticky_key.as_deref())
             }
-            RawContent::Encrypted { .. } => (Kind::Waiting, None),
+            RawContent::Encrypted { .. } => (Kind::Unreadable, None),
         };
         let event_id = Part::of(raw.event_id.as_str(), text);
         let sticky_key = key.map_or(Part::NONE, |key| Part::of(key, text));

@@ -124,7 +124,7 @@ pub struct EphemeralMap {
     /// What the ends are counted from: a moment before all of them.
     epoch: Deadline,
     /// The events that wait for their room key, by event id.
-    waiting: HashMap<Box<str>, Waiting>,
+    pending: HashMap<Box<str>, PendingDecryption>,
     /// The sessions of events that were decrypted when nobody knew yet whose the session was, by
     /// event id.
     unproven: HashMap<Box<str>, Box<str>>,
@@ -158,7 +158,7 @@ struct Admitted {
     cell: Option<u32>,
 }
 
-struct Waiting {
+struct PendingDecryption {
     session_id: Option<Box<str>>,
     event: Arc<StickyEvent>,
 }
@@ -173,7 +173,7 @@ impl EphemeralMap {
             events: HashTable::new(),
             ends: BTreeSet::new(),
             epoch: Deadline::from_bits(0),
-            waiting: HashMap::new(),
+            pending: HashMap::new(),
             unproven: HashMap::new(),
             senders: HashSet::new(),
             full: HashMap::new(),
@@ -217,8 +217,8 @@ impl EphemeralMap {
         let unkept = self.share(&admitted, &raw, text.get(), end, Encryption::Plaintext);
         let event = unkept.keep(text);
         if let Some(session_id) = session_id {
-            let waiting = Waiting { session_id, event: event.clone() };
-            self.waiting.insert(event.event_id_str().into(), waiting);
+            let pending = PendingDecryption { session_id, event: event.clone() };
+            self.pending.insert(event.event_id_str().into(), pending);
         }
         Ok(self.insert(received, &admitted, event))
     }
@@ -262,7 +262,7 @@ impl EphemeralMap {
         raw.event_type = inner.event_type;
         raw.content = inner.content;
         if let Some(known) = self.find_event(raw.event_id.as_str())
-            && known.kind() == Kind::Waiting
+            && known.kind() == Kind::Unreadable
         {
             let known = known.clone();
             end = end.min(known.ends());
@@ -292,7 +292,7 @@ impl EphemeralMap {
     pub fn handle_encryption(&mut self, event_id: &EventId, encryption: Encryption) {
         let Some(event) = self.find_event(event_id.as_str()).cloned() else { return };
         let encryption = encryption.of_sender(event.sender());
-        if event.kind() == Kind::Waiting || event.encryption() == encryption {
+        if event.kind() == Kind::Unreadable || event.encryption() == encryption {
             return;
         }
         if !encryption.is_unproven() {
@@ -316,7 +316,7 @@ impl EphemeralMap {
         };
         // It stays known until its end, so that a late copy of it does not count.
         event.redact();
-        self.waiting.remove(event.event_id_str());
+        self.pending.remove(event.event_id_str());
         self.touched.push(event.cell());
     }
 
@@ -407,11 +407,11 @@ impl EphemeralMap {
     }
 
     /// The encrypted events that wait for the key of this session; all that wait, for `None`.
-    pub(crate) fn waiting(&self, session_id: Option<&str>) -> Vec<Arc<StickyEvent>> {
-        self.waiting
+    pub(crate) fn pending(&self, session_id: Option<&str>) -> Vec<Arc<StickyEvent>> {
+        self.pending
             .values()
-            .filter(|waiting| session_id.is_none() || waiting.session_id.as_deref() == session_id)
-            .map(|waiting| waiting.event.clone())
+            .filter(|pending| session_id.is_none() || pending.session_id.as_deref() == session_id)
+            .map(|pending| pending.event.clone())
             .collect()
     }
 
@@ -430,7 +430,7 @@ impl EphemeralMap {
 
     /// Whether this event is known and was decrypted, or never was encrypted.
     pub(crate) fn is_readable(&self, event_id: &str) -> bool {
-        self.find_event(event_id).is_some() && !self.waiting.contains_key(event_id)
+        self.find_event(event_id).is_some() && !self.pending.contains_key(event_id)
     }
 
     /// Whether decryption may tell something of this encrypted event that is not known. Not where it
@@ -438,7 +438,7 @@ impl EphemeralMap {
     #[cfg(any(feature = "client", test))]
     pub(crate) fn wants_decryption(&self, event_id: &EventId, sender: &UserId) -> bool {
         if self.find_event(event_id.as_str()).is_some() {
-            return self.waiting.contains_key(event_id.as_str());
+            return self.pending.contains_key(event_id.as_str());
         }
         let id_hash = self.hash_id(event_id.as_str());
         if self.redacted.contains(id_hash) || self.ended.contains(id_hash) {
@@ -468,8 +468,8 @@ impl EphemeralMap {
     }
 
     /// How many events wait for their room key.
-    pub fn waiting_len(&self) -> usize {
-        self.waiting.len()
+    pub fn pending_len(&self) -> usize {
+        self.pending.len()
     }
 
     /// Whether there is nothing that this map remembers.
@@ -567,7 +567,7 @@ impl EphemeralMap {
     ) -> Option<Admission> {
         if let Some(known) = self.find_event(raw.event_id.as_str()).cloned() {
             self.bring_forward(&known, end);
-            let waited = self.waiting.remove(raw.event_id.as_str()).is_some();
+            let waited = self.pending.remove(raw.event_id.as_str()).is_some();
             return (!waited).then_some(Admission::Repeated);
         }
         match self.admit(now, raw, end) {
@@ -738,8 +738,8 @@ impl EphemeralMap {
         if let Ok(entry) = known {
             entry.remove();
         }
-        if event.kind() == Kind::Waiting {
-            self.waiting.remove(event.event_id_str());
+        if event.kind() == Kind::Unreadable {
+            self.pending.remove(event.event_id_str());
         }
         if !self.unproven.is_empty() {
             self.unproven.remove(event.event_id_str());
@@ -803,7 +803,7 @@ impl fmt::Debug for EphemeralMap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EphemeralMap")
             .field("known", &self.known())
-            .field("waiting", &self.waiting_len())
+            .field("pending", &self.pending_len())
             .field("dropped", &self.dropped)
             .finish_non_exhaustive()
     }

@@ -1116,7 +1116,7 @@ impl Worker {
         let mut deliveries = Vec::new();
         for (room_id, session_id) in waiting {
             let mut arrivals = Vec::new();
-            for event in self.maps.waiting(&room_id, session_id.as_deref()) {
+            for event in self.maps.pending_decryption(&room_id, session_id.as_deref()) {
                 arrivals.extend(self.decrypt(&room_id, event.raw()).await);
             }
             // From the moment of receipt on; that is kept with the event that waits.
@@ -1187,7 +1187,10 @@ impl Worker {
         let mut unproven = self.maps.unproven_len();
         if decrypt::needs_trust(&self.client) {
             let rooms = self.maps.rooms();
-            unproven += rooms.iter().map(|room_id| self.maps.stats(room_id).waiting).sum::<usize>();
+            unproven += rooms
+                .iter()
+                .map(|room_id| self.maps.stats(room_id).pending_decryption)
+                .sum::<usize>();
         }
         let is_more = unproven > turn.unproven;
         turn.unproven = unproven;

@@ -166,7 +166,7 @@ fn in_a_map(raw: Box<RawValue>) {
     };
     assert_eq!(map.known(), 1);
     let RawContent::Clear { sticky_key, removal } = &raw.content else {
-        assert_eq!((entries.len(), map.waiting_len()), (0, 1));
+        assert_eq!((entries.len(), map.pending_len()), (0, 1));
         return;
     };
     assert_eq!(entries.len(), usize::from(!removal));

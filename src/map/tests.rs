@@ -927,7 +927,7 @@ fn an_encrypted_event_waits_and_shows_nothing() {
     assert_eq!(room.section(&event("$e").encrypted("s1")), Admission::Kept);
     assert_eq!(room.live(), [""; 0]);
     assert_eq!(room.changes(), [""; 0]);
-    assert_eq!(room.map.waiting_len(), 1);
+    assert_eq!(room.map.pending_len(), 1);
     assert!(!room.map.is_readable("$e"));
 }
 
@@ -975,7 +975,7 @@ fn a_malformed_inside_is_decrypted_once() {
             assert!(!wants(&room, &id, ALICE) && room.map.is_readable(&id));
             assert_eq!(room.section(&outer), Admission::Repeated);
         }
-        assert_eq!((room.map.waiting_len(), room.live().len(), room.map.known()), (0, 0, 2));
+        assert_eq!((room.map.pending_len(), room.live().len(), room.map.known()), (0, 0, 2));
         // They count for the quota, and end like any other.
         assert_eq!(room.section(&event("$c")), Admission::Full { first: true });
         room.pass(secs(60));
@@ -1040,10 +1040,10 @@ fn waiting_events_are_found_by_their_session() {
     room.section(&event("$1").encrypted("s1"));
     room.section(&event("$2").encrypted("s2"));
     room.section(&event("$3").encrypted("s2").without("/content/session_id"));
-    assert_eq!(room.map.waiting(Some("s2")).len(), 1);
-    assert_eq!(room.map.waiting(Some("s2"))[0].event_id(), "$2");
-    assert_eq!(room.map.waiting(None).len(), 3);
-    assert_eq!(room.map.waiting(Some("s3")).len(), 0);
+    assert_eq!(room.map.pending(Some("s2")).len(), 1);
+    assert_eq!(room.map.pending(Some("s2"))[0].event_id(), "$2");
+    assert_eq!(room.map.pending(None).len(), 3);
+    assert_eq!(room.map.pending(Some("s3")).len(), 0);
 }
 
 #[test]
@@ -1058,7 +1058,7 @@ fn a_decrypted_event_takes_its_rank_from_the_outer_event() {
     let entry = &room.map.entries(room.now)[0];
     assert_eq!((entry.sender().as_str(), entry.event_type()), (ALICE, "com.example.t"));
     assert!(entry.content_raw().unwrap().get().contains("$other_id"));
-    assert_eq!(room.map.waiting_len(), 0);
+    assert_eq!(room.map.pending_len(), 0);
     assert!(room.map.is_readable("$e"));
 }
 
@@ -1093,7 +1093,7 @@ fn an_event_that_ended_while_waiting_does_not_appear() {
     room.pass(secs(60));
     assert_eq!(room.decrypted(&outer, &event("$e")), Admission::NotSticky);
     assert_eq!(room.live(), [""; 0]);
-    assert_eq!(room.map.waiting_len(), 0);
+    assert_eq!(room.map.pending_len(), 0);
     assert_eq!(room.map.known(), 0);
 }
 
@@ -1103,7 +1103,7 @@ fn an_event_that_was_redacted_while_waiting_does_not_appear() {
     let outer = event("$e").encrypted("s");
     room.section(&outer);
     room.redact("$e");
-    assert_eq!(room.map.waiting_len(), 0, "nobody needs to decrypt it");
+    assert_eq!(room.map.pending_len(), 0, "nobody needs to decrypt it");
     assert_eq!(room.decrypted(&outer, &event("$e")), Admission::NotSticky);
     assert_eq!(room.decrypted(&outer, &event("$e")), Admission::NotSticky);
     assert_eq!(room.live(), [""; 0]);
@@ -1156,7 +1156,7 @@ fn an_event_that_is_malformed_inside_waits_no_more() {
         )
         .expect_err("no content");
     assert_eq!(malformed.event_id.as_deref(), Some("$e"), "not what stands inside");
-    assert_eq!(room.map.waiting_len(), 0);
+    assert_eq!(room.map.pending_len(), 0);
 }
 
 #[test]
@@ -1485,7 +1485,7 @@ fn debug_shows_how_much_a_map_holds() {
     room.section(&event("$e").encrypted("s"));
     room.section(&event("$b").key("b"));
     let shown = debug(&room.map);
-    for part in ["known: 2", "waiting: 1", "dropped: 1"] {
+    for part in ["known: 2", "pending: 1", "dropped: 1"] {
         assert!(shown.contains(part), "{part} in {shown}");
     }
 }

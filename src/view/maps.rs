@@ -136,7 +136,7 @@ pub struct RoomStats {
     /// Events that are known: values, others, removals, redacted ones and those that wait.
     pub events: usize,
     /// Encrypted events that wait for their room key.
-    pub waiting: usize,
+    pub pending_decryption: usize,
     /// Events that were dropped because their sender had used up [`Limits::per_sender`].
     pub dropped: u64,
 }
@@ -278,7 +278,7 @@ impl EphemeralMaps {
     pub fn stats(&self, room_id: &RoomId) -> RoomStats {
         self.lock().rooms.get(room_id).map_or_else(RoomStats::default, |room| RoomStats {
             events: room.map.known(),
-            waiting: room.map.waiting_len(),
+            pending_decryption: room.map.pending_len(),
             dropped: room.map.dropped(),
         })
     }
@@ -290,9 +290,13 @@ impl EphemeralMaps {
 
     /// The encrypted events of a room that wait for the key of this session; all that wait, for
     /// `None`.
-    pub fn waiting(&self, room_id: &RoomId, session_id: Option<&str>) -> Vec<Arc<StickyEvent>> {
+    pub fn pending_decryption(
+        &self,
+        room_id: &RoomId,
+        session_id: Option<&str>,
+    ) -> Vec<Arc<StickyEvent>> {
         let state = self.lock();
-        state.rooms.get(room_id).map(|room| room.map.waiting(session_id)).unwrap_or_default()
+        state.rooms.get(room_id).map(|room| room.map.pending(session_id)).unwrap_or_default()
     }
 
     /// Whether this event is known, and need not be decrypted to come in again.

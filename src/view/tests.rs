@@ -694,20 +694,23 @@ fn a_late_room_key_brings_what_waited() {
     let outer = event("$e").encrypted("s");
     world.receive(std::slice::from_ref(&outer));
     assert_eq!(told(changes.next_now()), [""; 0]);
-    assert_eq!(world.maps.stats(room()), RoomStats { events: 1, waiting: 1, dropped: 0 });
-    let waiting = world.maps.waiting(room(), Some("s"));
-    assert_eq!(waiting.len(), 1);
+    assert_eq!(
+        world.maps.stats(room()),
+        RoomStats { events: 1, pending_decryption: 1, dropped: 0 }
+    );
+    let pending = world.maps.pending_decryption(room(), Some("s"));
+    assert_eq!(pending.len(), 1);
     assert!(!world.maps.is_readable(room(), "$e"));
 
     let decrypted = Arrival::Decrypted {
-        outer: waiting[0].raw().to_owned(),
+        outer: pending[0].raw().to_owned(),
         clear: event("$e").raw(),
         encryption: Encryption::Plaintext,
     };
     world.maps.handle([world.delivery(room(), vec![decrypted])]);
     assert_eq!(told(changes.next_now()), ["+$e"]);
     assert!(world.maps.is_readable(room(), "$e"));
-    assert!(world.maps.waiting(room(), None).is_empty());
+    assert!(world.maps.pending_decryption(room(), None).is_empty());
 }
 
 #[test]

@@ -77,7 +77,7 @@ async fn with_a_room_key_of_its_own_for_each_event_none_is_lost() {
     assert_eq!(watcher.until_keys(&wanted).await.len(), 20);
     let snapshot = watcher.sticky.events().snapshot();
     assert!(snapshot.iter().all(|entry| entry.is_encrypted()));
-    assert_eq!(watcher.room(&room).stats().waiting, 0);
+    assert_eq!(watcher.room(&room).stats().pending_decryption, 0);
     watcher.assert_silent();
 }
 
@@ -116,7 +116,7 @@ async fn an_event_waits_unseen_for_its_key_and_is_shown_when_that_comes() {
     assert!(late.is_encrypted());
     let key = StickyKey::new(bob.id(), TYPE, "late");
     assert!(watcher.room(&room).get(&key).is_some());
-    assert_eq!(watcher.room(&room).stats().waiting, 1);
+    assert_eq!(watcher.room(&room).stats().pending_decryption, 1);
     watcher.assert_silent();
 
     // What follows in the session is read at once, and the one without a key is in nobody's way.
@@ -231,8 +231,8 @@ async fn joining_an_encrypted_room_brings_what_can_be_read_and_keeps_the_rest_wa
 /// So many events of the room wait for their key, or soon do.
 async fn assert_waiting(watcher: &Watcher, room: &RoomId, count: usize) {
     eventually("so many wait", async || match watcher.room(room).stats() {
-        known if known.waiting == count => Ok(()),
-        known => Err((known, "wanted", count)),
+        stats if stats.pending_decryption == count => Ok(()),
+        stats => Err((stats, "wanted", count)),
     })
     .await;
 }
