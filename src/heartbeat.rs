@@ -782,7 +782,7 @@ impl Heartbeat {
 
     /// When to poll again, if nothing happens before. Also when [`state`](Self::state) changes by
     /// itself.
-    pub fn deadline(&self, now: Moment) -> Option<Deadline> {
+    pub fn next_deadline(&self, now: Moment) -> Option<Deadline> {
         let held = self.held.map(|held| held.holds_until);
         let ends_at = self.seen.map(|seen| seen.ends_at);
         let state_changes = self.others_hold_until().chain(held).chain(ends_at);

@@ -250,7 +250,7 @@ impl Worker {
     async fn expire(&self) {
         let mut known = None;
         loop {
-            let changed = poll_fn(|cx| self.maps.poll_deadline(cx, known));
+            let changed = poll_fn(|cx| self.maps.poll_next_deadline(cx, known));
             known = match known {
                 None => changed.await,
                 Some(deadline) => {

@@ -92,7 +92,7 @@ impl Reach {
     }
 
     /// When to call [`poll_offer`](Self::poll_offer).
-    pub(super) fn deadline(&self) -> Option<Deadline> {
+    pub(super) fn next_deadline(&self) -> Option<Deadline> {
         self.offer_at
     }
 
@@ -132,7 +132,7 @@ mod tests {
         assert!(!reach.handle_readers(&readers([1, 2])));
         // A member who flaps is known.
         assert!(!reach.handle_readers(&readers([1, 2, 3])));
-        assert_eq!(reach.deadline(), None);
+        assert_eq!(reach.next_deadline(), None);
     }
 
     #[test]
@@ -150,7 +150,7 @@ mod tests {
         reach.handle_leave(now, readers([1]), readers([1, 2]));
         reach.handle_join(now, readers([1]), &readers([]));
         for pause in [15, 30, 60, 120, 240, 480, 900, 900] {
-            assert_eq!(reach.deadline(), Some(now.deadline(secs(pause))));
+            assert_eq!(reach.next_deadline(), Some(now.deadline(secs(pause))));
             assert!(!reach.poll_offer(now));
             now = now.advanced(secs(pause));
             assert!(reach.poll_offer(now));
@@ -161,7 +161,7 @@ mod tests {
         assert!(reach.handle_offered(now, Some(&readers([1, 2])), &readers([1, 2])), "gained");
         reach.handle_leave(now, readers([1, 2]), readers([1, 2]));
         reach.handle_join(now, readers([1, 2]), &readers([]));
-        assert_eq!(reach.deadline(), None);
+        assert_eq!(reach.next_deadline(), None);
     }
 
     /// Each time costs everybody a hand-over.
@@ -171,7 +171,7 @@ mod tests {
         for pause in [15, 30, 60, 120] {
             reach.handle_leave(now, readers([1]), readers([1, 2]));
             reach.handle_join(now, readers([1]), &readers([]));
-            assert_eq!(reach.deadline(), Some(now.deadline(secs(pause))));
+            assert_eq!(reach.next_deadline(), Some(now.deadline(secs(pause))));
             now = now.advanced(secs(pause));
             assert!(reach.poll_offer(now));
             assert!(reach.handle_offered(now, Some(&readers([1, 2])), &readers([1, 2])));
@@ -185,7 +185,7 @@ mod tests {
         let later = now.advanced(secs(15));
         assert!(reach.poll_offer(later));
         assert!(!reach.handle_offered(later, Some(&readers([1])), &readers([1])));
-        assert_eq!(reach.deadline(), None);
+        assert_eq!(reach.next_deadline(), None);
     }
 
     /// The server takes no delayed event.
@@ -196,7 +196,7 @@ mod tests {
         assert!(!reach.handle_readers(&readers([1])));
         assert!(reach.handle_readers(&readers([1, 2])));
         reach.handle_join(now, readers([1]), &readers([1, 2]));
-        assert_eq!(reach.deadline(), Some(now.deadline(secs(15))), "it could not be reached");
+        assert_eq!(reach.next_deadline(), Some(now.deadline(secs(15))), "it could not be reached");
     }
 
     #[test]
@@ -204,6 +204,6 @@ mod tests {
         let (mut reach, now) = (Reach::default(), start());
         reach.handle_leave(now, readers([1, 2]), readers([1, 2]));
         reach.handle_join(now, readers([1]), &readers([]));
-        assert_eq!(reach.deadline(), Some(now.deadline(secs(15))));
+        assert_eq!(reach.next_deadline(), Some(now.deadline(secs(15))));
     }
 }

@@ -146,9 +146,9 @@ impl Run {
                 let context = context.clone();
                 offering = Some(async move { context.offer().await }.boxed());
             }
-            let offer_at = context.kept().reach.deadline();
+            let offer_at = context.kept().reach.next_deadline();
             let own_again = owned_at.deadline(OWN_AGAIN);
-            let dues = [self.machine.deadline(now), offer_at.filter(|_| offering.is_none())];
+            let dues = [self.machine.next_deadline(now), offer_at.filter(|_| offering.is_none())];
             let due = dues.into_iter().flatten().fold(own_again, Deadline::min);
             let event = tokio::select! {
                 biased;

@@ -479,7 +479,7 @@ impl World {
         }
         let asleep_until = self.asleep_until;
         next.extend(self.encrypting.iter().map(|(_, until)| (*until).max(asleep_until)));
-        let deadline = self.heartbeat.deadline(self.moment());
+        let deadline = self.heartbeat.next_deadline(self.moment());
         if let Some(deadline) = deadline.filter(|_| self.asleep_until != u64::MAX) {
             let left = millis(deadline.left(self.moment()));
             // A deadline that has come and brought nothing is a wait of a millisecond, and many of

@@ -497,8 +497,8 @@ impl KeyExchange {
     }
 
     /// When to poll again, if nothing happens before.
-    pub fn deadline(&self) -> Option<Deadline> {
-        self.outbound.deadline().into_iter().chain(self.inbound.deadline()).min()
+    pub fn next_deadline(&self) -> Option<Deadline> {
+        self.outbound.next_deadline().into_iter().chain(self.inbound.next_deadline()).min()
     }
 
     /// All that counts now, as a cryptor that knows nothing is to be told it.

@@ -508,7 +508,7 @@ impl Roster {
     }
 
     /// When to poll again, if nothing happens before.
-    pub fn deadline(&self) -> Option<Deadline> {
+    pub fn next_deadline(&self) -> Option<Deadline> {
         self.deadlines.first().map(|(deadline, _)| *deadline)
     }
 

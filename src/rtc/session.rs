@@ -387,7 +387,7 @@ impl Watch {
             // What is due waits for the request that is under way.
             let ask_at = [self.fetch_at, self.look_up_at].into_iter().flatten();
             let ask_at = ask_at.filter(|_| self.fetching.is_none());
-            let deadline = self.roster.deadline().into_iter().chain(ask_at).min();
+            let deadline = self.roster.next_deadline().into_iter().chain(ask_at).min();
             let timer = self.timer.clone();
             tokio::select! {
                 Some(change) = self.changes.next() => self.roster.handle_change(&change),

@@ -34,7 +34,7 @@ pub(crate) type Unproven = Vec<(Arc<StickyEvent>, Box<str>)>;
 ///
 /// This is the door for who drives their own sync, and the whole of the crate for who has no
 /// matrix-sdk: hand in what arrives with [`handle`](Self::handle), look with
-/// [`view`](Self::view), and wait with [`poll_deadline`](Self::poll_deadline).
+/// [`view`](Self::view), and wait with [`poll_next_deadline`](Self::poll_next_deadline).
 #[derive(Clone)]
 pub struct EphemeralMaps {
     shared: Arc<Shared>,
@@ -256,7 +256,7 @@ impl EphemeralMaps {
 
     /// [`next_deadline`](Self::next_deadline), once it is another than `known`. For one waiter: the
     /// shell's timer.
-    pub fn poll_deadline(
+    pub fn poll_next_deadline(
         &self,
         cx: &mut Context<'_>,
         known: Option<Deadline>,

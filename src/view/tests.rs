@@ -139,13 +139,13 @@ impl Task {
         }
     }
 
-    fn poll_deadline(
+    fn poll_next_deadline(
         &self,
         maps: &EphemeralMaps,
         known: Option<Deadline>,
     ) -> Poll<Option<Deadline>> {
         let waker = Waker::from(self.0.clone());
-        maps.poll_deadline(&mut Context::from_waker(&waker), known)
+        maps.poll_next_deadline(&mut Context::from_waker(&waker), known)
     }
 
     fn wakes(&self) -> usize {
@@ -737,30 +737,30 @@ fn a_redaction_while_waiting_is_not_undone_by_the_room_key() {
 fn the_timer_is_woken_when_the_next_deadline_is_another() {
     let world = World::new();
     let timer = Task::default();
-    assert!(timer.poll_deadline(&world.maps, None).is_pending());
+    assert!(timer.poll_next_deadline(&world.maps, None).is_pending());
     world.receive(&[event("$a").lasting(60_000)]);
     assert_eq!(timer.wakes(), 1);
-    let Poll::Ready(Some(minute)) = timer.poll_deadline(&world.maps, None) else {
+    let Poll::Ready(Some(minute)) = timer.poll_next_deadline(&world.maps, None) else {
         panic!("nothing to wait for")
     };
     assert_eq!(minute.left(world.clock.now()), secs(60));
 
-    assert!(timer.poll_deadline(&world.maps, Some(minute)).is_pending());
+    assert!(timer.poll_next_deadline(&world.maps, Some(minute)).is_pending());
     world.receive(&[event("$b").key("b").lasting(120_000)]);
     world.receive(&[event("$a").lasting(60_000)]);
     assert_eq!(timer.wakes(), 1, "a later deadline changes nothing");
     world.receive(&[event("$c").key("c").lasting(30_000)]);
     assert_eq!(timer.wakes(), 2);
-    let Poll::Ready(Some(sooner)) = timer.poll_deadline(&world.maps, Some(minute)) else {
+    let Poll::Ready(Some(sooner)) = timer.poll_next_deadline(&world.maps, Some(minute)) else {
         panic!("nothing to wait for")
     };
     assert_eq!(sooner.left(world.clock.now()), secs(30));
 
-    assert!(timer.poll_deadline(&world.maps, Some(sooner)).is_pending());
+    assert!(timer.poll_next_deadline(&world.maps, Some(sooner)).is_pending());
     world.clock.jump(secs(30));
     world.maps.advance();
     assert_eq!(timer.wakes(), 3);
-    assert!(timer.poll_deadline(&world.maps, Some(sooner)).is_ready());
+    assert!(timer.poll_next_deadline(&world.maps, Some(sooner)).is_ready());
 }
 
 #[test]
@@ -769,10 +769,10 @@ fn the_timer_is_woken_when_the_next_deadline_is_gone() {
     world.receive(&[event("$a")]);
     let known = world.maps.next_deadline();
     let timer = Task::default();
-    assert!(timer.poll_deadline(&world.maps, known).is_pending());
+    assert!(timer.poll_next_deadline(&world.maps, known).is_pending());
     world.maps.handle_left(room());
     assert_eq!(timer.wakes(), 1);
-    assert_eq!(timer.poll_deadline(&world.maps, known), Poll::Ready(None));
+    assert_eq!(timer.poll_next_deadline(&world.maps, known), Poll::Ready(None));
 }
 
 #[test]
@@ -854,7 +854,7 @@ fn wakers_are_woken_outside_the_lock() {
     let mut context = Context::from_waker(&waker);
     let mut changes = world.maps.view().subscribe().changes;
     assert!(Pin::new(&mut changes).poll_next(&mut context).is_pending());
-    assert!(world.maps.poll_deadline(&mut context, None).is_pending());
+    assert!(world.maps.poll_next_deadline(&mut context, None).is_pending());
     world.receive(&[event("$a")]);
 }
 
@@ -927,7 +927,7 @@ fn nothing_of_a_callers_runs_under_the_lock() {
             let waker = Waker::from(Arc::new(Owning(maps.clone())));
             let mut cx = Context::from_waker(&waker);
             assert!(Pin::new(&mut changes).poll_next(&mut cx).is_pending());
-            assert!(maps.poll_deadline(&mut cx, None).is_pending());
+            assert!(maps.poll_next_deadline(&mut cx, None).is_pending());
         }
         let looking = [world.delivery(room(), vec![Arrival::Event(event("$a").raw())])];
         maps.handle(looking.into_iter().inspect(|_| assert!(maps.view().snapshot().is_empty())));

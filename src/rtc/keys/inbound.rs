@@ -308,7 +308,7 @@ impl Inbound {
         &self.discards
     }
 
-    pub(super) fn deadline(&self) -> Option<Deadline> {
+    pub(super) fn next_deadline(&self) -> Option<Deadline> {
         self.waiting.front().map(|waiting| waiting.until)
     }
 

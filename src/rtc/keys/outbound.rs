@@ -267,7 +267,7 @@ impl Outbound {
         Some(Sending { id, index: *index, key: key.clone(), to })
     }
 
-    pub(super) fn deadline(&self) -> Option<Deadline> {
+    pub(super) fn next_deadline(&self) -> Option<Deadline> {
         let again = self.peers.values().filter_map(|share| match share.state {
             ShareState::Owed(again_at) => again_at,
             _ => None,

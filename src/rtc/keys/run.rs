@@ -448,7 +448,7 @@ impl Run {
         let mut must_look = false;
         loop {
             let deadline = match &self.shared.state().exchange {
-                Some(exchange) => exchange.deadline(),
+                Some(exchange) => exchange.next_deadline(),
                 None => return,
             };
             let timer = &self.shared.timer;

@@ -107,7 +107,7 @@ impl Story {
     fn at(&mut self, seconds: u64) {
         let end = self.began.advanced(secs(seconds));
         loop {
-            let deadline = self.keys.deadline();
+            let deadline = self.keys.next_deadline();
             let Some(left) = deadline.map(|it| it.left(self.now)) else { break };
             if left > end.since(self.now) {
                 break;
@@ -115,7 +115,10 @@ impl Story {
             // It is due: else this would not end.
             self.now = self.now.advanced(left);
             self.pump();
-            assert!(self.keys.deadline() != deadline, "a deadline that passed and changed nothing");
+            assert!(
+                self.keys.next_deadline() != deadline,
+                "a deadline that passed and changed nothing"
+            );
         }
         self.now = end;
         self.pump();

@@ -245,7 +245,7 @@ fn one_who_is_over_has_expired_and_is_forgotten_after_an_hour() {
     assert_eq!(world.pass(3_599), [""; 0]);
     assert_eq!(world.pass(1), ["!alice/a: expired"]);
     assert_eq!(world.snapshot().sessions().count(), 0);
-    assert_eq!(world.roster.deadline(), None);
+    assert_eq!(world.roster.next_deadline(), None);
 }
 
 #[test]
@@ -254,7 +254,7 @@ fn one_who_has_expired_is_back_with_a_refresh() {
     world.receive(&[join("$join", "a").lasting(60)]);
     world.pass(60);
     assert_eq!(world.receive(&[join("$2", "a").at(60)]), ["+alice/a"]);
-    assert_eq!(world.roster.deadline(), None, "the old one is not waited for");
+    assert_eq!(world.roster.next_deadline(), None, "the old one is not waited for");
 }
 
 #[test]
