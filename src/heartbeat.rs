@@ -317,7 +317,7 @@ struct Seen {
 /// The pure machine of one heartbeat.
 ///
 /// Name by direction: `handle_..` takes what happened, `poll_..` gives what to do. After each
-/// `handle_..` and at each [`deadline`](Self::deadline), poll until nothing comes.
+/// `handle_..` and at each [`next_deadline`](Self::next_deadline), poll until nothing comes.
 #[derive(Debug)]
 pub struct Heartbeat {
     pace: Pace,

@@ -32,7 +32,7 @@ use crate::{
         Encryption, EntryName, EntryOrder, Given, Kind, RemovalReason, SharedSender, SharedType,
         StickyEvent, StickyKey, Unkept,
     },
-    time::{Deadline, MAX_STICKY_MS, Moment, end_by_origin},
+    time::{Deadline, MAX_STICKY_DURATION_MS, Moment, end_by_origin},
     wire::{self, Malformed, RawContent, RawSticky, Wire},
 };
 
@@ -46,7 +46,7 @@ pub struct Limits {
     ///
     /// 1,000 unless set: a thousand times what a call needs, and one member's most is some 64 MB of
     /// text if each event is as large as a server lets it be; 33 times that if they also outrank
-    /// each of them [`OTHERS_PER_KEY`] times within the hour.
+    /// each of them [`MAX_OTHERS_PER_KEY`] times within the hour.
     pub per_sender: usize,
 }
 
@@ -57,16 +57,16 @@ impl Default for Limits {
 }
 
 /// Besides the value, the highest-ranked events of a key that are kept.
-pub const OTHERS_PER_KEY: usize = 32;
+pub const MAX_OTHERS_PER_KEY: usize = 32;
 
 /// How many cells a room can have: 16,000 senders with all that [`Limits::per_sender`] gives them.
 const MAX_CELLS: u32 = 1 << 24;
 
 /// How many redactions of events that are not known are remembered, the newest of them.
-pub const REDACTIONS: usize = 1_000;
+pub const MAX_REDACTIONS: usize = 1_000;
 
 /// How long an event may be gone and still be delivered again by somebody's cache.
-const REMEMBERED: Duration = Duration::from_millis(MAX_STICKY_MS);
+const REMEMBERED_FOR: Duration = Duration::from_millis(MAX_STICKY_DURATION_MS);
 
 /// How an event came, which decides when it ends if the server does not say so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,7 +93,7 @@ pub enum Admission {
         /// Whether it is the first that was dropped since nothing of this sender was known.
         first: bool,
     },
-    /// Its key has [`OTHERS_PER_KEY`] events that outrank it, besides the value: it was dropped.
+    /// Its key has [`MAX_OTHERS_PER_KEY`] events that outrank it, besides the value: it was dropped.
     Outranked,
 }
 
@@ -179,9 +179,9 @@ impl EphemeralMap {
             full: HashMap::new(),
             types: HashSet::new(),
             ignored: Arc::default(),
-            redacted: Recent::new(REDACTIONS),
-            ended: Recent::new(REDACTIONS),
-            warned: Recent::new(REDACTIONS),
+            redacted: Recent::new(MAX_REDACTIONS),
+            ended: Recent::new(MAX_REDACTIONS),
+            warned: Recent::new(MAX_REDACTIONS),
             warns: false,
             touched: SmallVec::new(),
             dropped: 0,
@@ -311,7 +311,7 @@ impl EphemeralMap {
     pub fn handle_redaction(&mut self, now: Moment, event_id: &EventId) {
         let Some(event) = self.find_event(event_id.as_str()).cloned() else {
             let id = self.hash_id(event_id.as_str());
-            self.redacted.remember(id, now.deadline(REMEMBERED));
+            self.redacted.remember(id, now.deadline(REMEMBERED_FOR));
             return;
         };
         // It stays known until its end, so that a late copy of it does not count.
@@ -524,7 +524,7 @@ impl EphemeralMap {
             return Err(Admission::NotSticky);
         }
         if end.is_over(now) || self.ended.contains(id_hash) {
-            self.ended.remember(id_hash, now.deadline(REMEMBERED));
+            self.ended.remember(id_hash, now.deadline(REMEMBERED_FOR));
             return Err(Admission::NotSticky);
         }
 
@@ -589,13 +589,13 @@ impl EphemeralMap {
         if let Admission::Full { .. } = admission
             && let Some(refused) = self.full.get_mut(raw.sender.as_ref())
         {
-            refused.remember(id_hash, now.deadline(REMEMBERED));
+            refused.remember(id_hash, now.deadline(REMEMBERED_FOR));
         }
     }
 
     fn note_malformed(&mut self, now: Moment, event: &RawValue) {
         let sender = self.hasher.hash_one(wire::sender_of(event));
-        self.warns = self.warned.remember(sender, now.deadline(REMEMBERED));
+        self.warns = self.warned.remember(sender, now.deadline(REMEMBERED_FOR));
     }
 
     /// The event, which is then inserted, sharing the texts of its sender and type with the others
@@ -644,7 +644,7 @@ impl EphemeralMap {
         let (is_value, excess) = match cell {
             Some(cell) => {
                 let is_value = cell.insert(event.clone());
-                (is_value, cell.excess(OTHERS_PER_KEY + 1))
+                (is_value, cell.excess(MAX_OTHERS_PER_KEY + 1))
             }
             None => {
                 self.cells.add(admitted.order_hash, event.clone());
@@ -666,7 +666,7 @@ impl EphemeralMap {
         let outranked = Arc::ptr_eq(&excess, &event);
         if excess.is_redacted() {
             // Not known any more, but its redaction still holds.
-            self.redacted.remember(excess.id_hash(), now.deadline(REMEMBERED));
+            self.redacted.remember(excess.id_hash(), now.deadline(REMEMBERED_FOR));
         }
         self.forget(&excess);
         if outranked { Admission::Outranked } else { Admission::Kept }
@@ -689,7 +689,7 @@ impl EphemeralMap {
             self.ends.pop_first();
             let (number, end) = (end.cell(), end.deadline(self.epoch));
             while let Some((event, changes)) = self.cells.take_ended(number, end) {
-                self.ended.remember(event.id_hash(), now.deadline(REMEMBERED));
+                self.ended.remember(event.id_hash(), now.deadline(REMEMBERED_FOR));
                 self.forget_taken(&event, changes);
             }
         }
@@ -811,7 +811,7 @@ impl fmt::Debug for EphemeralMap {
 
 fn end_of(received: Moment, via: ReceivedVia, raw: &RawSticky<'_>) -> Deadline {
     match (raw.remaining_ms, via) {
-        (Some(remaining_ms), _) => received.deadline_ms(remaining_ms.min(MAX_STICKY_MS)),
+        (Some(remaining_ms), _) => received.deadline_ms(remaining_ms.min(MAX_STICKY_DURATION_MS)),
         (None, ReceivedVia::Section) => {
             end_by_origin(received, raw.origin_server_ts_ms, raw.duration_ms)
         }

@@ -20,7 +20,7 @@ use crate::{
     driver::{BoxFuture, jittered},
     event::StickyKey,
     outbox::{ATTEMPT_TIMEOUT, Attempts, MIN_STICKY, Outbox, PrepareError, ReadyEvent},
-    time::{MAX_STICKY, millis},
+    time::{MAX_STICKY_DURATION, millis},
     wire::{insert_sticky_key, names},
 };
 
@@ -80,7 +80,7 @@ impl SendSticky {
     ///
     /// [MSC4354]: https://github.com/matrix-org/matrix-spec-proposals/pull/4354
     pub fn with_sticky_duration(mut self, duration: Duration) -> Self {
-        self.sticky_duration = Some(duration.clamp(MIN_STICKY, MAX_STICKY));
+        self.sticky_duration = Some(duration.clamp(MIN_STICKY, MAX_STICKY_DURATION));
         self
     }
 
@@ -108,9 +108,9 @@ impl SendSticky {
             .or_else(|| last.as_ref()?.sticky_duration)
             .or_else(|| {
                 let entry = room.events().get(key.as_ref()?)?;
-                Some(entry.duration().clamp(MIN_STICKY, MAX_STICKY))
+                Some(entry.duration().clamp(MIN_STICKY, MAX_STICKY_DURATION))
             })
-            .unwrap_or(MAX_STICKY);
+            .unwrap_or(MAX_STICKY_DURATION);
 
         // Not before it is our turn: whoever came meanwhile shall be able to read it, and the room may
         // have become encrypted.

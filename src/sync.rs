@@ -53,7 +53,7 @@ use crate::{
     driver::{BoxFuture, Timer, jittered, optional, random_name},
     map::ReceivedVia,
     request::{REQUEST_TIMEOUT, describe, one_try},
-    time::{Deadline, MAX_STICKY, Moment},
+    time::{Deadline, MAX_STICKY_DURATION, Moment},
     view::{Arrival, Delivery, EphemeralMaps},
     wire::{self, names},
 };
@@ -417,7 +417,7 @@ impl Worker {
                     // of the rooms of which there is a reason to think so: one hostile member can
                     // fill a page, and an account can have thousands of rooms.
                     self.show_known(turn, SyncState::CatchingUp);
-                    let until = self.maps.now().deadline(MAX_STICKY);
+                    let until = self.maps.now().deadline(MAX_STICKY_DURATION);
                     let joined = self.joined_rooms();
                     turn.wanted.extend(in_page.into_iter().chain(std::mem::take(&mut turn.hinted)));
                     turn.wanted.retain(|room_id| !self.is_not_ours(room_id));
@@ -444,7 +444,7 @@ impl Worker {
                 for room_id in &complete {
                     turn.incomplete.remove(room_id);
                 }
-                let until = self.maps.now().deadline(MAX_STICKY);
+                let until = self.maps.now().deadline(MAX_STICKY_DURATION);
                 turn.incomplete.extend(incomplete.into_iter().map(|room_id| (room_id, until)));
                 let mut least = Duration::ZERO;
                 match failed {
@@ -1263,7 +1263,7 @@ fn is_older_than_sticky(text: &str) -> bool {
         age: u64,
     }
     serde_json::from_str::<Aged>(text)
-        .is_ok_and(|event| Duration::from_millis(event.unsigned.age) > MAX_STICKY)
+        .is_ok_and(|event| Duration::from_millis(event.unsigned.age) > MAX_STICKY_DURATION)
 }
 
 fn is_forbidden(error: &HttpError) -> bool {

@@ -14,10 +14,10 @@ use std::{fmt, sync::Arc, time::Duration};
 /// The longest that any event is sticky: 1 hour ([MSC4354], "Proposal").
 ///
 /// [MSC4354]: https://github.com/matrix-org/matrix-spec-proposals/pull/4354
-pub const MAX_STICKY: Duration = Duration::from_millis(MAX_STICKY_MS);
+pub const MAX_STICKY_DURATION: Duration = Duration::from_millis(MAX_STICKY_DURATION_MS);
 
-/// [`MAX_STICKY`] in milliseconds.
-pub(crate) const MAX_STICKY_MS: u64 = 3_600_000;
+/// [`MAX_STICKY_DURATION`] in milliseconds.
+pub(crate) const MAX_STICKY_DURATION_MS: u64 = 3_600_000;
 
 /// One reading of both clocks, to the millisecond.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -142,7 +142,7 @@ pub(crate) fn end_by_origin(
     duration_ms: u64,
 ) -> Deadline {
     let start = received.unix_ms.min(origin_server_ts_ms);
-    let end = start.saturating_add(duration_ms.min(MAX_STICKY_MS));
+    let end = start.saturating_add(duration_ms.min(MAX_STICKY_DURATION_MS));
     received.deadline_ms(end.saturating_sub(received.unix_ms))
 }
 
@@ -186,7 +186,7 @@ mod tests {
         let now = at(10, 10_000);
         assert_eq!(end_by_origin(now, 9_990_000, 60_000).left(now), Duration::from_secs(50));
         assert_eq!(end_by_origin(now, 9_000_000, 60_000).left(now), Duration::ZERO);
-        assert_eq!(end_by_origin(now, 10_000_000, u64::MAX).left(now), MAX_STICKY);
+        assert_eq!(end_by_origin(now, 10_000_000, u64::MAX).left(now), MAX_STICKY_DURATION);
     }
 
     #[test]

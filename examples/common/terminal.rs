@@ -2,7 +2,7 @@
 
 use std::{io, time::Duration};
 
-use matrix_sdk_sticky::time::MAX_STICKY;
+use matrix_sdk_sticky::time::MAX_STICKY_DURATION;
 use ratatui::{
     DefaultTerminal, Frame,
     crossterm::event::{self, Event},
@@ -99,7 +99,7 @@ pub(crate) fn draw_left(
     left: Duration,
     whole: Duration,
 ) {
-    let whole = whole.min(MAX_STICKY);
+    let whole = whole.min(MAX_STICKY_DURATION);
     let part = left.as_secs_f64() / whole.as_secs_f64().max(f64::MIN_POSITIVE);
     let style = Style::new().fg(color_of(part));
     frame.render_widget(Span::styled(bar_of(part, bar.width), style), bar);

@@ -14,7 +14,7 @@ use matrix_sdk_sticky::{
         Candidate, Leave, Member, Membership, NotJoined, RtcChange, RtcSnapshot, SessionSnapshot,
         What,
     },
-    time::{Deadline, MAX_STICKY, Moment},
+    time::{Deadline, MAX_STICKY_DURATION, Moment},
 };
 use ratatui::{
     Frame,
@@ -382,7 +382,7 @@ fn draw_member(frame: &mut Frame<'_>, area: Rect, model: &Model, member: &Member
     let there = Duration::from_millis(now.unix_ms().saturating_sub(member.since_ms()));
     put(format!("for {}", clock(there)), plain.dim(), since);
 
-    let whole = member.event().map_or(MAX_STICKY, |event| event.duration());
+    let whole = member.event().map_or(MAX_STICKY_DURATION, |event| event.duration());
     draw_left(frame, bar, time, member.expires_in(now), whole);
 }
 

@@ -11,7 +11,7 @@ use crate::{
     driver::{BoxFuture, jittered},
     outbox::{ATTEMPT_TIMEOUT, Attempts, MIN_STICKY, PrepareError, ReadyEvent},
     readers::Readers,
-    time::{MAX_STICKY, millis},
+    time::{MAX_STICKY_DURATION, millis},
     wire::insert_sticky_key,
 };
 
@@ -59,7 +59,7 @@ impl ScheduleDelayed {
             event_type: event_type.to_owned(),
             content,
             delay: delay.clamp(MIN_DELAY, MAX_DELAY),
-            sticky_duration: Some(MAX_STICKY),
+            sticky_duration: Some(MAX_STICKY_DURATION),
             transaction_id: None,
             timeout: ATTEMPT_TIMEOUT,
         }
@@ -77,7 +77,7 @@ impl ScheduleDelayed {
     /// Sets for how long the event is sticky from when it is sent, from 1 ms to 1 h. A duration out of
     /// that range is clamped. Defaults to 1 h, which wins over whatever was sent for the key before.
     pub fn with_sticky_duration(mut self, duration: Duration) -> Self {
-        self.sticky_duration = Some(duration.clamp(MIN_STICKY, MAX_STICKY));
+        self.sticky_duration = Some(duration.clamp(MIN_STICKY, MAX_STICKY_DURATION));
         self
     }
 

@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use crate::time::MAX_STICKY;
+use crate::time::MAX_STICKY_DURATION;
 
 /// How fast a heartbeat beats.
 ///
@@ -43,7 +43,7 @@ impl fmt::Display for PaceError {
             Self::Sticky(sticky) => write!(
                 f,
                 "a stickiness of {sticky:?} is out of range: choose one between twice the delay \
-                 and {MAX_STICKY:?}"
+                 and {MAX_STICKY_DURATION:?}"
             ),
         }
     }
@@ -123,7 +123,7 @@ impl Pace {
     fn checked(self) -> Result<Self, PaceError> {
         // A delay of hours is for a lease that somebody else restarts: refreshes go on all the same.
         match self.sticky {
-            Some(sticky) if !(self.shortest_sticky()..=MAX_STICKY).contains(&sticky) => {
+            Some(sticky) if !(self.shortest_sticky()..=MAX_STICKY_DURATION).contains(&sticky) => {
                 Err(PaceError::Sticky(sticky))
             }
             _ => Ok(self),
@@ -131,7 +131,7 @@ impl Pace {
     }
 
     fn shortest_sticky(&self) -> Duration {
-        (2 * self.delay).min(MAX_STICKY)
+        (2 * self.delay).min(MAX_STICKY_DURATION)
     }
 
     /// How long after the last restart the leave fires.

@@ -531,12 +531,12 @@ fn a_redaction_is_forgotten_after_an_hour() {
 #[test]
 fn the_newest_thousand_redactions_of_unknown_events_are_kept() {
     let mut room = Room::new();
-    for n in 0..=REDACTIONS {
+    for n in 0..=MAX_REDACTIONS {
         room.redact(&format!("$r{n}"));
     }
     assert_eq!(room.section(&event("$r0").key("0")), Admission::Kept, "the oldest fell out");
     assert_eq!(room.section(&event("$r1").key("1")), Admission::NotSticky);
-    assert_eq!(room.section(&event(&format!("$r{REDACTIONS}")).key("2")), Admission::NotSticky);
+    assert_eq!(room.section(&event(&format!("$r{MAX_REDACTIONS}")).key("2")), Admission::NotSticky);
 }
 
 #[test]
@@ -664,12 +664,12 @@ fn a_full_sender_is_warned_of_once_until_nothing_of_them_is_left() {
 fn the_value_and_the_32_highest_others_are_kept() {
     let mut room = Room::new();
     // The lowest first: the 33 above it push it out.
-    for n in 0..=OTHERS_PER_KEY as u64 + 1 {
+    for n in 0..=MAX_OTHERS_PER_KEY as u64 + 1 {
         assert_eq!(room.section(&event(&format!("$e{n:02}")).sent(n)), Admission::Kept);
     }
-    assert_eq!(room.map.known(), OTHERS_PER_KEY + 1);
+    assert_eq!(room.map.known(), MAX_OTHERS_PER_KEY + 1);
     assert_eq!(room.section(&event("$e00").sent(0)), Admission::Outranked);
-    for n in (2..=OTHERS_PER_KEY + 1).rev() {
+    for n in (2..=MAX_OTHERS_PER_KEY + 1).rev() {
         assert_eq!(room.live(), [format!("$e{n:02}")]);
         room.redact(&format!("$e{n:02}"));
     }
@@ -683,17 +683,17 @@ fn a_redacted_event_that_falls_out_of_its_key_stays_redacted() {
     let mut room = Room::new();
     room.section(&event("$old"));
     room.redact("$old");
-    for n in 0..=OTHERS_PER_KEY as u64 {
+    for n in 0..=MAX_OTHERS_PER_KEY as u64 {
         room.section(&event(&format!("$e{n:02}")).sent(n + 1));
     }
-    assert_eq!(room.map.known(), OTHERS_PER_KEY + 1);
+    assert_eq!(room.map.known(), MAX_OTHERS_PER_KEY + 1);
     assert_eq!(room.section(&event("$old")), Admission::NotSticky);
 }
 
 #[test]
 fn redacted_events_take_no_place_from_others_that_count() {
     let mut room = Room::new();
-    for n in 0..=OTHERS_PER_KEY as u64 {
+    for n in 0..=MAX_OTHERS_PER_KEY as u64 {
         room.section(&event(&format!("$r{n:02}")).sent(100 + n));
         room.redact(&format!("$r{n:02}"));
     }
@@ -706,7 +706,7 @@ fn an_entry_that_falls_out_below_removals_was_removed_not_expired() {
     let mut room = Room::new();
     room.section(&event("$a"));
     assert_eq!(room.changes(), ["+$a"]);
-    for n in 0..=OTHERS_PER_KEY as u64 {
+    for n in 0..=MAX_OTHERS_PER_KEY as u64 {
         room.section(&event(&format!("$gone{n:02}")).sent(n + 1).removal());
     }
     assert_eq!(room.changes(), ["-$a removed"]);

@@ -35,7 +35,7 @@ use crate::{
     heartbeat::{
         Failure, HeartbeatHandle, Pace, StartHeartbeat, StartHeartbeatError, State, until_left,
     },
-    time::{Deadline, MAX_STICKY},
+    time::{Deadline, MAX_STICKY_DURATION},
     wire::names,
 };
 
@@ -130,7 +130,7 @@ impl JoinSession {
             member_id: None,
             delay: Pace::default().delay(),
             // Each event of a membership makes every Element Call in the call rotate its key.
-            sticky_for: MAX_STICKY,
+            sticky_for: MAX_STICKY_DURATION,
         }
     }
 

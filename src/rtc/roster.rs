@@ -35,13 +35,13 @@ use super::{
 };
 use crate::{
     event::{Encryption, RemovalReason, StickyEvent, Verification},
-    time::{Deadline, MAX_STICKY, Moment},
+    time::{Deadline, MAX_STICKY_DURATION, Moment},
     view::{Change, EntryChange, Snapshot},
     wire::names,
 };
 
 /// For how long it is told why somebody is not there of whom there is no membership any more.
-const ENDED_FOR: Duration = MAX_STICKY;
+const ENDED_FOR: Duration = MAX_STICKY_DURATION;
 
 /// How many such are kept of each user.
 const ENDED_OF_ONE: usize = 16;

@@ -10,7 +10,7 @@ use crate::{
     context::RoomContext,
     driver::BoxFuture,
     outbox::{ATTEMPT_TIMEOUT, MIN_STICKY, ReadyEvent},
-    time::{MAX_STICKY, millis},
+    time::{MAX_STICKY_DURATION, millis},
 };
 
 /// A redaction to be sent. Awaiting it sends it, in up to six tries. Made by
@@ -44,7 +44,7 @@ impl RedactSticky {
     ///
     /// [MSC4354]: https://github.com/matrix-org/matrix-spec-proposals/pull/4354
     pub fn with_sticky_duration(mut self, duration: Duration) -> Self {
-        self.sticky_duration = Some(duration.clamp(MIN_STICKY, MAX_STICKY));
+        self.sticky_duration = Some(duration.clamp(MIN_STICKY, MAX_STICKY_DURATION));
         self
     }
 
@@ -70,7 +70,7 @@ impl RedactSticky {
 
         room.ensure_sticky_events().await?;
         let duration =
-            sticky_duration.or_else(|| known_duration(&room, &event_id)).unwrap_or(MAX_STICKY);
+            sticky_duration.or_else(|| known_duration(&room, &event_id)).unwrap_or(MAX_STICKY_DURATION);
         content.insert("redacts".to_owned(), event_id.as_str().into());
         let event = ReadyEvent::redaction(room.room(), &content, Some(millis(duration)))?;
         let sent = retrying(&outbox, || async {
@@ -99,5 +99,5 @@ impl fmt::Debug for RedactSticky {
 fn known_duration(room: &RoomContext, event_id: &EventId) -> Option<Duration> {
     let snapshot = room.events().snapshot();
     let duration = snapshot.iter().find(|entry| entry.event_id() == event_id)?.duration();
-    Some(duration.clamp(MIN_STICKY, MAX_STICKY))
+    Some(duration.clamp(MIN_STICKY, MAX_STICKY_DURATION))
 }

@@ -17,7 +17,7 @@ use eyeball_im::Vector;
 use futures_util::Stream;
 use matrix_sdk_sticky::{
     event::{Encryption, RemovalReason},
-    map::{Limits, OTHERS_PER_KEY, ReceivedVia},
+    map::{Limits, MAX_OTHERS_PER_KEY, ReceivedVia},
     time::{Clock, Moment},
     view::{
         Arrival, Changes, Delivery, DiffStream, Entry, EntryChange, EphemeralMaps, Snapshot,
@@ -577,7 +577,7 @@ impl Run {
             *senders.entry(sender).or_default() += 1;
         }
         assert!(senders.values().all(|entries| *entries <= FEW), "{senders:?}");
-        assert!(self.small.maps.stats(room()).events <= 2 * FEW * (1 + OTHERS_PER_KEY));
+        assert!(self.small.maps.stats(room()).events <= 2 * FEW * (1 + MAX_OTHERS_PER_KEY));
     }
 
     /// Each entry that left says a reason that is true.
