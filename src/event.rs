@@ -442,7 +442,7 @@ impl StickyEvent {
 
     /// For how long the sender wanted it to be sticky, unclamped: it may say more than 1 h, and is
     /// over after 1 h all the same.
-    pub fn duration(&self) -> Duration {
+    pub fn sticky_duration(&self) -> Duration {
         Duration::from_millis(self.duration_ms)
     }
 
@@ -717,7 +717,7 @@ mod tests {
         let entry = kept(sent.raw());
         assert_eq!((entry.event_id().as_str(), entry.sender().as_str()), ("$a", ALICE));
         assert_eq!(entry.origin_server_ts_ms(), START_MS + 5_000);
-        assert_eq!(entry.duration(), secs(7_200), "as it stands");
+        assert_eq!(entry.sticky_duration(), secs(7_200), "as it stands");
         assert_eq!(entry.expires_in(start().advanced(secs(10))), secs(20));
         assert_eq!(entry.expires_in(start().advanced(secs(40))), Duration::ZERO);
         assert_eq!(entry.raw().get(), sent.text());

@@ -108,7 +108,7 @@ impl SendSticky {
             .or_else(|| last.as_ref()?.sticky_duration)
             .or_else(|| {
                 let entry = room.events().get(key.as_ref()?)?;
-                Some(entry.duration().clamp(MIN_STICKY, MAX_STICKY_DURATION))
+                Some(entry.sticky_duration().clamp(MIN_STICKY, MAX_STICKY_DURATION))
             })
             .unwrap_or(MAX_STICKY_DURATION);
 

@@ -382,7 +382,7 @@ fn draw_member(frame: &mut Frame<'_>, area: Rect, model: &Model, member: &Member
     let there = Duration::from_millis(now.unix_ms().saturating_sub(member.since_ms()));
     put(format!("for {}", clock(there)), plain.dim(), since);
 
-    let whole = member.event().map_or(MAX_STICKY_DURATION, |event| event.duration());
+    let whole = member.event().map_or(MAX_STICKY_DURATION, |event| event.sticky_duration());
     draw_left(frame, bar, time, member.expires_in(now), whole);
 }
 

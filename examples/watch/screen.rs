@@ -226,7 +226,7 @@ fn draw_entry(frame: &mut Frame<'_>, area: Rect, entry: &Entry, now: Moment) {
     }
     put(summary(entry), plain, content);
 
-    draw_left(frame, bar, time, entry.expires_in(now), entry.duration());
+    draw_left(frame, bar, time, entry.expires_in(now), entry.sticky_duration());
 }
 
 fn change_line(change: &EntryChange, told_at: Moment, now: Moment) -> Line<'static> {

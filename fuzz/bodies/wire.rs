@@ -176,7 +176,7 @@ fn in_a_map(raw: Box<RawValue>) {
     assert_eq!(entry.event_type(), raw.event_type);
     assert_eq!(entry.sticky_key(), sticky_key.as_deref());
     assert_eq!(entry.origin_server_ts_ms(), raw.origin_server_ts_ms);
-    assert_eq!(entry.duration().as_millis(), raw.duration_ms.into());
+    assert_eq!(entry.sticky_duration().as_millis(), raw.duration_ms.into());
     assert_eq!(entry.raw().get(), text);
     if let Some(Object(members)) = object(text) {
         let content = members.iter().rev().find(|(name, _)| name == "content");

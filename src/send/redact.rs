@@ -98,6 +98,6 @@ impl fmt::Debug for RedactSticky {
 
 fn known_duration(room: &RoomContext, event_id: &EventId) -> Option<Duration> {
     let snapshot = room.events().snapshot();
-    let duration = snapshot.iter().find(|entry| entry.event_id() == event_id)?.duration();
+    let duration = snapshot.iter().find(|entry| entry.event_id() == event_id)?.sticky_duration();
     Some(duration.clamp(MIN_STICKY, MAX_STICKY_DURATION))
 }

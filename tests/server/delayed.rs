@@ -73,7 +73,7 @@ async fn a_scheduled_event_is_sent_when_it_is_due_and_is_sticky_and_known_by_its
     let delay_id = pair.schedule("k", SOON).await;
     let entry = pair.watcher.added("k").await;
     assert!(started.elapsed() >= SOON, "it came after {:?}", started.elapsed());
-    assert_eq!((status(&entry), entry.duration()), ("later".into(), LONG));
+    assert_eq!((status(&entry), entry.sticky_duration()), ("later".into(), LONG));
     let raw: Value = entry.content().unwrap();
     assert_eq!((&raw["sticky_key"], &raw["msc4354_sticky_key"]), (&json!("k"), &json!("k")));
     assert_eq!(DelayId::of_event(entry.raw()), None, "only its sender is told");
@@ -348,7 +348,7 @@ async fn in_an_encrypted_room_it_is_scheduled_encrypted_and_read_when_it_comes()
     events.send(&delay_id).await.unwrap();
     let entry = watcher.added("k").await;
     assert!(entry.is_encrypted());
-    assert_eq!((status(&entry), entry.duration()), ("later".into(), LONG));
+    assert_eq!((status(&entry), entry.sticky_duration()), ("later".into(), LONG));
     door.schedule_removal(TYPE, "k", SOON).with_sticky_duration(LONG).await.unwrap();
     assert_eq!(watcher.removed("k").await, RemovalReason::Removed);
 }

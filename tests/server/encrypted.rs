@@ -25,7 +25,7 @@ async fn an_encrypted_event_is_shown_decrypted_and_by_whom_it_was_encrypted() {
     assert_eq!(entry.event_id(), event_id);
     assert_eq!(entry.event_type(), TYPE);
     assert_eq!(entry.sticky_key(), Some("k"));
-    assert_eq!(entry.duration(), LONG);
+    assert_eq!(entry.sticky_duration(), LONG);
     assert_eq!(status(&entry), "first");
     assert!(entry.is_encrypted());
     let Encryption::Encrypted(details) = entry.encryption() else {

@@ -93,7 +93,7 @@ async fn two_clients_of_this_crate_read_what_the_other_sends() {
     assert!(!outside.contains("secret") && !outside.contains("sticky_key"), "{outside}");
 
     let entry = bob_watch.added("a").await;
-    assert_eq!((entry.event_id(), entry.duration()), (&*sent.event_id, LONG));
+    assert_eq!((entry.event_id(), entry.sticky_duration()), (&*sent.event_id, LONG));
     let Encryption::Encrypted(details) = entry.encryption() else {
         panic!("{:?}", entry.encryption());
     };

@@ -474,7 +474,11 @@ async fn the_dedicated_endpoint_is_relied_on_once_it_is_proved() {
         assert_eq!(entry.is_encrypted(), encrypted);
         until(&heartbeat, if keeps_sticky { State::Joined } else { State::Degraded }).await;
         if !keeps_sticky {
-            assert_eq!(entry.duration(), Duration::from_secs(600), "no ghost is there for longer");
+            assert_eq!(
+                entry.sticky_duration(),
+                Duration::from_secs(600),
+                "no ghost is there for longer"
+            );
             assert_eq!(heartbeat.leave().await, State::Left);
         }
         drop(heartbeat);
@@ -496,7 +500,7 @@ async fn killed_it_is_no_ghost_beyond_what_degraded_allows() {
         example.kill().await;
         match keeps_sticky {
             true => assert_eq!(looking.removed("k").await, RemovalReason::Removed),
-            false => assert_eq!(entry.duration(), Duration::from_secs(600)),
+            false => assert_eq!(entry.sticky_duration(), Duration::from_secs(600)),
         }
     }
 }
@@ -664,7 +668,7 @@ async fn where_the_server_has_no_delayed_events_it_is_degraded_and_short() {
     until(&heartbeat, State::Degraded).await;
     eventually("it is there", async || match watcher.sticky.events().snapshot().iter().next() {
         Some(entry) => {
-            assert_eq!(entry.duration(), Duration::from_secs(600));
+            assert_eq!(entry.sticky_duration(), Duration::from_secs(600));
             Ok(())
         }
         None => Err("nobody"),

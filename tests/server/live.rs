@@ -29,7 +29,7 @@ async fn what_another_user_sends_is_added_updated_and_removed() {
     assert_eq!(entry.sender(), bob.id());
     assert_eq!(entry.event_type(), TYPE);
     assert_eq!(entry.event_id(), &*first);
-    assert_eq!(entry.duration(), LONG);
+    assert_eq!(entry.sticky_duration(), LONG);
     assert_eq!(status(&entry), "here");
     assert!(!entry.is_encrypted());
     let left = entry.expires_in(alice.sticky.now());
@@ -128,7 +128,7 @@ async fn odd_events_are_taken_for_what_they_are() {
     wanted.sort_unstable();
     assert_eq!(shown, wanted);
     let too_long = alice.room(&room).get(&StickyKey::new(bob.id(), TYPE, "too long")).unwrap();
-    assert_eq!(too_long.duration(), Duration::from_secs(2 * 3600));
+    assert_eq!(too_long.sticky_duration(), Duration::from_secs(2 * 3600));
     assert!(too_long.expires_in(snapshot.taken_at()) <= Duration::from_secs(3600));
 }
 
@@ -205,7 +205,7 @@ async fn an_event_is_gone_when_it_ends_and_that_is_told_within_a_second() {
     for key in ["longer", "short"] {
         let entry = alice.added(key).await;
         // The server's clock is this machine's.
-        ends.push((key, entry.origin_server_ts_ms() + millis(entry.duration())));
+        ends.push((key, entry.origin_server_ts_ms() + millis(entry.sticky_duration())));
     }
     alice.added("stays").await;
 

@@ -30,7 +30,7 @@ async fn what_is_sent_is_seen_updated_and_removed_by_a_second_client() {
     let sent = room.send(&presence("here")).with_sticky_key("k").await.unwrap();
     let entry = bob.added("k").await;
     assert_eq!(entry.event_id(), sent.event_id);
-    assert_eq!((status(&entry), entry.duration()), ("here".into(), HOUR));
+    assert_eq!((status(&entry), entry.sticky_duration()), ("here".into(), HOUR));
     assert_eq!(sent.sticky_duration, Some(HOUR));
     let raw: serde_json::Value = entry.content().unwrap();
     assert_eq!((&raw["sticky_key"], &raw["msc4354_sticky_key"]), (&json!("k"), &json!("k")));
