@@ -890,7 +890,7 @@ impl Worker {
                 SyncSource::Auto if extension == Extension::Absent => {
                     Event::Supported(SyncSource::V3)
                 }
-                _ if has(SLIDING_SYNC) => Event::Supported(SyncSource::Sliding),
+                _ if has(names::SLIDING_SYNC) => Event::Supported(SyncSource::Sliding),
                 SyncSource::Auto => Event::Supported(SyncSource::V3),
                 SyncSource::Sliding => {
                     Event::Failed(Failure::Unsupported(Unsupported::SlidingSync))
@@ -1248,9 +1248,6 @@ impl Worker {
         UNIX_EPOCH + Duration::from_millis(self.maps.now().unix_ms())
     }
 }
-
-/// The flag of simplified sliding sync in the `unstable_features` of `/versions`.
-const SLIDING_SYNC: &str = "org.matrix.simplified_msc3575";
 
 /// Whether an event of a room's history is so old that none before it is sticky any more.
 fn is_older_than_sticky(text: &str) -> bool {

@@ -11,6 +11,7 @@
 //!
 //! [MSC4354]: https://github.com/matrix-org/matrix-spec-proposals/pull/4354
 
+pub mod names;
 mod quick;
 mod response;
 
@@ -23,55 +24,6 @@ use serde::de::{
 use serde_json::{Map, Value, value::RawValue};
 
 pub use self::response::{RoomEvents, SlidingResponse, V3Response, read_sliding, read_v3};
-
-/// The names that servers speak, stable ones first. Where both are there, the unstable one counts.
-pub mod names {
-    /// The top-level object that makes an event sticky.
-    pub const STICKY: [&str; 2] = ["sticky", "msc4354_sticky"];
-    /// The remaining time in `unsigned`, in milliseconds.
-    pub const REMAINING: [&str; 2] =
-        ["sticky_duration_remaining_ms", "msc4354_sticky_duration_ttl_ms"];
-    /// The key of the ephemeral map in `content`.
-    pub const STICKY_KEY: [&str; 2] = ["sticky_key", "msc4354_sticky_key"];
-    /// The section of a joined room in a v3 `/sync` response.
-    pub const SECTION: [&str; 2] = ["sticky", "msc4354_sticky"];
-    /// The extension of sliding sync (MSC4480).
-    pub const EXTENSION: [&str; 2] = ["sticky_events", "org.matrix.msc4354.sticky_events"];
-    /// The flag in the `unstable_features` of `/versions`.
-    pub const FEATURE: &str = "org.matrix.msc4354";
-    /// The parameter of a send that makes the event sticky. Servers of today take no stable one.
-    pub const STICKY_DURATION: &str = "org.matrix.msc4354.sticky_duration_ms";
-    /// Delayed events (MSC4140): their flag in the `unstable_features` of `/versions`, and a part of
-    /// the paths of their endpoints.
-    pub const DELAYED: &str = "org.matrix.msc4140";
-    /// The parameter of a send that makes it a delayed one, in the older form.
-    pub const DELAY: &str = "org.matrix.msc4140.delay";
-    /// In the `unsigned` of one's own copy of an event that was a delayed one.
-    pub const DELAY_ID: [&str; 2] = ["delay_id", "org.matrix.msc4140.delay_id"];
-    /// A membership of a MatrixRTC session (MSC4143).
-    pub const RTC_MEMBER: [&str; 2] = ["m.rtc.member", "org.matrix.msc4143.rtc.member"];
-    /// The state event of a slot (MSC4143).
-    pub const RTC_SLOT: [&str; 2] = ["m.rtc.slot", "org.matrix.msc4143.rtc.slot"];
-    /// The encryption in which each member has a media key of its own (MSC4143).
-    pub const PER_MEMBER: [&str; 2] = ["m.per_member", "org.matrix.msc4143.per_member"];
-    /// The to-device message with a media key (MSC4143).
-    pub const RTC_KEY: [&str; 2] =
-        ["m.rtc.encryption_key", "org.matrix.msc4143.rtc.encryption_key"];
-    /// The to-device message with a media key of Element Call's.
-    pub const ELEMENT_CALL_KEYS: &str = "io.element.call.encryption_keys";
-    /// The endpoint that tells a homeserver's transports (MSC4143).
-    pub const RTC_TRANSPORTS: [&str; 2] = [
-        "/_matrix/client/v1/rtc/transports",
-        "/_matrix/client/unstable/org.matrix.msc4143/rtc/transports",
-    ];
-    /// The transports in a `.well-known/matrix/client`, as before there was an endpoint (MSC4143).
-    pub const RTC_FOCI: [&str; 2] = ["m.rtc_foci", "org.matrix.msc4143.rtc_foci"];
-    /// A membership in the state, as before sticky events (MSC3401). It never became stable.
-    pub const CALL_MEMBER: &str = "org.matrix.msc3401.call.member";
-    /// The capability that tells a server's limits.
-    pub const DELAYED_CAPABILITY: [&str; 2] =
-        ["m.delayed_events", "org.matrix.msc4140.delayed_events"];
-}
 
 /// Gives a content its key, in both spellings: peers that know only one of them read that one.
 #[cfg_attr(not(feature = "client"), allow(dead_code, reason = "the shell sends"))]
@@ -208,7 +160,7 @@ pub fn read(event: &RawValue) -> Result<Wire<'_>, Malformed> {
     let mut event = parse(event)?;
 
     let event_id = event.event_id.and_then(valid_event_id);
-    let redacts = if event.event_type.as_deref() == Some("m.room.redaction") {
+    let redacts = if event.event_type.as_deref() == Some(names::REDACTION) {
         // The top-level field first: in room versions before 11 the one in the content is only
         // what the sender wrote there, and could name somebody else's event.
         event.redacts.or(event.content.redacts.take()).and_then(valid_event_id)
@@ -240,7 +192,7 @@ pub fn read(event: &RawValue) -> Result<Wire<'_>, Malformed> {
         return Err(missing("event_id"));
     };
 
-    let content = if event_type == "m.room.encrypted" {
+    let content = if event_type == names::ENCRYPTED {
         RawContent::Encrypted { session_id: event.content.session_id }
     } else {
         event.content.into_clear()
@@ -261,7 +213,7 @@ pub fn read(event: &RawValue) -> Result<Wire<'_>, Malformed> {
 #[cfg(any(feature = "client", test))]
 pub(crate) fn encrypted_event(event: &RawValue) -> Option<(Cow<'_, EventId>, Cow<'_, UserId>)> {
     // A look at the text first: an event in the clear is read once, and not here.
-    if !event.get().contains("m.room.encrypted") {
+    if !event.get().contains(names::ENCRYPTED) {
         return None;
     }
     match read(event).ok()? {

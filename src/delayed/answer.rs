@@ -39,7 +39,7 @@ impl Refusal {
     /// Whether it has a code that ends so. Stable and unstable codes differ in what comes before.
     fn is(&self, errcode: &str) -> bool {
         // Older servers give the second one beside `M_UNKNOWN`.
-        let unstable = self.get("org.matrix.msc4140.errcode").and_then(Value::as_str);
+        let unstable = self.get(names::DELAYED_ERRCODE).and_then(Value::as_str);
         [unstable, self.errcode.as_deref()]
             .into_iter()
             .flatten()

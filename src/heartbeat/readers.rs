@@ -17,7 +17,7 @@ use tracing::debug;
 
 #[cfg(feature = "e2e-encryption")]
 use crate::encrypt::{Told, listening};
-use crate::{cleartext::Cleartext, readers::News};
+use crate::{cleartext::Cleartext, readers::News, wire::names};
 
 /// News of somebody's devices, of who is in the room, or of its encryption.
 pub(super) async fn readers_change(room: &Room) -> impl Stream<Item = News> + Unpin + use<> {
@@ -70,7 +70,8 @@ pub(super) fn add(news: &mut Option<News>, more: News) {
 }
 
 /// The state that decides who gets a room key.
-const OF_READERS: [&str; 3] = ["m.room.member", "m.room.encryption", "m.room.history_visibility"];
+const OF_READERS: [&str; 3] =
+    [names::ROOM_MEMBER, names::ROOM_ENCRYPTION, names::HISTORY_VISIBILITY];
 
 /// Whether somebody came or left, encryption was switched on, or invited users became readers.
 /// Messages come by here by the hundreds, so nothing is parsed.

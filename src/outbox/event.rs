@@ -13,7 +13,7 @@ use serde_json::{
 };
 
 use super::PrepareError;
-use crate::readers::Readers;
+use crate::{readers::Readers, wire::names};
 
 /// An event that is ready to go out: encrypted if its room is, and with the transaction id of its
 /// request.
@@ -67,7 +67,7 @@ impl ReadyEvent {
         let encryptor = Encryptor::of(&room.client()).ok_or(PrepareError::NoBaseClient)?;
         let encrypted = encryptor.encrypt(room, event_type, content).await;
         let Encrypted { content, reached, .. } = encrypted.map_err(PrepareError::Encrypt)?;
-        Ok((Self::new(room, "m.room.encrypted".to_owned(), content, sticky_ms), reached))
+        Ok((Self::new(room, names::ENCRYPTED.to_owned(), content, sticky_ms), reached))
     }
 
     #[cfg(not(feature = "e2e-encryption"))]
@@ -91,7 +91,7 @@ impl ReadyEvent {
         sticky_ms: Option<u64>,
     ) -> Result<Self, PrepareError> {
         let content = to_raw_value(content).map_err(PrepareError::Content)?;
-        let event = Self::new(room, "m.room.redaction".to_owned(), content, sticky_ms);
+        let event = Self::new(room, names::REDACTION.to_owned(), content, sticky_ms);
         Ok(Self { is_redaction: true, ..event })
     }
 
@@ -133,7 +133,7 @@ impl ReadyEvent {
     }
 
     pub(crate) fn is_encrypted(&self) -> bool {
-        self.event_type == "m.room.encrypted"
+        self.event_type == names::ENCRYPTED
     }
 
     /// Whether it may go into an encrypted room as it is.

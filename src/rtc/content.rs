@@ -109,7 +109,7 @@ const FIELDS: [&str; 11] = [
     "application",
     "disconnect_reason",
     "leave_reason",
-    "m.relates_to",
+    names::RELATES_TO,
     "member",
     "rtc_transports",
     "slot_id",
@@ -250,10 +250,10 @@ fn element_call(
     if names::STICKY_KEY.iter().any(|name| content.get(*name).is_some_and(|it| it != sticky_key)) {
         return Err("sticky_key");
     }
-    if let Some(relation) = content.get("m.relates_to") {
-        let is_reference = relation.get("rel_type").is_some_and(|it| it == "m.reference");
+    if let Some(relation) = content.get(names::RELATES_TO) {
+        let is_reference = relation.get("rel_type").is_some_and(|it| it == names::REFERENCE);
         if !is_reference || !relation.get("event_id").is_some_and(Value::is_string) {
-            return Err("m.relates_to");
+            return Err(names::RELATES_TO);
         }
     }
     string(member.get("user_id"), "member.user_id")?;
@@ -297,7 +297,7 @@ fn read_published(
 /// and how an earlier version of MSC4196 did.
 fn is_of_a_leave(name: &str) -> bool {
     names::STICKY_KEY.contains(&name)
-        || matches!(name, "slot_id" | "leave_reason" | "disconnect_reason" | "m.relates_to")
+        || matches!(name, "slot_id" | "leave_reason" | "disconnect_reason" | names::RELATES_TO)
 }
 
 fn read_leave(content: &Map<String, Value>) -> Leave {
@@ -320,7 +320,7 @@ pub(super) fn read_call_member(
     let text = |name: &str| content.get(name).and_then(Value::as_str).filter(is_an_id);
     let slot_id = text("application").zip(text("call_id")).map(|(application, call_id)| {
         match (application, call_id) {
-            ("m.call", "") => super::slot::ROOM_CALL.to_owned(),
+            (names::CALL, "") => super::slot::ROOM_CALL.to_owned(),
             _ => format!("{application}#{call_id}"),
         }
     });

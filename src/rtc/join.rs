@@ -193,7 +193,7 @@ impl JoinSession {
             None => Application::new(application_of(&slot_id, &snapshot)?),
         };
         if let Some(intent) = intent {
-            application.fields.insert("m.call.intent".to_owned(), Value::String(intent));
+            application.fields.insert(names::CALL_INTENT.to_owned(), Value::String(intent));
         }
         check(&snapshot, &slot_id, dialect, &application)?;
 
@@ -362,7 +362,7 @@ impl Membership {
     /// What the member is there for from now on; see [`Application::intent`].
     pub fn update_intent(&self, intent: impl Into<String>) {
         let intent = Value::String(intent.into());
-        self.shared.now().application.fields.insert("m.call.intent".to_owned(), intent);
+        self.shared.now().application.fields.insert(names::CALL_INTENT.to_owned(), intent);
         self.wish(Wish::Update);
     }
 

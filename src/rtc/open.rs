@@ -213,7 +213,7 @@ fn closed(before: &Map<String, Value>) -> Map<String, Value> {
 async fn is_encrypted(room: &Room) -> Result<bool, SlotError> {
     let known = room.latest_encryption_state().await;
     let known = known.map_err(|error| SlotError::EncryptionUnknown(error.into()))?;
-    Ok(known.is_encrypted() || state(room, "m.room.encryption", "").await?.is_some())
+    Ok(known.is_encrypted() || state(room, names::ROOM_ENCRYPTION, "").await?.is_some())
 }
 
 /// The slot as the server has it now. Where both spellings of its type are there, the unstable one

@@ -206,7 +206,7 @@ impl StateEvent {
 
     /// Who is in the room by it or not, if that is what it says.
     fn stay(&self) -> Option<(&UserId, Told)> {
-        if self.event_type != "m.room.member" {
+        if self.event_type != names::ROOM_MEMBER {
             return None;
         }
         let user_id = <&UserId>::try_from(&*self.state_key).ok()?;
@@ -356,8 +356,8 @@ impl Roster {
         let StateEvent { event_type, state_key, content, .. } = &event;
         match &**event_type {
             // Under any other key it is not the room's.
-            "m.room.encryption" if state_key.is_empty() => self.handle_encryption(true),
-            "m.room.member" => {
+            names::ROOM_ENCRYPTION if state_key.is_empty() => self.handle_encryption(true),
+            names::ROOM_MEMBER => {
                 if let Some((user_id, told)) = event.stay() {
                     self.handle_stay(user_id, |stay| stay.handle(told));
                 }

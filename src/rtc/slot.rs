@@ -4,6 +4,8 @@
 
 use serde_json::{Map, Value};
 
+use crate::wire::names;
+
 /// The slot of a room's call ([MSC4196]).
 ///
 /// [MSC4196]: https://github.com/matrix-org/matrix-spec-proposals/pull/4196
@@ -68,7 +70,7 @@ impl Application {
     ///
     /// [MSC4196]: https://github.com/matrix-org/matrix-spec-proposals/pull/4196
     pub fn intent(&self) -> Option<&str> {
-        self.fields.get("m.call.intent").and_then(Value::as_str)
+        self.fields.get(names::CALL_INTENT).and_then(Value::as_str)
     }
 
     pub(super) fn from_json(value: &Value) -> Option<Self> {

@@ -299,7 +299,7 @@ fn is_wanted(event: Cleartext<'_>) -> bool {
     let text = event.text();
     text.contains("\"state_key\"")
         && (is_of_a_session(text)
-            || ["m.room.member", "m.room.encryption"].iter().any(|name| text.contains(name)))
+            || [names::ROOM_MEMBER, names::ROOM_ENCRYPTION].iter().any(|name| text.contains(name)))
 }
 
 /// Whether it may be a slot, or a membership of before sticky events.

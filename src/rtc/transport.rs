@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde_json::{Map, Value};
 
+use crate::wire::names;
+
 /// A transport, as a membership or a homeserver names it ([MSC4143], "Membership" and "Discovery of
 /// transport infrastructure"): an object with a `type`, and whatever else belongs to that. What is
 /// not known is kept as it came.
@@ -15,11 +17,6 @@ pub struct Transport {
     /// Without `type`.
     fields: Map<String, Value>,
 }
-
-/// The types that [`Transport::livekit`] knows: today's ([MSC4195]), and that of an earlier version.
-///
-/// [MSC4195]: https://github.com/matrix-org/matrix-spec-proposals/pull/4195
-const LIVEKIT: [&str; 2] = ["livekit", "m.livekit"];
 
 /// A transport over a LiveKit SFU ([MSC4195]).
 ///
@@ -45,7 +42,7 @@ impl Transport {
     pub fn livekit(service_url: impl Into<String>) -> Self {
         let mut fields = Map::new();
         fields.insert("livekit_service_url".to_owned(), Value::String(service_url.into()));
-        Self::new(LIVEKIT[0], fields)
+        Self::new(names::LIVEKIT[0], fields)
     }
 
     /// Reads one from JSON; `None` where it is no object, or its `type` no string.
@@ -68,7 +65,7 @@ impl Transport {
     /// As LiveKit's, if it is that.
     pub fn as_livekit(&self) -> Option<LiveKit<'_>> {
         let text = |name: &str| self.fields.get(name).and_then(Value::as_str);
-        LIVEKIT.contains(&&*self.transport_type).then(|| LiveKit {
+        names::LIVEKIT.contains(&&*self.transport_type).then(|| LiveKit {
             service_url: text("livekit_service_url"),
             alias: text("livekit_alias"),
         })

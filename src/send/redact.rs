@@ -69,8 +69,9 @@ impl RedactSticky {
         }
 
         room.ensure_sticky_events().await?;
-        let duration =
-            sticky_duration.or_else(|| known_duration(&room, &event_id)).unwrap_or(MAX_STICKY_DURATION);
+        let duration = sticky_duration
+            .or_else(|| known_duration(&room, &event_id))
+            .unwrap_or(MAX_STICKY_DURATION);
         content.insert("redacts".to_owned(), event_id.as_str().into());
         let event = ReadyEvent::redaction(room.room(), &content, Some(millis(duration)))?;
         let sent = retrying(&outbox, || async {

@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use crate::{
     cleartext::Cleartext,
-    wire::{self, Wire},
+    wire::{self, Wire, names},
 };
 
 /// The age of our own join is counted by the server and the age of our connection by us, so they
@@ -128,10 +128,10 @@ fn own_join_age(update: &JoinedRoomUpdate, own_id: &UserId) -> Option<Duration> 
         .map(Cleartext::of_state)
         .chain(timeline)
         .map(Cleartext::text)
-        .filter(|text| text.contains("m.room.member"))
+        .filter(|text| text.contains(names::ROOM_MEMBER))
         .filter_map(|text| serde_json::from_str::<Member<'_>>(text).ok())
         .filter(|event| {
-            event.event_type == "m.room.member" && event.state_key == Some(own_id.as_str())
+            event.event_type == names::ROOM_MEMBER && event.state_key == Some(own_id.as_str())
         })
         .filter_map(|event| event.unsigned.age)
         .map(Duration::from_millis)

@@ -202,7 +202,11 @@ pub(super) fn write(
                     id: &own.member_id,
                     claimed_device_id: own.device_id.as_str(),
                 },
-                session: ElementCallSession { application: "m.call", call_id: "", scope: "m.room" },
+                session: ElementCallSession {
+                    application: names::CALL,
+                    call_id: "",
+                    scope: "m.room",
+                },
                 sent_ts: now_ms,
             })?
         }
