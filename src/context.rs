@@ -77,7 +77,7 @@ impl ClientContext {
 
     /// Returns a view of the entries of all rooms. It keeps the context, and so the task, alive.
     pub(crate) fn events(self: &Arc<Self>) -> View {
-        self.maps.view().kept_by(self.clone())
+        self.maps.view().with_keeper(self.clone())
     }
 }
 

@@ -370,7 +370,7 @@ impl RemovalReason {
 ///
 /// [MSC4354]: https://github.com/matrix-org/matrix-spec-proposals/pull/4354
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Rank<'a> {
+pub(crate) struct Rank<'a> {
     intended_end_ms: u64,
     event_id: &'a str,
 }
@@ -556,7 +556,7 @@ impl StickyEvent {
     }
 
     /// Its rank among the events of its key.
-    pub fn rank(&self) -> Rank<'_> {
+    pub(crate) fn rank(&self) -> Rank<'_> {
         Rank {
             intended_end_ms: self.origin_server_ts_ms.saturating_add(self.duration_ms),
             event_id: self.event_id_str(),

@@ -428,15 +428,9 @@ impl EphemeralMap {
         self.unproven.len()
     }
 
-    /// Whether this event is known and was decrypted, or never was encrypted.
-    pub(crate) fn is_readable(&self, event_id: &str) -> bool {
-        self.find_event(event_id).is_some() && !self.pending.contains_key(event_id)
-    }
-
     /// Whether decryption may tell something of this encrypted event that is not known. Not where it
     /// is known already, is over, or would be dropped.
-    #[cfg(any(feature = "client", test))]
-    pub(crate) fn wants_decryption(&self, event_id: &EventId, sender: &UserId) -> bool {
+    pub(crate) fn needs_decryption(&self, event_id: &EventId, sender: &UserId) -> bool {
         if self.find_event(event_id.as_str()).is_some() {
             return self.pending.contains_key(event_id.as_str());
         }

@@ -55,7 +55,7 @@ use crate::{
     request::{REQUEST_TIMEOUT, describe, one_try},
     time::{Deadline, MAX_STICKY_DURATION, Moment},
     view::{Arrival, Delivery, EphemeralMaps},
-    wire::{self, names},
+    wire::names,
 };
 
 /// How long to wait before the next of several rooms is asked for over v3.
@@ -1081,21 +1081,31 @@ impl Worker {
         &self,
         received: Moment,
         via: ReceivedVia,
-        rooms: Vec<(OwnedRoomId, Vec<Box<RawValue>>)>,
+        mut rooms: Vec<(OwnedRoomId, Vec<Box<RawValue>>)>,
     ) -> usize {
-        let mut deliveries = Vec::with_capacity(rooms.len());
         let mut unknown = Vec::new();
-        for (room_id, events) in rooms {
-            // An answer that was on its way while we left, or a room that we are only invited to:
-            // Synapse tells of those as well. What is sticky there is fetched when we join.
-            match self.is_ours(&room_id) {
-                Some(true) => {}
-                Some(false) => continue,
-                None => unknown.push(room_id.clone()),
+        // An answer that was on its way while we left, or a room that we are only invited to: Synapse
+        // tells of those as well. What is sticky there is fetched when we join.
+        rooms.retain(|(room_id, _)| {
+            let is_ours = self.is_ours(room_id);
+            if is_ours.is_none() {
+                unknown.push(room_id.clone());
             }
+            is_ours != Some(false)
+        });
+        let events = rooms
+            .iter()
+            .flat_map(|(room_id, events)| events.iter().map(move |event| (&**room_id, &**event)));
+        let mut needs_decryption = self.maps.needs_decryption(events).into_iter();
+        let mut deliveries = Vec::with_capacity(rooms.len());
+        for (room_id, events) in rooms {
             let mut arrivals = Vec::with_capacity(events.len());
             for event in events {
-                arrivals.push(self.arrive(&room_id, event).await);
+                let decrypted = match needs_decryption.next() {
+                    Some(true) => self.decrypt(&room_id, &event).await,
+                    _ => None,
+                };
+                arrivals.push(decrypted.unwrap_or(Arrival::Event(event)));
             }
             deliveries.push(Delivery { room_id, received, via, arrivals });
         }
@@ -1124,15 +1134,6 @@ impl Worker {
             deliveries.push(Delivery { room_id, received, via: ReceivedVia::Section, arrivals });
         }
         self.maps.handle(deliveries);
-    }
-
-    async fn arrive(&self, room_id: &RoomId, event: Box<RawValue>) -> Arrival {
-        let is_unread = match wire::encrypted_event(&event) {
-            Some((event_id, sender)) => self.maps.wants_decryption(room_id, &event_id, &sender),
-            None => false,
-        };
-        let decrypted = if is_unread { self.decrypt(room_id, &event).await } else { None };
-        decrypted.unwrap_or(Arrival::Event(event))
     }
 
     #[cfg(feature = "e2e-encryption")]

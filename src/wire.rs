@@ -210,7 +210,6 @@ pub fn read(event: &RawValue) -> Result<Wire<'_>, Malformed> {
 }
 
 /// The id and the sender of an event, if it is a sticky one that is encrypted.
-#[cfg(any(feature = "client", test))]
 pub(crate) fn encrypted_event(event: &RawValue) -> Option<(Cow<'_, EventId>, Cow<'_, UserId>)> {
     // A look at the text first: an event in the clear is read once, and not here.
     if !event.get().contains(names::ENCRYPTED) {

@@ -44,7 +44,6 @@ impl Recent {
     }
 
     /// Whether it remembers as many as it can.
-    #[cfg(any(feature = "client", test))]
     pub(super) fn is_full(&self) -> bool {
         self.order.len() >= self.most
     }

@@ -90,7 +90,7 @@ impl Eq for StickyEvent {}
 pub struct Changes {
     maps: EphemeralMaps,
     id: SubscriberId,
-    /// See [`View::kept_by`](super::View::kept_by).
+    /// See [`View::with_keeper`](super::View::with_keeper).
     _keeper: Option<Arc<dyn Any + Send + Sync>>,
 }
 

@@ -56,9 +56,9 @@ impl View {
         Self { maps, filter: Filter::default(), keeper: None }
     }
 
-    /// This view, which keeps `keeper` alive, as does every stream that it gives.
-    #[must_use]
-    pub fn kept_by(mut self, keeper: Arc<dyn Any + Send + Sync>) -> Self {
+    /// Has this view, and every stream that it gives, keep `keeper` alive.
+    #[cfg(any(feature = "client", test))]
+    pub(crate) fn with_keeper(mut self, keeper: Arc<dyn Any + Send + Sync>) -> Self {
         self.keeper = Some(keeper);
         self
     }

@@ -1,6 +1,7 @@
 //! All rooms' maps behind one lock, and who looks at them.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeSet, HashSet},
     fmt,
     ops::{Deref, DerefMut},
@@ -23,7 +24,7 @@ use crate::{
     event::{Encryption, SharedRoom, StickyEvent, StickyKey},
     map::{Admission, Delta, EphemeralMap, Limits, ReceivedVia},
     time::{Clock, Deadline, Moment},
-    wire::Malformed,
+    wire::{self, Malformed},
 };
 
 /// Events of a room with the ids of their sessions.
@@ -299,9 +300,31 @@ impl EphemeralMaps {
         state.rooms.get(room_id).map(|room| room.map.pending(session_id)).unwrap_or_default()
     }
 
-    /// Whether this event is known, and need not be decrypted to come in again.
-    pub fn is_readable(&self, room_id: &RoomId, event_id: &str) -> bool {
-        self.lock().rooms.get(room_id).is_some_and(|room| room.map.is_readable(event_id))
+    /// Returns for each event of a response whether decryption can tell something new about it, in
+    /// the order of the events. It takes one lock for all of them.
+    ///
+    /// It is `false` for an event in the clear, and for an encrypted one that is known already, that
+    /// is over, or that the map would drop because its sender's quota is full. Decrypt the others,
+    /// and hand them in as [`Arrival::Decrypted`], or as [`Arrival::Event`] if their room key is
+    /// missing. Hand in the rest as [`Arrival::Event`].
+    pub fn needs_decryption<'a>(
+        &self,
+        events: impl IntoIterator<Item = (&'a RoomId, &'a RawValue)>,
+    ) -> Vec<bool> {
+        // Before the lock: an event of 64 KiB takes its time to be read.
+        let encrypted: Vec<_> = events
+            .into_iter()
+            .map(|(room_id, event)| wire::encrypted_event(event).map(|event| (room_id, event)))
+            .collect();
+        if encrypted.iter().all(Option::is_none) {
+            return vec![false; encrypted.len()];
+        }
+        let state = self.lock();
+        let needs = |(room_id, (event_id, sender)): &(&RoomId, (Cow<'_, _>, Cow<'_, _>))| {
+            let room = state.rooms.get::<RoomId>(room_id);
+            room.is_none_or(|room| room.map.needs_decryption(event_id, sender))
+        };
+        encrypted.iter().map(|event| event.as_ref().is_some_and(needs)).collect()
     }
 
     /// Has nothing be visible of these rooms, unless something is already, until
@@ -348,18 +371,6 @@ impl EphemeralMaps {
     #[cfg(feature = "e2e-encryption")]
     pub(crate) fn unproven_len(&self) -> usize {
         self.lock().unproven
-    }
-
-    /// Whether decryption may tell something of this encrypted event that is not known.
-    #[cfg(feature = "client")]
-    pub(crate) fn wants_decryption(
-        &self,
-        room_id: &RoomId,
-        event_id: &ruma::EventId,
-        sender: &ruma::UserId,
-    ) -> bool {
-        let state = self.lock();
-        state.rooms.get(room_id).is_none_or(|room| room.map.wants_decryption(event_id, sender))
     }
 
     pub(super) fn snapshot(&self, filter: &Filter) -> Snapshot {

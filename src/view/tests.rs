@@ -700,7 +700,7 @@ fn a_late_room_key_brings_what_waited() {
     );
     let pending = world.maps.pending_decryption(room(), Some("s"));
     assert_eq!(pending.len(), 1);
-    assert!(!world.maps.is_readable(room(), "$e"));
+    assert_eq!(needs_decryption(&world, &outer), [true]);
 
     let decrypted = Arrival::Decrypted {
         outer: pending[0].raw().to_owned(),
@@ -709,8 +709,35 @@ fn a_late_room_key_brings_what_waited() {
     };
     world.maps.handle([world.delivery(room(), vec![decrypted])]);
     assert_eq!(told(changes.next_now()), ["+$e"]);
-    assert!(world.maps.is_readable(room(), "$e"));
+    assert_eq!(needs_decryption(&world, &outer), [false]);
     assert!(world.maps.pending_decryption(room(), None).is_empty());
+}
+
+fn needs_decryption(world: &World, event: &EventJson) -> Vec<bool> {
+    let event = event.raw();
+    world.maps.needs_decryption([(room(), &*event)])
+}
+
+#[test]
+fn a_response_is_asked_about_at_once() {
+    // Each event has an answer of its own, in the order of the events: whether decryption can tell
+    // something new about it.
+    let world = World::new();
+    world.receive(&[event("$known").encrypted("s")]);
+    let known = Arrival::Decrypted {
+        outer: event("$known").encrypted("s").raw(),
+        clear: event("$known").raw(),
+        encryption: Encryption::Plaintext,
+    };
+    world.maps.handle([world.delivery(room(), vec![known])]);
+    let clear = event("$clear").raw();
+    let known = event("$known").encrypted("s").raw();
+    let new = event("$new").encrypted("s").raw();
+    let elsewhere = room_id!("!elsewhere:hs");
+    let events = [(room(), &*clear), (room(), &*new), (room(), &*known), (elsewhere, &*known)];
+    assert_eq!(world.maps.needs_decryption(events), [false, true, false, true]);
+    assert_eq!(world.maps.needs_decryption([(room(), &*clear)]), [false]);
+    assert_eq!(world.maps.needs_decryption([]), [false; 0]);
 }
 
 #[test]
@@ -826,7 +853,7 @@ fn a_dropped_subscription_is_gone() {
 fn views_and_streams_keep_what_they_are_told_to_keep() {
     let world = World::new();
     let keeper = Arc::new(());
-    let view = world.maps.view().kept_by(keeper.clone());
+    let view = world.maps.view().with_keeper(keeper.clone());
     let narrowed = view.clone().in_room(room().to_owned());
     drop(view);
     assert!(Arc::strong_count(&keeper) > 1);
