@@ -13,18 +13,29 @@
 //!
 //! [MSC4354]: https://github.com/matrix-org/matrix-spec-proposals/pull/4354
 
+mod admission;
 mod cell;
+mod decryption;
+mod ends;
+mod limits;
 mod recent;
 
-use std::{collections::BTreeSet, fmt, hash::BuildHasher, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fmt, hash::BuildHasher, sync::Arc};
 
 use hashbrown::{DefaultHashBuilder, HashMap, HashSet, HashTable};
 use ruma::{EventId, OwnedUserId, UserId};
 use serde_json::value::RawValue;
 use smallvec::SmallVec;
 
+pub use self::{
+    admission::{Admission, ReceivedVia},
+    limits::{Limits, MAX_OTHERS_PER_KEY, MAX_REDACTIONS},
+};
 use self::{
     cell::{Cell, Cells},
+    decryption::PendingDecryption,
+    ends::{EndOf, end_of},
+    limits::{MAX_CELLS, REMEMBERED_FOR},
     recent::Recent,
 };
 use crate::{
@@ -32,70 +43,9 @@ use crate::{
         Encryption, EntryName, EntryOrder, Given, Kind, RemovalReason, SharedSender, SharedType,
         StickyEvent, StickyKey, Unkept,
     },
-    time::{Deadline, MAX_STICKY_DURATION_MS, Moment, end_by_origin},
+    time::{Deadline, Moment},
     wire::{self, Malformed, RawContent, RawSticky, Wire},
 };
-
-/// How much a map keeps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Limits {
-    /// How many keys, removals, unkeyed events and events that wait for their room key are kept of
-    /// one sender in one room, all together. A sender who has used it up keeps what was there
-    /// first.
-    ///
-    /// 1,000 unless set: a thousand times what a call needs, and one member's most is some 64 MB of
-    /// text if each event is as large as a server lets it be; 33 times that if they also outrank
-    /// each of them [`MAX_OTHERS_PER_KEY`] times within the hour.
-    pub per_sender: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self { per_sender: 1_000 }
-    }
-}
-
-/// Besides the value, the highest-ranked events of a key that are kept.
-pub const MAX_OTHERS_PER_KEY: usize = 32;
-
-/// How many cells a room can have: 16,000 senders with all that [`Limits::per_sender`] gives them.
-const MAX_CELLS: u32 = 1 << 24;
-
-/// How many redactions of events that are not known are remembered, the newest of them.
-pub const MAX_REDACTIONS: usize = 1_000;
-
-/// How long an event may be gone and still be delivered again by somebody's cache.
-const REMEMBERED_FOR: Duration = Duration::from_millis(MAX_STICKY_DURATION_MS);
-
-/// How an event came, which decides when it ends if the server does not say so.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ReceivedVia {
-    /// A sticky section: of v3 `/sync`, or of sliding sync. The server says that it is sticky.
-    Section,
-    /// A timeline, `/event` or `/messages`: without a remaining time it is over.
-    Timeline,
-}
-
-/// What became of an event that was handed to the map.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Admission {
-    /// It is known now.
-    Kept,
-    /// It was known before.
-    Repeated,
-    /// It is not sticky, or not any more.
-    NotSticky,
-    /// Its sender has used up [`Limits::per_sender`]: it was dropped.
-    Full {
-        /// Whether it is the first that was dropped since nothing of this sender was known.
-        first: bool,
-    },
-    /// Its key has [`MAX_OTHERS_PER_KEY`] events that outrank it, besides the value: it was dropped.
-    Outranked,
-}
 
 /// A change of what is live under one key.
 #[derive(Clone, Debug)]
@@ -158,11 +108,6 @@ struct Admitted {
     cell: Option<u32>,
 }
 
-struct PendingDecryption {
-    session_id: Option<Box<str>>,
-    event: Arc<StickyEvent>,
-}
-
 impl EphemeralMap {
     /// An empty map.
     pub fn new(limits: Limits) -> Self {
@@ -221,90 +166,6 @@ impl EphemeralMap {
             self.pending.insert(event.event_id_str().into(), pending);
         }
         Ok(self.insert(received, &admitted, event))
-    }
-
-    /// Takes an encrypted event together with what decryption made of it: the decrypted event's
-    /// JSON, of which only type and content count, and who encrypted it.
-    ///
-    /// # Errors
-    ///
-    /// [`Malformed`]: it was dropped, and nothing else was lost.
-    pub fn handle_decrypted(
-        &mut self,
-        received: Moment,
-        via: ReceivedVia,
-        outer: &RawValue,
-        clear: Box<RawValue>,
-        encryption: Encryption,
-    ) -> Result<Admission, Malformed> {
-        let Some(mut raw) = self.read(received, outer)? else {
-            return Ok(Admission::NotSticky);
-        };
-        let mut end = end_of(received, via, &raw);
-        let inner = match wire::read_decrypted(&clear) {
-            Ok(inner) => inner,
-            Err(malformed) => {
-                if let Some(admission) = self.keep_malformed(received, &raw, outer, end) {
-                    return Ok(admission);
-                }
-                self.note_malformed(received, outer);
-                return Err(Malformed {
-                    // The outer event's: whoever encrypted it could have written any inside.
-                    event_id: Some(raw.event_id.to_string()),
-                    ..malformed
-                });
-            }
-        };
-        let session_id = match &raw.content {
-            RawContent::Encrypted { session_id } => session_id.as_deref().map(Box::from),
-            RawContent::Clear { .. } => None,
-        };
-        raw.event_type = inner.event_type;
-        raw.content = inner.content;
-        if let Some(known) = self.find_event(raw.event_id.as_str())
-            && known.kind() == Kind::Unreadable
-        {
-            let known = known.clone();
-            end = end.min(known.ends());
-            if known.is_redacted() {
-                self.bring_forward(&known, end);
-                return Ok(Admission::NotSticky);
-            }
-            self.forget(&known);
-        }
-        let admitted = match self.admit(received, &raw, end) {
-            Ok(admitted) => admitted,
-            Err(admission) => {
-                self.note_refused(received, &raw, admission);
-                return Ok(admission);
-            }
-        };
-        let is_unproven = encryption.is_unproven();
-        let event = self.share(&admitted, &raw, clear.get(), end, encryption).keep(clear);
-        if let Some(session_id) = session_id.filter(|_| is_unproven) {
-            self.unproven.insert(event.event_id_str().into(), session_id);
-        }
-        Ok(self.insert(received, &admitted, event))
-    }
-
-    /// Takes the news who encrypted an event that was decrypted before. If that proves more than was
-    /// known, the entry is updated.
-    pub fn handle_encryption(&mut self, event_id: &EventId, encryption: Encryption) {
-        let Some(event) = self.find_event(event_id.as_str()).cloned() else { return };
-        let encryption = encryption.of_sender(event.sender());
-        if event.kind() == Kind::Unreadable || event.encryption() == encryption {
-            return;
-        }
-        if !encryption.is_unproven() {
-            self.unproven.remove(event_id.as_str());
-        }
-        let copy = event.with_encryption(encryption);
-        let known = self.events.find_mut(event.id_hash(), |known| Arc::ptr_eq(known, &event));
-        if let Some(known) = known {
-            *known = copy.clone();
-            self.cells.replace(&event, copy);
-            self.touched.push(event.cell());
-        }
     }
 
     /// Takes the news that an event has been redacted: it is not sticky any more.
@@ -404,46 +265,6 @@ impl EphemeralMap {
         };
         let number = self.cells.find(self.hasher.hash_one(order), &order)?;
         self.cells.get(number)?.value(&self.ignored)
-    }
-
-    /// The encrypted events that wait for the key of this session; all that wait, for `None`.
-    pub(crate) fn pending(&self, session_id: Option<&str>) -> Vec<Arc<StickyEvent>> {
-        self.pending
-            .values()
-            .filter(|pending| session_id.is_none() || pending.session_id.as_deref() == session_id)
-            .map(|pending| pending.event.clone())
-            .collect()
-    }
-
-    /// The events of which it was not known yet who encrypted them, with their sessions.
-    #[cfg(any(feature = "e2e-encryption", test))]
-    pub(crate) fn unproven(&self) -> Vec<(Arc<StickyEvent>, Box<str>)> {
-        let events = self.unproven.iter().filter_map(|(event_id, session_id)| {
-            Some((self.find_event(event_id)?.clone(), session_id.clone()))
-        });
-        events.collect()
-    }
-
-    pub(crate) fn unproven_len(&self) -> usize {
-        self.unproven.len()
-    }
-
-    /// Whether decryption may tell something of this encrypted event that is not known. Not where it
-    /// is known already, is over, or would be dropped.
-    pub(crate) fn needs_decryption(&self, event_id: &EventId, sender: &UserId) -> bool {
-        if self.find_event(event_id.as_str()).is_some() {
-            return self.pending.contains_key(event_id.as_str());
-        }
-        let id_hash = self.hash_id(event_id.as_str());
-        if self.redacted.contains(id_hash) || self.ended.contains(id_hash) {
-            return false;
-        }
-        // While the quota is full, only what refreshes one of the sender's keys could come in. What
-        // was decrypted once and dropped does not; nor does more of that than is remembered.
-        let Some(refused) = self.full.get(sender).filter(|_| !self.has_room(sender)) else {
-            return true;
-        };
-        !refused.contains(id_hash) && !refused.is_full()
     }
 
     /// Whether the malformed event that came last is the first of its sender, within an hour.
@@ -547,44 +368,6 @@ impl EphemeralMap {
     fn has_room(&self, sender: &UserId) -> bool {
         let sender = self.senders.get(sender);
         sender.is_none_or(|sender| (sender.uses() as usize) < self.limits.per_sender)
-    }
-
-    /// Keeps an event whose inside is malformed as one that nobody sees: so it counts for its
-    /// sender's quota, and is not decrypted again. Returns what became of it; `None` if that it is
-    /// malformed is news.
-    fn keep_malformed(
-        &mut self,
-        now: Moment,
-        raw: &RawSticky<'_>,
-        outer: &RawValue,
-        end: Deadline,
-    ) -> Option<Admission> {
-        if let Some(known) = self.find_event(raw.event_id.as_str()).cloned() {
-            self.bring_forward(&known, end);
-            let waited = self.pending.remove(raw.event_id.as_str()).is_some();
-            return (!waited).then_some(Admission::Repeated);
-        }
-        match self.admit(now, raw, end) {
-            Ok(admitted) => {
-                let unkept = self.share(&admitted, raw, outer.get(), end, Encryption::Plaintext);
-                self.insert(now, &admitted, unkept.keep(outer.to_owned()));
-                None
-            }
-            Err(admission) => {
-                self.note_refused(now, raw, admission);
-                Some(admission)
-            }
-        }
-    }
-
-    /// An event that was decrypted was dropped, as its sender's quota is full.
-    fn note_refused(&mut self, now: Moment, raw: &RawSticky<'_>, admission: Admission) {
-        let id_hash = self.hash_id(raw.event_id.as_str());
-        if let Admission::Full { .. } = admission
-            && let Some(refused) = self.full.get_mut(raw.sender.as_ref())
-        {
-            refused.remember(id_hash, now.deadline(REMEMBERED_FOR));
-        }
     }
 
     fn note_malformed(&mut self, now: Moment, event: &RawValue) {
@@ -803,16 +586,6 @@ impl fmt::Debug for EphemeralMap {
     }
 }
 
-fn end_of(received: Moment, via: ReceivedVia, raw: &RawSticky<'_>) -> Deadline {
-    match (raw.remaining_ms, via) {
-        (Some(remaining_ms), _) => received.deadline_ms(remaining_ms.min(MAX_STICKY_DURATION_MS)),
-        (None, ReceivedVia::Section) => {
-            end_by_origin(received, raw.origin_server_ts_ms, raw.duration_ms)
-        }
-        (None, ReceivedVia::Timeline) => received.deadline_ms(0),
-    }
-}
-
 fn order_of<'a>(raw: &'a RawSticky<'_>) -> EntryOrder<'a> {
     EntryOrder {
         event_type: &raw.event_type,
@@ -821,28 +594,6 @@ fn order_of<'a>(raw: &'a RawSticky<'_>) -> EntryOrder<'a> {
             RawContent::Clear { sticky_key: Some(key), .. } => EntryName::Keyed(key),
             _ => EntryName::Unkeyed(raw.event_id.as_str()),
         },
-    }
-}
-
-/// An end, and the number of the cell whose event has it: 8 bytes that are compared without looking
-/// anything up, as each event that comes is sorted in among them.
-///
-/// 40 bits of milliseconds are 34 years, counted from when nothing was known.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct EndOf(u64);
-
-impl EndOf {
-    fn new(epoch: Deadline, end: Deadline, cell: u32) -> Self {
-        let most = u64::MAX >> MAX_CELLS.ilog2();
-        Self(end.millis_after(epoch).min(most) << MAX_CELLS.ilog2() | u64::from(cell))
-    }
-
-    fn deadline(self, epoch: Deadline) -> Deadline {
-        epoch.later(self.0 >> MAX_CELLS.ilog2())
-    }
-
-    fn cell(self) -> u32 {
-        (self.0 % u64::from(MAX_CELLS)) as u32
     }
 }
 

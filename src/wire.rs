@@ -11,6 +11,9 @@
 //!
 //! [MSC4354]: https://github.com/matrix-org/matrix-spec-proposals/pull/4354
 
+mod careful;
+mod fields;
+mod lenient;
 pub mod names;
 mod quick;
 mod response;
@@ -18,11 +21,9 @@ mod response;
 use std::{borrow::Cow, fmt};
 
 use ruma::{EventId, UserId};
-use serde::de::{
-    Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor,
-};
 use serde_json::{Map, Value, value::RawValue};
 
+use self::fields::Event;
 pub use self::response::{RoomEvents, SlidingResponse, V3Response, read_sliding, read_v3};
 
 /// Gives a content its key, in both spellings: peers that know only one of them read that one.
@@ -262,38 +263,26 @@ fn parse(event: &RawValue) -> Result<Event<'_>, Malformed> {
     if quick::read(event, &mut read).is_some() {
         return Ok(read);
     }
-    parse_carefully(text).map_err(|error| {
+    careful::read(text).map_err(|error| {
         let fault = Fault::Json { line: error.line(), column: error.column() };
         Malformed { event_id: id_of(text), fault }
     })
 }
 
-fn parse_carefully(text: &str) -> Result<Event<'_>, serde_json::Error> {
-    let mut deserializer = serde_json::Deserializer::from_str(text);
-    let event = deserializer.deserialize_map(EventVisitor)?;
-    deserializer.end()?;
-    Ok(event)
-}
-
-/// The id of an event that could not be read otherwise, for the log.
+/// Returns the id of an event that could not be read otherwise, for the log.
 fn id_of(text: &str) -> Option<String> {
-    let mut deserializer = serde_json::Deserializer::from_str(text);
-    let event_id = deserializer.deserialize_map(Lenient(OnlyText(&["event_id"]))).ok()??;
+    let event_id = careful::text(text, &["event_id"])?;
     valid_event_id(event_id).map(|event_id| event_id.to_string())
 }
 
-/// The sender of an event that could not be read otherwise, whatever it says there.
+/// Returns what a malformed event names as its sender, whatever that is.
 pub(crate) fn sender_of(event: &RawValue) -> Option<Cow<'_, str>> {
-    let mut deserializer = serde_json::Deserializer::from_str(event.get());
-    deserializer.deserialize_map(Lenient(OnlyText(&["sender"]))).ok()?
+    careful::text(event.get(), &["sender"])
 }
 
-/// The content of an event, as text. The last one, where there are more: as in all that is read
-/// here.
+/// Returns the content of an event, as text.
 pub(crate) fn content(text: &str) -> Result<&RawValue, serde_json::Error> {
-    serde_json::Deserializer::from_str(text)
-        .deserialize_map(Lenient(OnlyContent))?
-        .ok_or_else(|| serde::de::Error::missing_field("content"))
+    careful::content(text)
 }
 
 /// The longest identifier, in bytes ("Appendices", "Identifier grammar"). Ruma takes any length, as
@@ -313,367 +302,6 @@ fn valid_user_id(text: Cow<'_, str>) -> Option<Cow<'_, UserId>> {
         text if text.len() > MAX_ID_BYTES => None,
         Cow::Borrowed(text) => <&UserId>::try_from(text).ok().map(Cow::Borrowed),
         Cow::Owned(text) => UserId::parse(text).ok().map(Cow::Owned),
-    }
-}
-
-/// A value under two names, of which the unstable one counts wherever it is there, valid or not.
-#[derive(Debug, PartialEq)]
-struct Either<T> {
-    stable: Option<T>,
-    unstable: Option<Option<T>>,
-}
-
-impl<T> Default for Either<T> {
-    fn default() -> Self {
-        Self { stable: None, unstable: None }
-    }
-}
-
-impl<T> Either<T> {
-    fn value(self) -> Option<T> {
-        self.unstable.unwrap_or(self.stable)
-    }
-}
-
-#[derive(Debug, Default, PartialEq)]
-struct Event<'a> {
-    event_id: Option<Cow<'a, str>>,
-    sender: Option<Cow<'a, str>>,
-    event_type: Option<Cow<'a, str>>,
-    origin_server_ts: Option<u64>,
-    redacts: Option<Cow<'a, str>>,
-    sticky: Either<u64>,
-    content: Content<'a>,
-    unsigned: Unsigned,
-}
-
-#[derive(Debug, Default, PartialEq)]
-struct Content<'a> {
-    is_object: bool,
-    sticky_key: Either<Cow<'a, str>>,
-    has_more: bool,
-    session_id: Option<Cow<'a, str>>,
-    redacts: Option<Cow<'a, str>>,
-}
-
-impl<'a> Content<'a> {
-    fn into_clear(self) -> RawContent<'a> {
-        let sticky_key = self.sticky_key.value();
-        let removal = sticky_key.is_some() && !self.has_more;
-        RawContent::Clear { sticky_key, removal }
-    }
-}
-
-#[derive(Debug, Default, PartialEq)]
-struct Unsigned {
-    remaining: Either<u64>,
-    redacted: bool,
-}
-
-/// Which of the names that we know an object's key is. The key is never copied: an escaped
-/// spelling of a name is that name.
-struct Name(&'static [&'static str]);
-
-impl<'de> DeserializeSeed<'de> for Name {
-    type Value = Option<usize>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_str(self)
-    }
-}
-
-impl Visitor<'_> for Name {
-    type Value = Option<usize>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a key")
-    }
-
-    fn visit_str<E>(self, key: &str) -> Result<Self::Value, E> {
-        Ok(self.0.iter().position(|name| *name == key))
-    }
-
-    fn visit_bytes<E>(self, key: &[u8]) -> Result<Self::Value, E> {
-        Ok(self.0.iter().position(|name| name.as_bytes() == key))
-    }
-}
-
-/// A [`Name`] in an object that somebody in the room wrote.
-struct AnyName(&'static [&'static str]);
-
-impl<'de> DeserializeSeed<'de> for AnyName {
-    type Value = Option<usize>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        // Bytes: a key that is no Unicode (half a surrogate pair) is none of ours.
-        deserializer.deserialize_bytes(Name(self.0))
-    }
-}
-
-struct EventVisitor;
-
-impl<'de> Visitor<'de> for EventVisitor {
-    type Value = Event<'de>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an event")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        const NAMES: &[&str] = &[
-            "event_id",
-            "sender",
-            "type",
-            "origin_server_ts",
-            "redacts",
-            names::STICKY[0],
-            names::STICKY[1],
-            "content",
-            "unsigned",
-        ];
-        let mut event = Event::default();
-        // A key that is there twice: the last one counts, as in every other Matrix client.
-        while let Some(name) = map.next_key_seed(AnyName(NAMES))? {
-            match name {
-                Some(0) => event.event_id = map.next_value_seed(Lenient(Text))?,
-                Some(1) => event.sender = map.next_value_seed(Lenient(Text))?,
-                Some(2) => event.event_type = map.next_value_seed(Lenient(Text))?,
-                Some(3) => event.origin_server_ts = map.next_value_seed(Natural)?,
-                Some(4) => event.redacts = map.next_value_seed(Lenient(Text))?,
-                Some(5) => event.sticky.stable = map.next_value_seed(Lenient(InSticky))?,
-                Some(6) => event.sticky.unstable = Some(map.next_value_seed(Lenient(InSticky))?),
-                Some(7) => event.content = map.next_value_seed(Lenient(InContent))?,
-                Some(8) => event.unsigned = map.next_value_seed(Lenient(InUnsigned))?,
-                _ => drop(map.next_value::<IgnoredAny>()?),
-            }
-        }
-        Ok(event)
-    }
-}
-
-/// What is made of a JSON value. Each kind that is not named here becomes the default: an odd value
-/// in a place that is optional costs nobody the event.
-trait Take<'de>: Sized {
-    type Value: Default;
-
-    fn text(self, _: Cow<'de, str>) -> Self::Value {
-        Self::Value::default()
-    }
-
-    fn array<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-        while seq.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Self::Value::default())
-    }
-
-    fn object<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
-        pass_over(map)?;
-        Ok(Self::Value::default())
-    }
-}
-
-/// Passes over the members of an object. Not as entries of [`IgnoredAny`]: a key of those must be
-/// Unicode.
-fn pass_over<'de, A: MapAccess<'de>>(mut map: A) -> Result<(), A::Error> {
-    while map.next_key_seed(AnyName(&[]))?.is_some() {
-        map.next_value::<IgnoredAny>()?;
-    }
-    Ok(())
-}
-
-/// A seed that takes any JSON value and hands the kinds that count to a [`Take`].
-struct Lenient<T>(T);
-
-impl<'de, T: Take<'de>> DeserializeSeed<'de> for Lenient<T> {
-    type Value = T::Value;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de, T: Take<'de>> Visitor<'de> for Lenient<T> {
-    type Value = T::Value;
-
-    /// Said where one must be an object; everywhere else any value will do.
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
-        Ok(T::Value::default())
-    }
-
-    fn visit_unit<E>(self) -> Result<Self::Value, E> {
-        Ok(T::Value::default())
-    }
-
-    fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
-        Ok(T::Value::default())
-    }
-
-    fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
-        Ok(T::Value::default())
-    }
-
-    fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
-        Ok(T::Value::default())
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-        Ok(self.0.text(Cow::Owned(text.to_owned())))
-    }
-
-    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
-        Ok(self.0.text(Cow::Borrowed(text)))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Self::Value, A::Error> {
-        self.0.array(seq)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
-        self.0.object(map)
-    }
-}
-
-struct Text;
-
-impl<'de> Take<'de> for Text {
-    type Value = Option<Cow<'de, str>>;
-
-    fn text(self, text: Cow<'de, str>) -> Self::Value {
-        Some(text)
-    }
-}
-
-/// A natural number, which saturates. Any other number is none: `-1`, and `1000.0` too, as canonical
-/// JSON has no floats.
-struct Natural;
-
-impl<'de> DeserializeSeed<'de> for Natural {
-    type Value = Option<u64>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        let text = <&RawValue>::deserialize(deserializer)?.get();
-        if !text.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Ok(None);
-        }
-        Ok(Some(text.parse().unwrap_or(u64::MAX)))
-    }
-}
-
-/// The string that an event has under this name.
-struct OnlyText(&'static [&'static str]);
-
-impl<'de> Take<'de> for OnlyText {
-    type Value = Option<Cow<'de, str>>;
-
-    fn object<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut text = None;
-        while let Some(name) = map.next_key_seed(AnyName(self.0))? {
-            match name {
-                Some(_) => text = map.next_value_seed(Lenient(Text))?,
-                None => drop(map.next_value::<IgnoredAny>()?),
-            }
-        }
-        Ok(text)
-    }
-}
-
-/// The content of an event.
-struct OnlyContent;
-
-impl<'de> Take<'de> for OnlyContent {
-    type Value = Option<&'de RawValue>;
-
-    fn object<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut content = None;
-        while let Some(name) = map.next_key_seed(AnyName(&["content"]))? {
-            match name {
-                Some(_) => content = Some(map.next_value()?),
-                None => drop(map.next_value::<IgnoredAny>()?),
-            }
-        }
-        Ok(content)
-    }
-}
-
-/// The sticky object: its `duration_ms`.
-struct InSticky;
-
-impl<'de> Take<'de> for InSticky {
-    type Value = Option<u64>;
-
-    fn object<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut duration_ms = None;
-        while let Some(name) = map.next_key_seed(AnyName(&["duration_ms"]))? {
-            match name {
-                Some(_) => duration_ms = map.next_value_seed(Natural)?,
-                None => drop(map.next_value::<IgnoredAny>()?),
-            }
-        }
-        Ok(duration_ms)
-    }
-}
-
-struct InContent;
-
-impl<'de> Take<'de> for InContent {
-    type Value = Content<'de>;
-
-    fn object<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        const NAMES: &[&str] =
-            &[names::STICKY_KEY[0], names::STICKY_KEY[1], "session_id", "redacts"];
-        let mut content = Content { is_object: true, ..Content::default() };
-        while let Some(name) = map.next_key_seed(AnyName(NAMES))? {
-            match name {
-                Some(0) => content.sticky_key.stable = map.next_value_seed(Lenient(Text))?,
-                Some(1) => content.sticky_key.unstable = Some(map.next_value_seed(Lenient(Text))?),
-                other => {
-                    content.has_more = true;
-                    match other {
-                        Some(2) => content.session_id = map.next_value_seed(Lenient(Text))?,
-                        Some(3) => content.redacts = map.next_value_seed(Lenient(Text))?,
-                        _ => drop(map.next_value::<IgnoredAny>()?),
-                    }
-                }
-            }
-        }
-        Ok(content)
-    }
-}
-
-struct InUnsigned;
-
-impl<'de> Take<'de> for InUnsigned {
-    type Value = Unsigned;
-
-    fn object<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        const NAMES: &[&str] = &[names::REMAINING[0], names::REMAINING[1], "redacted_because"];
-        let mut unsigned = Unsigned::default();
-        while let Some(name) = map.next_key_seed(AnyName(NAMES))? {
-            match name {
-                Some(0) => unsigned.remaining.stable = map.next_value_seed(Natural)?,
-                Some(1) => {
-                    unsigned.remaining.unstable = Some(map.next_value_seed(Natural)?);
-                }
-                Some(_) => unsigned.redacted = map.next_value_seed(Lenient(IsObject))?,
-                None => drop(map.next_value::<IgnoredAny>()?),
-            }
-        }
-        Ok(unsigned)
-    }
-}
-
-/// Whether the value is an object.
-struct IsObject;
-
-impl<'de> Take<'de> for IsObject {
-    type Value = bool;
-
-    fn object<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
-        pass_over(map)?;
-        Ok(true)
     }
 }
 

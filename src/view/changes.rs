@@ -2,24 +2,21 @@
 
 use std::{
     any::Any,
-    cmp::Ordering,
     fmt,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
 };
 
 use futures_core::Stream;
-use smallvec::SmallVec;
 
 use super::{
-    filter::Filter,
-    maps::{EphemeralMaps, SubscriberId},
+    maps::EphemeralMaps,
     snapshot::{Entry, Snapshot},
+    state::SubscriberId,
 };
 use crate::{
-    event::{RemovalReason, SharedRoom, StickyEvent},
-    map::Delta,
+    event::{RemovalReason, StickyEvent},
     time::Moment,
 };
 
@@ -77,14 +74,6 @@ impl EntryChange {
     }
 }
 
-impl PartialEq for StickyEvent {
-    fn eq(&self, other: &Self) -> bool {
-        self.event_id() == other.event_id()
-    }
-}
-
-impl Eq for StickyEvent {}
-
 /// A stream of [`Change`]s. It never fails, never lags and never ends; dropping it ends the
 /// subscription.
 pub struct Changes {
@@ -129,128 +118,5 @@ impl Drop for Changes {
 impl fmt::Debug for Changes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Changes").field("id", &self.id).finish_non_exhaustive()
-    }
-}
-
-/// A subscriber, and what it has not been told yet.
-#[derive(Debug, Default)]
-pub(super) struct Subscriber {
-    filter: Filter,
-    /// As it came; merged when it is told, and before it grows beyond bounds: then it is no more
-    /// than the entries that the subscriber was told of plus those that are there.
-    untold: SmallVec<[Untold; 1]>,
-    /// How much was left when it was last merged.
-    merged: usize,
-    waker: Option<Waker>,
-}
-
-/// One change of one entry, or several of them in one.
-#[derive(Debug)]
-struct Untold {
-    room_id: SharedRoom,
-    told: Option<Arc<StickyEvent>>,
-    now: Result<Arc<StickyEvent>, RemovalReason>,
-}
-
-impl Subscriber {
-    pub(super) fn new(filter: Filter) -> Self {
-        Self { filter, ..Self::default() }
-    }
-
-    /// Takes what changed in a room, net of what has not been told. Who waits for it is given back
-    /// to be woken.
-    #[must_use]
-    pub(super) fn handle_deltas(
-        &mut self,
-        room_id: &SharedRoom,
-        deltas: &[Delta],
-    ) -> Option<Waker> {
-        if !self.filter.lets_room_through(room_id) {
-            return None;
-        }
-        for Delta { before, after, .. } in deltas {
-            let untold =
-                Untold { room_id: room_id.clone(), told: before.clone(), now: after.clone() };
-            if untold.event().is_some_and(|event| self.filter.lets_event_through(event)) {
-                self.untold.push(untold);
-            }
-        }
-        if self.untold.len() > 2 * self.merged + 64 {
-            self.merge();
-        }
-        if self.untold.is_empty() { None } else { self.waker.take() }
-    }
-
-    /// What has not been told; with a waker, it is woken when there is something. The one from
-    /// before is left in its place, to be dropped where nothing is locked.
-    pub(super) fn poll_change(&mut self, now: Moment, waker: &mut Option<Waker>) -> Option<Change> {
-        self.merge();
-        if self.untold.is_empty() {
-            if waker.is_some() {
-                std::mem::swap(&mut self.waker, waker);
-            }
-            return None;
-        }
-        self.merged = 0;
-        let mut entries = Vec::with_capacity(self.untold.len());
-        for untold in std::mem::take(&mut self.untold) {
-            entries.extend(untold.into_change());
-        }
-        Some(Change { entries, told_at: now })
-    }
-
-    /// Makes one of all that happened to an entry, in the order of the entries.
-    fn merge(&mut self) {
-        if self.untold.len() > 1 {
-            // Stable: what happened to one entry stays in its order.
-            self.untold.sort_by(Untold::cmp_order);
-            self.untold.dedup_by(|later, earlier| {
-                let is_same = later.cmp_order(earlier).is_eq();
-                if is_same {
-                    std::mem::swap(&mut earlier.now, &mut later.now);
-                }
-                is_same
-            });
-            self.untold.retain(|untold| !untold.is_nothing());
-        }
-        self.merged = self.untold.len();
-    }
-}
-
-impl Untold {
-    /// An event of the entry.
-    fn event(&self) -> Option<&Arc<StickyEvent>> {
-        self.now.as_ref().ok().or(self.told.as_ref())
-    }
-
-    fn cmp_order(&self, other: &Self) -> Ordering {
-        self.room_id.cmp(&other.room_id).then_with(|| match (self.event(), other.event()) {
-            (Some(event), Some(other)) => event.cmp_order(other),
-            (event, other) => event.is_some().cmp(&other.is_some()),
-        })
-    }
-
-    /// Whether the subscriber knows this already.
-    fn is_nothing(&self) -> bool {
-        match (&self.told, &self.now) {
-            (None, Err(_)) => true,
-            // The event, not the allocation: who left the room and is back sees the same one again.
-            (Some(told), Ok(now)) => told == now && told.encryption() == now.encryption(),
-            _ => false,
-        }
-    }
-
-    fn into_change(self) -> Option<EntryChange> {
-        let Self { room_id, told, now } = self;
-        Some(match (told, now) {
-            (None, Ok(event)) => EntryChange::Added(Entry { room_id, event }),
-            (Some(previous), Ok(event)) => {
-                EntryChange::Updated { entry: Entry { room_id, event }, previous }
-            }
-            (Some(event), Err(reason)) => {
-                EntryChange::Removed { entry: Entry { room_id, event }, reason }
-            }
-            (None, Err(_)) => return None,
-        })
     }
 }

@@ -2,27 +2,29 @@
 
 use std::{
     borrow::Cow,
-    collections::{BTreeSet, HashSet},
+    collections::HashSet,
     fmt,
-    ops::{Deref, DerefMut},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, Waker},
 };
 
-use hashbrown::HashMap;
-use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId};
+use ruma::{OwnedRoomId, OwnedUserId, RoomId};
 use serde_json::value::RawValue;
 use smallvec::SmallVec;
 use tracing::{debug, warn};
 
 use super::{
-    changes::{Change, Subscriber},
-    filter::{Filter, View},
-    snapshot::{Entry, Rooms, Shown, Snapshot},
+    View,
+    changes::Change,
+    delivery::{Arrival, Delivery},
+    filter::Filter,
+    snapshot::{Entry, Snapshot},
+    state::{Locked, Room, State, SubscriberId, Woken},
+    subscriber::Subscriber,
 };
 use crate::{
-    event::{Encryption, SharedRoom, StickyEvent, StickyKey},
-    map::{Admission, Delta, EphemeralMap, Limits, ReceivedVia},
+    event::{SharedRoom, StickyEvent, StickyKey},
+    map::{Admission, EphemeralMap, Limits, ReceivedVia},
     time::{Clock, Deadline, Moment},
     wire::{self, Malformed},
 };
@@ -45,89 +47,6 @@ struct Shared {
     clock: Box<dyn Clock>,
     limits: Limits,
     state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    /// Rooms of which something is known. A room without sticky events costs nothing.
-    rooms: HashMap<SharedRoom, Room>,
-    /// Those of which nothing is visible yet: nobody has said that we are in them.
-    hidden: HashSet<OwnedRoomId>,
-    /// What is visible of them.
-    visible: Rooms,
-    /// When each map has something to do next.
-    deadlines: BTreeSet<(Deadline, SharedRoom)>,
-    /// Of how many events, of all rooms, it is not known yet who encrypted them.
-    unproven: usize,
-    subscribers: HashMap<SubscriberId, Subscriber>,
-    next_subscriber: u64,
-    ignored: Arc<HashSet<OwnedUserId>>,
-    /// Who waits for the next deadline, and which one they know of.
-    timer: Option<(Waker, Option<Deadline>)>,
-    /// Who is woken when the lock is free again.
-    woken: Woken,
-}
-
-struct Room {
-    map: EphemeralMap,
-    /// How many of its events count among [`State::unproven`].
-    unproven: usize,
-    /// The deadline that stands in [`State::deadlines`].
-    noted: Option<Deadline>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct SubscriberId(u64);
-
-/// What one response brought for one room, at the moment at which it was received.
-#[derive(Debug)]
-pub struct Delivery {
-    /// The room.
-    pub room_id: OwnedRoomId,
-    /// When the response was received, not when it was handed over.
-    pub received: Moment,
-    /// How the events came.
-    pub via: ReceivedVia,
-    /// The events, in any order.
-    pub arrivals: Vec<Arrival>,
-}
-
-/// One thing that arrived.
-#[non_exhaustive]
-pub enum Arrival {
-    /// An event as the server sent it. An encrypted one is kept until its room key comes.
-    Event(Box<RawValue>),
-    /// An encrypted event, decrypted.
-    Decrypted {
-        /// As the server sent it.
-        outer: Box<RawValue>,
-        /// As decryption gave it back: of this only type and content count.
-        clear: Box<RawValue>,
-        /// Who encrypted it.
-        encryption: Encryption,
-    },
-    /// The news that an event has been redacted.
-    Redaction(OwnedEventId),
-    /// The news who encrypted an event that was decrypted before: when it came, its sender's device
-    /// was not known.
-    Encryption {
-        /// The event.
-        event_id: OwnedEventId,
-        /// Who encrypted it, as is known now.
-        encryption: Encryption,
-    },
-}
-
-impl fmt::Debug for Arrival {
-    /// Without the events' text, which may carry a delay id.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Event(_) => "Event(..)",
-            Self::Decrypted { .. } => "Decrypted(..)",
-            Self::Redaction(_) => "Redaction(..)",
-            Self::Encryption { .. } => "Encryption(..)",
-        })
-    }
 }
 
 /// What is known of a room, for whoever wants to know.
@@ -431,133 +350,11 @@ impl EphemeralMaps {
     }
 }
 
-/// The state, locked. Whoever is to be woken is woken once the lock is free again: some executors
-/// poll at once, on the same thread.
-struct Locked<'a> {
-    // In this order, as fields are dropped in it.
-    state: MutexGuard<'a, State>,
-    woken: Woken,
-}
-
-/// Wakers that are woken when this is dropped.
-#[derive(Default)]
-struct Woken(Vec<Waker>);
-
-impl Deref for Locked<'_> {
-    type Target = State;
-
-    fn deref(&self) -> &State {
-        &self.state
-    }
-}
-
-impl DerefMut for Locked<'_> {
-    fn deref_mut(&mut self) -> &mut State {
-        &mut self.state
-    }
-}
-
-impl Drop for Locked<'_> {
-    fn drop(&mut self) {
-        if !self.state.woken.0.is_empty() {
-            self.woken = std::mem::take(&mut self.state.woken);
-        }
-    }
-}
-
-impl Drop for Woken {
-    fn drop(&mut self) {
-        // Nearly always nobody.
-        if !self.0.is_empty() {
-            std::mem::take(&mut self.0).into_iter().for_each(Waker::wake);
-        }
-    }
-}
-
 impl fmt::Debug for EphemeralMaps {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EphemeralMaps")
             .field("rooms", &self.lock().rooms.len())
             .finish_non_exhaustive()
-    }
-}
-
-impl State {
-    /// Tells what changed in a room, and notes when it has something to do next.
-    fn settle(&mut self, room_id: &SharedRoom, now: Moment) {
-        let Some(room) = self.rooms.get_mut(room_id) else {
-            return;
-        };
-        let is_hidden = !self.hidden.is_empty() && self.hidden.contains::<RoomId>(room_id);
-        let deltas = if is_hidden {
-            room.map.advance(now);
-            SmallVec::new()
-        } else {
-            room.map.poll_changes(now)
-        };
-        let next = room.map.next_deadline();
-        let noted = std::mem::replace(&mut room.noted, next);
-        let unproven = room.map.unproven_len();
-        self.unproven = self.unproven + unproven - std::mem::replace(&mut room.unproven, unproven);
-        if room.map.is_empty() {
-            self.rooms.remove(room_id);
-            if is_hidden {
-                self.hidden.remove::<RoomId>(room_id);
-            }
-        }
-        if noted != next {
-            if let Some(noted) = noted {
-                self.deadlines.remove(&(noted, room_id.clone()));
-            }
-            if let Some(next) = next {
-                self.deadlines.insert((next, room_id.clone()));
-            }
-        }
-        self.tell(room_id, &deltas);
-    }
-
-    fn advance(&mut self, now: Moment) {
-        while let Some((deadline, room_id)) = self.deadlines.first()
-            && deadline.is_over(now)
-        {
-            let room_id = room_id.clone();
-            self.settle(&room_id, now);
-        }
-    }
-
-    /// Makes a room's changes visible, and tells the subscribers.
-    fn tell(&mut self, room_id: &SharedRoom, deltas: &[Delta]) {
-        if deltas.is_empty() {
-            return;
-        }
-        if !self.visible.contains_key(room_id) {
-            self.visible.insert(room_id.clone(), Shown::default());
-        }
-        if let Some(shown) = self.visible.get_mut(room_id) {
-            deltas.iter().for_each(|delta| shown.handle_delta(delta));
-            if shown.is_empty() {
-                self.visible.remove(room_id);
-            }
-        }
-        for subscriber in self.subscribers.values_mut() {
-            self.woken.0.extend(subscriber.handle_deltas(room_id, deltas));
-        }
-    }
-
-    fn snapshot(&self, filter: &Filter, now: Moment) -> Snapshot {
-        Snapshot::new(self.visible.clone(), filter.clone(), now)
-    }
-
-    fn next_deadline(&self) -> Option<Deadline> {
-        self.deadlines.first().map(|(deadline, _)| *deadline)
-    }
-
-    fn set_timer(&mut self) {
-        if self.timer.as_ref().is_some_and(|(_, known)| *known != self.next_deadline())
-            && let Some((waker, _)) = self.timer.take()
-        {
-            self.woken.0.push(waker);
-        }
     }
 }
 

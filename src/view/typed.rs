@@ -12,8 +12,8 @@ use futures_core::Stream;
 use serde::de::DeserializeOwned;
 
 use super::{
+    View,
     changes::{Changes, EntryChange, Subscription},
-    filter::View,
     snapshot::Entry,
 };
 use crate::event::{RemovalReason, StickyKey};

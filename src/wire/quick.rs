@@ -15,7 +15,10 @@ use std::borrow::Cow;
 
 use serde_json::value::RawValue;
 
-use super::{Content, Event, Unsigned, names};
+use super::{
+    fields::{Content, Event, Unsigned},
+    names,
+};
 
 /// Reads an ordinary event. From one that is not, what was read until then.
 pub(super) fn read<'a>(raw: &'a RawValue, event: &mut Event<'a>) -> Option<()> {
@@ -287,7 +290,7 @@ mod tests {
     use super::*;
     use crate::{
         testing::{event, raw},
-        wire::parse_carefully,
+        wire::careful,
     };
 
     /// Whether the quick pass has an answer. It must be that of the careful reading.
@@ -297,7 +300,7 @@ mod tests {
         if read(&raw, &mut event).is_none() {
             return false;
         }
-        assert_eq!(event, parse_carefully(raw.get()).expect("an answer for both"), "{text}");
+        assert_eq!(event, careful::read(raw.get()).expect("an answer for both"), "{text}");
         true
     }
 

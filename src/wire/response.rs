@@ -9,7 +9,11 @@ use ruma::{OwnedRoomId, RoomId};
 use serde::de::{Deserializer as _, IgnoredAny, MapAccess, SeqAccess};
 use serde_json::value::RawValue;
 
-use super::{Either, Lenient, Name, Take, Text, names};
+use super::{
+    fields::Either,
+    lenient::{Lenient, Name, Take, Text},
+    names,
+};
 
 /// The events of each room, in the order in which the response has them.
 pub type RoomEvents<'a> = Vec<(OwnedRoomId, Vec<&'a RawValue>)>;

@@ -1,0 +1,186 @@
+//! Encrypted events: those that miss their room key, and what decryption makes of them.
+//!
+//! In: an encrypted event with its decrypted text, and later news about who encrypted it. Out: which
+//! events need decryption. Never: the decryption itself.
+
+use std::sync::Arc;
+
+use ruma::{EventId, UserId};
+use serde_json::value::RawValue;
+
+use super::{Admission, EphemeralMap, REMEMBERED_FOR, ReceivedVia, ends::end_of};
+use crate::{
+    event::{Encryption, Kind, StickyEvent},
+    time::{Deadline, Moment},
+    wire::{self, Malformed, RawContent, RawSticky},
+};
+
+/// An encrypted event whose room key has not come.
+pub(super) struct PendingDecryption {
+    pub(super) session_id: Option<Box<str>>,
+    pub(super) event: Arc<StickyEvent>,
+}
+
+impl EphemeralMap {
+    /// Takes an encrypted event together with what decryption made of it: the decrypted event's
+    /// JSON, of which only type and content count, and who encrypted it.
+    ///
+    /// # Errors
+    ///
+    /// [`Malformed`]: it was dropped, and nothing else was lost.
+    pub fn handle_decrypted(
+        &mut self,
+        received: Moment,
+        via: ReceivedVia,
+        outer: &RawValue,
+        clear: Box<RawValue>,
+        encryption: Encryption,
+    ) -> Result<Admission, Malformed> {
+        let Some(mut raw) = self.read(received, outer)? else {
+            return Ok(Admission::NotSticky);
+        };
+        let mut end = end_of(received, via, &raw);
+        let inner = match wire::read_decrypted(&clear) {
+            Ok(inner) => inner,
+            Err(malformed) => {
+                if let Some(admission) = self.keep_malformed(received, &raw, outer, end) {
+                    return Ok(admission);
+                }
+                self.note_malformed(received, outer);
+                return Err(Malformed {
+                    // The outer event's: whoever encrypted it could have written any inside.
+                    event_id: Some(raw.event_id.to_string()),
+                    ..malformed
+                });
+            }
+        };
+        let session_id = match &raw.content {
+            RawContent::Encrypted { session_id } => session_id.as_deref().map(Box::from),
+            RawContent::Clear { .. } => None,
+        };
+        raw.event_type = inner.event_type;
+        raw.content = inner.content;
+        if let Some(known) = self.find_event(raw.event_id.as_str())
+            && known.kind() == Kind::Unreadable
+        {
+            let known = known.clone();
+            end = end.min(known.ends());
+            if known.is_redacted() {
+                self.bring_forward(&known, end);
+                return Ok(Admission::NotSticky);
+            }
+            self.forget(&known);
+        }
+        let admitted = match self.admit(received, &raw, end) {
+            Ok(admitted) => admitted,
+            Err(admission) => {
+                self.note_refused(received, &raw, admission);
+                return Ok(admission);
+            }
+        };
+        let is_unproven = encryption.is_unproven();
+        let event = self.share(&admitted, &raw, clear.get(), end, encryption).keep(clear);
+        if let Some(session_id) = session_id.filter(|_| is_unproven) {
+            self.unproven.insert(event.event_id_str().into(), session_id);
+        }
+        Ok(self.insert(received, &admitted, event))
+    }
+
+    /// Takes the news who encrypted an event that was decrypted before. If that proves more than was
+    /// known, the entry is updated.
+    pub fn handle_encryption(&mut self, event_id: &EventId, encryption: Encryption) {
+        let Some(event) = self.find_event(event_id.as_str()).cloned() else { return };
+        let encryption = encryption.of_sender(event.sender());
+        if event.kind() == Kind::Unreadable || event.encryption() == encryption {
+            return;
+        }
+        if !encryption.is_unproven() {
+            self.unproven.remove(event_id.as_str());
+        }
+        let copy = event.with_encryption(encryption);
+        let known = self.events.find_mut(event.id_hash(), |known| Arc::ptr_eq(known, &event));
+        if let Some(known) = known {
+            *known = copy.clone();
+            self.cells.replace(&event, copy);
+            self.touched.push(event.cell());
+        }
+    }
+
+    /// The encrypted events that wait for the key of this session; all that wait, for `None`.
+    pub(crate) fn pending(&self, session_id: Option<&str>) -> Vec<Arc<StickyEvent>> {
+        self.pending
+            .values()
+            .filter(|pending| session_id.is_none() || pending.session_id.as_deref() == session_id)
+            .map(|pending| pending.event.clone())
+            .collect()
+    }
+
+    /// The events of which it was not known yet who encrypted them, with their sessions.
+    #[cfg(any(feature = "e2e-encryption", test))]
+    pub(crate) fn unproven(&self) -> Vec<(Arc<StickyEvent>, Box<str>)> {
+        let events = self.unproven.iter().filter_map(|(event_id, session_id)| {
+            Some((self.find_event(event_id)?.clone(), session_id.clone()))
+        });
+        events.collect()
+    }
+
+    pub(crate) fn unproven_len(&self) -> usize {
+        self.unproven.len()
+    }
+
+    /// Whether decryption may tell something of this encrypted event that is not known. Not where it
+    /// is known already, is over, or would be dropped.
+    pub(crate) fn needs_decryption(&self, event_id: &EventId, sender: &UserId) -> bool {
+        if self.find_event(event_id.as_str()).is_some() {
+            return self.pending.contains_key(event_id.as_str());
+        }
+        let id_hash = self.hash_id(event_id.as_str());
+        if self.redacted.contains(id_hash) || self.ended.contains(id_hash) {
+            return false;
+        }
+        // While the quota is full, only what refreshes one of the sender's keys could come in. What
+        // was decrypted once and dropped does not; nor does more of that than is remembered.
+        let Some(refused) = self.full.get(sender).filter(|_| !self.has_room(sender)) else {
+            return true;
+        };
+        !refused.contains(id_hash) && !refused.is_full()
+    }
+
+    /// Keeps an event whose inside is malformed as one that nobody sees: so it counts for its
+    /// sender's quota, and is not decrypted again. Returns what became of it; `None` if that it is
+    /// malformed is news.
+    fn keep_malformed(
+        &mut self,
+        now: Moment,
+        raw: &RawSticky<'_>,
+        outer: &RawValue,
+        end: Deadline,
+    ) -> Option<Admission> {
+        if let Some(known) = self.find_event(raw.event_id.as_str()).cloned() {
+            self.bring_forward(&known, end);
+            let waited = self.pending.remove(raw.event_id.as_str()).is_some();
+            return (!waited).then_some(Admission::Repeated);
+        }
+        match self.admit(now, raw, end) {
+            Ok(admitted) => {
+                let unkept = self.share(&admitted, raw, outer.get(), end, Encryption::Plaintext);
+                self.insert(now, &admitted, unkept.keep(outer.to_owned()));
+                None
+            }
+            Err(admission) => {
+                self.note_refused(now, raw, admission);
+                Some(admission)
+            }
+        }
+    }
+
+    /// An event that was decrypted was dropped, as its sender's quota is full.
+    fn note_refused(&mut self, now: Moment, raw: &RawSticky<'_>, admission: Admission) {
+        let id_hash = self.hash_id(raw.event_id.as_str());
+        if let Admission::Full { .. } = admission
+            && let Some(refused) = self.full.get_mut(raw.sender.as_ref())
+        {
+            refused.remember(id_hash, now.deadline(REMEMBERED_FOR));
+        }
+    }
+}
