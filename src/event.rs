@@ -1,8 +1,7 @@
 //! Event: one sticky event, its key, and its rank among the events of that key.
 //!
-//! In: metadata from `wire`, the text it was read from, and when the event ends. Out: a
-//! [`StickyEvent`], shared and never copied. No clock, no state beyond the one event; past here
-//! nobody compares timestamps by hand.
+//! In: metadata from `wire`, the text that it was read from, and when the event ends. Out: a
+//! [`StickyEvent`], which is shared and never copied. Never: a clock, or state beyond the one event.
 
 mod encryption;
 mod key;
@@ -43,8 +42,29 @@ use crate::{
 
 /// A sticky event.
 ///
-/// `Debug` shows its metadata and never its text: the sender's own copy of a fired delayed event
-/// carries the delay id in `unsigned`, and whoever has that can end the heartbeat.
+/// `Debug` shows the metadata and never the text. The sender's own copy of a fired delayed event
+/// carries the delay id in `unsigned`, and whoever has that id can end the heartbeat.
+///
+/// Two events are equal if they have the same event id.
+///
+/// # Examples
+///
+/// ```
+/// use matrix_sdk_sticky::{StickyEvent, time::Moment};
+///
+/// #[derive(serde::Deserialize)]
+/// struct Presence {
+///     status: String,
+/// }
+///
+/// fn print(event: &StickyEvent, now: Moment) {
+///     match event.content::<Presence>() {
+///         Ok(presence) => println!("{} is {}", event.sender(), presence.status),
+///         Err(error) => println!("{} sent something else: {error}", event.sender()),
+///     }
+///     println!("for another {:?}", event.expires_in(now));
+/// }
+/// ```
 pub struct StickyEvent {
     text: Box<RawValue>,
     sender: SharedSender,
@@ -54,15 +74,15 @@ pub struct StickyEvent {
     beside: Option<Box<Beside>>,
     origin_server_ts_ms: u64,
     duration_ms: u64,
-    /// The map's hash of its id.
+    /// The map's hash of the event id.
     id_hash: u64,
-    /// The number of its cell in the map.
+    /// The number of the event's cell in the map.
     cell: u32,
-    /// The earliest end that any delivery of the event gave. An atomic, so that a delivery that
-    /// moves it by a few milliseconds, as most repeats do, neither copies the event nor is a
-    /// change to anybody.
+    /// The earliest end that any delivery of the event gave. It is an atomic, because most repeats
+    /// move it by a few milliseconds: that neither copies the event nor notifies anybody.
     ends: AtomicU64,
-    /// Redacted: it is not sticky, and is only kept so that a late copy of it does not count.
+    /// Whether the event is redacted. A redacted event is not sticky. The map keeps it only so that a
+    /// late copy of it does not count.
     redacted: AtomicBool,
     kind: Kind,
     /// Whether the session was not the sender's own.
@@ -70,22 +90,22 @@ pub struct StickyEvent {
     encryption: Option<Arc<EncryptionDetails>>,
 }
 
-/// What the event is to the map.
+/// What an event means to the map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// It can be the value of its key.
+    /// The event can be the value of its key.
     Value,
-    /// While it is the value of its key, the key is absent.
+    /// While the event is the value of its key, the key is absent.
     Removal,
-    /// It is encrypted, and its room key has not come yet, or what was inside is malformed: nobody
-    /// knows its key.
+    /// The event is encrypted, and its room key has not come yet or its inside is malformed. Its
+    /// sticky key is unknown.
     Unreadable,
 }
 
 impl StickyEvent {
-    /// The event's id.
+    /// Returns the event id.
     pub fn event_id(&self) -> &EventId {
-        // Valid since `wire` read it; a constant stands in rather than a panic.
+        // The id is valid, because `wire` has checked it. A constant stands in rather than a panic.
         <&EventId>::try_from(self.event_id_str()).unwrap_or_else(|_| event_id!("$invalid"))
     }
 
@@ -93,18 +113,18 @@ impl StickyEvent {
         self.event_id.get(self.text.get(), self.beside.as_deref().map(|beside| &*beside.event_id))
     }
 
-    /// The user who sent it.
+    /// Returns the user who sent the event.
     pub fn sender(&self) -> &UserId {
         &self.sender
     }
 
-    /// Its type, decrypted if it was encrypted.
+    /// Returns the type, decrypted if the event was encrypted.
     pub fn event_type(&self) -> &str {
         &self.event_type
     }
 
-    /// The sticky key of its content, if it has one. An event without one is an entry of its own,
-    /// under its event id.
+    /// Returns the sticky key of the content, if it has one. An event without a key is an entry of its
+    /// own, under its event id.
     pub fn sticky_key(&self) -> Option<&str> {
         if self.sticky_key.is_none() {
             return None;
@@ -113,30 +133,30 @@ impl StickyEvent {
         Some(self.sticky_key.get(self.text.get(), beside))
     }
 
-    /// Its key in the room's map; `None` without a sticky key.
+    /// Returns the key in the room's map; `None` if the event has no sticky key.
     pub fn key(&self) -> Option<StickyKey> {
         let sticky_key = self.sticky_key()?;
         Some(StickyKey::new(self.sender(), &*self.event_type, sticky_key))
     }
 
-    /// `origin_server_ts`, in milliseconds since the Unix epoch. The sender's server says it, and
-    /// can lie.
+    /// Returns `origin_server_ts`, in milliseconds since the Unix epoch. The sender's server sets it,
+    /// and can lie.
     pub fn origin_server_ts_ms(&self) -> u64 {
         self.origin_server_ts_ms
     }
 
-    /// For how long the sender wanted it to be sticky, unclamped: it may say more than 1 h, and is
-    /// over after 1 h all the same.
+    /// Returns how long the sender wants the event to be sticky. The value is not clamped: it may be
+    /// more than 1 h, and the event is over after 1 h all the same.
     pub fn sticky_duration(&self) -> Duration {
         Duration::from_millis(self.duration_ms)
     }
 
-    /// The time it has left, at most 1 h, zero once it is over.
+    /// Returns the time that the event has left, from 1 h down to zero once it is over.
     pub fn expires_in(&self, now: Moment) -> Duration {
         self.ends().left(now)
     }
 
-    /// How it was protected on its way.
+    /// Returns how the event was protected on its way.
     pub fn encryption(&self) -> Encryption {
         match &self.encryption {
             None => Encryption::Plaintext,
@@ -145,36 +165,39 @@ impl StickyEvent {
         }
     }
 
-    /// Whether its sender encrypted it. See [`Encryption`].
+    /// Returns whether the sender encrypted the event. See [`Encryption`].
     pub fn is_encrypted(&self) -> bool {
         self.encryption.is_some() && !self.foreign_session
     }
 
-    /// Its whole JSON as received, decrypted if it was encrypted. It may carry secrets of ours in
-    /// `unsigned`: do not log it.
+    /// Returns the whole JSON as received, decrypted if the event was encrypted.
+    ///
+    /// It may carry secrets of ours in `unsigned`: do not log it.
     pub fn raw(&self) -> &RawValue {
         &self.text
     }
 
-    /// Its content, read as `C`.
+    /// Reads the content as `C`.
     ///
     /// # Errors
     ///
-    /// What serde says when the content is not a `C`: anybody in the room can send anything.
+    /// Returns serde's error if the content is not a `C`. Anybody in the room can send anything, so
+    /// treat such an entry as one with an unknown content.
     pub fn content<C: DeserializeOwned>(&self) -> Result<C, serde_json::Error> {
         serde_json::from_str(self.content_raw()?.get())
     }
 
-    /// Its content as JSON text, pointing into the event's.
+    /// Returns the content as JSON text, which points into the event's text.
     ///
     /// # Errors
     ///
-    /// None that a received event has: its content is an object.
+    /// Returns serde's error if the text has no content. That does not happen with an event from a
+    /// view: the map takes no event without a content.
     pub fn content_raw(&self) -> Result<&RawValue, serde_json::Error> {
         wire::content(self.text.get())
     }
 
-    /// The same event, of which more is known now: who encrypted it.
+    /// Returns a copy of the event with other news about who encrypted it.
     pub(crate) fn with_encryption(&self, encryption: Encryption) -> Arc<Self> {
         let beside = self.beside.as_deref().map(|beside| Beside {
             event_id: beside.event_id.clone(),
@@ -207,8 +230,8 @@ impl StickyEvent {
         Deadline::from_bits(self.ends.load(Relaxed))
     }
 
-    /// Brings the end forward, never back: the earliest that any delivery gave counts. Only the map
-    /// calls this, under its owner's lock.
+    /// Brings the end forward, and never back: the earliest end that any delivery gave counts. Only the
+    /// map calls this, under its owner's lock.
     pub(crate) fn set_ends(&self, ends: Deadline) {
         self.ends.fetch_min(ends.to_bits(), Relaxed);
     }
@@ -217,7 +240,7 @@ impl StickyEvent {
         self.redacted.load(Relaxed)
     }
 
-    /// Only the map calls this, under its owner's lock.
+    /// Marks the event as redacted. Only the map calls this, under its owner's lock.
     pub(crate) fn redact(&self) {
         self.redacted.store(true, Relaxed);
     }
@@ -230,18 +253,17 @@ impl StickyEvent {
         &self.event_type
     }
 
-    /// The map's hash of its id.
+    /// Returns the map's hash of the event id.
     pub(crate) fn id_hash(&self) -> u64 {
         self.id_hash
     }
 
-    /// The number of its cell in the map, for as long as it is known there.
+    /// Returns the number of the event's cell in the map, for as long as the map knows the event.
     pub(crate) fn cell(&self) -> u32 {
         self.cell
     }
 }
 
-/// Two events are equal if they have the same event id.
 impl PartialEq for StickyEvent {
     fn eq(&self, other: &Self) -> bool {
         self.event_id() == other.event_id()

@@ -1,15 +1,16 @@
 //! Map: the ephemeral map of one room ([MSC4354], "Implementing an ephemeral map").
 //!
-//! In (`handle_..`): raw events, redactions, who is ignored, that the room was left, each with the
-//! moment. Out (`poll_..`): the changes of what is live. No clock, no I/O, no log, no room id, and
-//! nothing about subscribers.
+//! In (`handle_..`): raw events, redactions, the list of ignored users, that we left the room, each
+//! with the moment. Out (`poll_..`): the changes of what is live. Never: a clock, I/O, a log, a room
+//! id, or anything about subscribers.
 //!
-//! At any moment the map is a pure function of the events that are known and sticky then: the
-//! order in which they came, repeats, pages and paths make no difference. A *live* event is one
-//! whose end has not come. Of the live events of a key, the highest-ranked one is its *value*; a
+//! At any moment the map is a pure function of the events that are known and sticky then. The order
+//! in which they came, repeats, pages and the way by which they came make no difference. An event is
+//! *live* until its end comes. Of the live events of a key, the highest-ranked one is the *value*. A
 //! *tombstone*, an event with nothing but the key, is a value that makes the key absent.
 //!
-//! All memory is bounded, per sender, so that nobody can push out another's: see [`Limits`].
+//! All memory is bounded for each sender, so that nobody can push out another's events: see
+//! [`Limits`].
 //!
 //! [MSC4354]: https://github.com/matrix-org/matrix-spec-proposals/pull/4354
 
@@ -47,69 +48,72 @@ use crate::{
     wire::{self, Malformed, RawContent, RawSticky, Wire},
 };
 
-/// A change of what is live under one key.
+/// A change of the value of one key.
 #[derive(Clone, Debug)]
 pub(crate) struct Delta {
-    /// The number of the key's cell: the same while there is a value, and afterwards free for
-    /// another's. The numbers are dense.
+    /// The number of the key's cell. It stays the same while the key has a value; then another key
+    /// may get it. The numbers are dense.
     pub(crate) cell: u32,
-    /// The value until now.
+    /// The value until now, if there was one.
     pub(crate) before: Option<Arc<StickyEvent>>,
-    /// The value from now on, or why there is none.
+    /// The value from now on, or why there is none any more.
     pub(crate) after: Result<Arc<StickyEvent>, RemovalReason>,
 }
 
 /// The ephemeral map of one room.
 ///
-/// Name by direction: `handle_..` takes what arrived, `poll_..` gives what changed.
+/// This is the map alone, for tests and fuzz targets of it: `handle_..` takes what arrives, and
+/// [`entries`](Self::entries) and [`get`](Self::get) read what is live. The changes go to
+/// [`EphemeralMaps`](crate::EphemeralMaps), which holds one map for each room and notifies
+/// subscribers. Use that to drive your own sync.
 pub struct EphemeralMap {
     limits: Limits,
     hasher: DefaultHashBuilder,
-    /// What is known under each key, or an event without one.
+    /// What is known under each key. An event without a key has a cell of its own.
     cells: Cells,
     /// Every known event, by its id.
     events: HashTable<Arc<StickyEvent>>,
-    /// When to drop each known event: at its end. Exactly one for each end that a cell has.
+    /// When to drop each known event: at its end. There is exactly one for each end that a cell has.
     ends: BTreeSet<EndOf>,
-    /// What the ends are counted from: a moment before all of them.
+    /// The moment from which the ends are counted. It is before all of them.
     epoch: Deadline,
-    /// The events that wait for their room key, by event id.
+    /// The events that miss their room key, by event id.
     pending: HashMap<Box<str>, PendingDecryption>,
-    /// The sessions of events that were decrypted when nobody knew yet whose the session was, by
-    /// event id.
+    /// The sessions of events that were decrypted before it was known whose the session is, by event
+    /// id.
     unproven: HashMap<Box<str>, Box<str>>,
-    /// Whose cells there are. A sender's uses are cells with something known.
+    /// The senders of known events. A sender's uses are cells with a known event.
     senders: HashSet<SharedSender>,
-    /// The senders whose quota dropped something, each with the events that were decrypted before. These
-    /// are not decrypted again while the quota is full.
+    /// The senders whose full quota dropped something, each with the dropped events that had been
+    /// decrypted. Those are not decrypted again while the quota is full.
     full: HashMap<SharedSender, Recent>,
     /// The types of known events. A type's uses are known events.
     types: HashSet<SharedType>,
     ignored: Arc<std::collections::HashSet<OwnedUserId>>,
-    /// Redacted events that are not known, should they still come.
+    /// Redacted events that are not known. They may still come.
     redacted: Recent,
-    /// Events whose end has come. A cached response can deliver one again with more time left; the
+    /// Events whose end has come. A cached response may deliver one again with more time left, and the
     /// earliest end counts.
     ended: Recent,
-    /// The senders whose malformed events the log has a warning of.
+    /// The senders with a malformed event that the log has a warning about.
     warned: Recent,
-    /// Whether the malformed event that came last is the first of its sender.
+    /// Whether the last malformed event is the first of its sender.
     warns: bool,
-    /// The numbers of the cells whose value may have changed since `poll_changes`.
+    /// The numbers of the cells whose value may have changed since the last `poll_changes`.
     touched: SmallVec<[u32; 4]>,
     dropped: u64,
 }
 
-/// An event that may come in.
+/// An event that the map takes, and where it belongs.
 struct Admitted {
     id_hash: u64,
     order_hash: u64,
-    /// The number of its cell, if there is one.
+    /// The number of its cell, if its key has one.
     cell: Option<u32>,
 }
 
 impl EphemeralMap {
-    /// An empty map.
+    /// Makes an empty map.
     pub fn new(limits: Limits) -> Self {
         Self {
             limits,
@@ -133,14 +137,16 @@ impl EphemeralMap {
         }
     }
 
-    /// Takes an event as it came, at the moment at which it was received.
+    /// Takes an event as the server sent it, at the moment at which it was received.
     ///
-    /// An encrypted one waits for [`handle_decrypted`](Self::handle_decrypted). One that says that
-    /// it has been redacted, or that redacts another, does so.
+    /// The map keeps an encrypted event until [`handle_decrypted`](Self::handle_decrypted) brings its
+    /// content. An event that says that it has been redacted is redacted, and a redaction redacts the
+    /// event that it names.
     ///
     /// # Errors
     ///
-    /// [`Malformed`]: it was dropped, and nothing else was lost.
+    /// Returns [`Malformed`] if the event lacks what a sticky event must have. It was dropped, and
+    /// nothing else was lost: log it and go on.
     pub fn handle_event(
         &mut self,
         received: Moment,
@@ -168,21 +174,21 @@ impl EphemeralMap {
         Ok(self.insert(received, &admitted, event))
     }
 
-    /// Takes the news that an event has been redacted: it is not sticky any more.
+    /// Takes the news that an event has been redacted. It is not sticky any more.
     pub fn handle_redaction(&mut self, now: Moment, event_id: &EventId) {
         let Some(event) = self.find_event(event_id.as_str()).cloned() else {
             let id = self.hash_id(event_id.as_str());
             self.redacted.remember(id, now.deadline(REMEMBERED_FOR));
             return;
         };
-        // It stays known until its end, so that a late copy of it does not count.
+        // The event stays known until its end, so that a late copy of it does not count.
         event.redact();
         self.pending.remove(event.event_id_str());
         self.touched.push(event.cell());
     }
 
-    /// Takes the whole list of ignored users. Their entries are hidden, not forgotten: who is not
-    /// ignored any more is back with what is still live.
+    /// Takes the whole list of ignored users. Their entries are hidden, not forgotten. When a user is
+    /// not ignored any more, those of their entries that are still live show again.
     pub fn handle_ignored(&mut self, ignored: Arc<std::collections::HashSet<OwnedUserId>>) {
         let before = std::mem::replace(&mut self.ignored, ignored);
         for (number, cell) in self.cells.iter() {
@@ -212,8 +218,8 @@ impl EphemeralMap {
         gone
     }
 
-    /// What changed among the live entries since it was last asked, at most one change a key. Drops
-    /// what has ended by now.
+    /// Drops what has ended by now, and returns what changed since the last poll, with at most one
+    /// change for each key.
     pub(crate) fn poll_changes(&mut self, now: Moment) -> SmallVec<[Delta; 1]> {
         self.expire(now);
         let mut changes = SmallVec::new();
@@ -225,12 +231,12 @@ impl EphemeralMap {
         changes
     }
 
-    /// Drops what has ended by now, and leaves what changed to be asked for later.
+    /// Drops what has ended by now. The changes stay for a later [`poll_changes`](Self::poll_changes).
     pub(crate) fn advance(&mut self, now: Moment) {
         self.expire(now);
     }
 
-    /// When [`poll_changes`](Self::poll_changes) has something to do next.
+    /// Returns when [`poll_changes`](Self::poll_changes) has something to do next.
     pub(crate) fn next_deadline(&self) -> Option<Deadline> {
         let mut next = self.ends.first().map(|end| end.deadline(self.epoch));
         for recent in [&self.redacted, &self.ended, &self.warned] {
@@ -243,8 +249,8 @@ impl EphemeralMap {
         next
     }
 
-    /// The live entries, in their order: by type, sender, keyed before unkeyed, and sticky key or
-    /// event id. Those of ignored senders are not among them.
+    /// Returns the live entries in their order: by type, sender, keyed before unkeyed, and sticky key
+    /// or event id. The entries of ignored senders are not among them.
     ///
     /// This collects and sorts.
     pub fn entries(&mut self, now: Moment) -> Vec<Arc<StickyEvent>> {
@@ -255,7 +261,7 @@ impl EphemeralMap {
         entries
     }
 
-    /// The live entry of a key.
+    /// Returns the live entry of a key.
     pub fn get(&mut self, now: Moment, key: &StickyKey) -> Option<&Arc<StickyEvent>> {
         self.expire(now);
         let order = EntryOrder {
@@ -267,27 +273,30 @@ impl EphemeralMap {
         self.cells.get(number)?.value(&self.ignored)
     }
 
-    /// Whether the malformed event that came last is the first of its sender, within an hour.
+    /// Returns whether the last malformed event is the first of its sender within an hour, and so is
+    /// worth a warning.
     pub(crate) fn poll_warning(&mut self) -> bool {
         std::mem::take(&mut self.warns)
     }
 
-    /// How many events were dropped because their sender had used up [`Limits::per_sender`].
+    /// Returns the number of events that were dropped because their sender's quota was full. See
+    /// [`Limits::per_sender`].
     pub fn dropped(&self) -> u64 {
         self.dropped
     }
 
-    /// How many events are known: values, others, removals, redacted ones and those that wait.
+    /// Returns the number of known events: values, others of their keys, removals, redacted events,
+    /// and events that miss their room key.
     pub fn known(&self) -> usize {
         self.events.len()
     }
 
-    /// How many events wait for their room key.
+    /// Returns the number of events that miss their room key.
     pub fn pending_len(&self) -> usize {
         self.pending.len()
     }
 
-    /// Whether there is nothing that this map remembers.
+    /// Returns whether this map remembers nothing.
     pub fn is_empty(&self) -> bool {
         let recent = [&self.redacted, &self.ended, &self.warned];
         self.cells.is_empty() && recent.iter().all(|recent| recent.is_empty())
@@ -319,14 +328,15 @@ impl EphemeralMap {
         Ok(raw)
     }
 
-    /// Whether an event may come in.
+    /// Decides whether the map takes an event.
     fn admit(
         &mut self,
         now: Moment,
         raw: &RawSticky<'_>,
         end: Deadline,
     ) -> Result<Admitted, Admission> {
-        // What has ended takes no place from what comes, even before a timer has run.
+        // First drop what has ended, so that it takes no quota from what comes, even before a timer
+        // has run.
         self.expire(now);
         let event_id = raw.event_id.as_str();
         let id_hash = self.hash_id(event_id);
@@ -364,7 +374,7 @@ impl EphemeralMap {
         Ok(Admitted { id_hash, order_hash, cell })
     }
 
-    /// Whether a sender's quota is not full.
+    /// Returns whether a sender's quota is not full.
     fn has_room(&self, sender: &UserId) -> bool {
         let sender = self.senders.get(sender);
         sender.is_none_or(|sender| (sender.uses() as usize) < self.limits.per_sender)
@@ -375,8 +385,8 @@ impl EphemeralMap {
         self.warns = self.warned.remember(sender, now.deadline(REMEMBERED_FOR));
     }
 
-    /// The event, which is then inserted, sharing the texts of its sender and type with the others
-    /// of the room.
+    /// Makes the event, which shares the texts of its sender and type with the others of the room.
+    /// Its use of them counts once it is inserted.
     fn share(
         &mut self,
         admitted: &Admitted,
@@ -385,8 +395,8 @@ impl EphemeralMap {
         end: Deadline,
         encryption: Encryption,
     ) -> Unkept {
-        // Not from what is only still shown: its sender's uses may have ended, and begun anew with
-        // another text.
+        // Not from an event that is only shown still: its sender's uses may have ended, and begun
+        // anew with another text.
         let known = admitted.cell.and_then(|number| self.cells.get(number)?.known().next());
         let (sender, event_type) = match known {
             Some(event) => (event.shared_sender().clone(), event.shared_type().clone()),
@@ -442,14 +452,14 @@ impl EphemeralMap {
         };
         let outranked = Arc::ptr_eq(&excess, &event);
         if excess.is_redacted() {
-            // Not known any more, but its redaction still holds.
+            // The event is not known any more, but its redaction still holds.
             self.redacted.remember(excess.id_hash(), now.deadline(REMEMBERED_FOR));
         }
         self.forget(&excess);
         if outranked { Admission::Outranked } else { Admission::Kept }
     }
 
-    /// A delivery gave an earlier end: that one counts.
+    /// Takes the end that another delivery of an event gave. The earliest one counts.
     fn bring_forward(&mut self, event: &StickyEvent, end: Deadline) {
         if end < event.ends() {
             self.forget_end(event);
@@ -480,8 +490,8 @@ impl EphemeralMap {
         }
     }
 
-    /// Leaves each cell at most once in what is touched, so that a map that is read and never
-    /// polled does not grow.
+    /// Removes repeats from what is touched, so that a map that is read and never polled does not
+    /// grow.
     fn tidy_touched(&mut self) {
         let mut touched = std::mem::take(&mut self.touched);
         touched.sort_unstable();
@@ -490,7 +500,7 @@ impl EphemeralMap {
         self.touched = touched;
     }
 
-    /// Removes an event from all that is known.
+    /// Forgets an event.
     fn forget(&mut self, event: &Arc<StickyEvent>) {
         self.forget_end(event);
         let changes = self.cells.take(event);
@@ -502,14 +512,14 @@ impl EphemeralMap {
         let end_of = |event: &StickyEvent| EndOf::new(self.epoch, event.ends(), event.cell());
         let end = end_of(event);
         let mut known = self.cells.get(event.cell()).into_iter().flat_map(Cell::known);
-        // Another event of the cell may have the same end.
+        // Another event of the cell may have the same end, and then the end stays.
         if !known.any(|other| !std::ptr::eq(&**other, event) && end_of(other) == end) {
             self.ends.remove(&end);
         }
     }
 
-    /// Removes an event that was taken out of its cell, which may have changed the value there, from
-    /// all else that is known.
+    /// Forgets an event that was taken out of its cell. `changes` says whether that may have changed
+    /// the cell's value.
     fn forget_taken(&mut self, event: &Arc<StickyEvent>, changes: bool) {
         let known = self.events.find_entry(event.id_hash(), |known| Arc::ptr_eq(known, event));
         if let Ok(entry) = known {
@@ -538,7 +548,7 @@ impl EphemeralMap {
         }
     }
 
-    /// Compares what was shown of a cell with its value, and shows that.
+    /// Compares what a cell showed last with its value, and has it show the value.
     fn settle(&mut self, now: Moment, number: u32) -> Option<Delta> {
         let cell = self.cells.get_mut(number)?;
         let after = cell.value(&self.ignored).cloned();

@@ -1,17 +1,16 @@
 //! Time: the moment, and the deadlines that are counted from it.
 //!
-//! In: a reading of two clocks. Out: deadlines, and how long they are away. This is the only
-//! place with maths on time, and nothing here reads a clock: the one who calls passes the
-//! [`Moment`] in.
+//! In: a reading of two clocks. Out: deadlines, and how long they are away. Never: a look at a clock;
+//! the caller passes the [`Moment`] in. All arithmetic on time is here.
 //!
-//! Two clocks, because each is wrong for the other's work. A deadline counts on the *boot clock*,
-//! which never jumps and goes on while the machine is suspended, so that a laptop that slept an
-//! hour shows no ghosts. The *wall clock* is only compared with an event's `origin_server_ts`,
-//! where the server gave no remaining time.
+//! Why two clocks? Each is wrong for the other's work. A deadline counts on the *boot clock*, which
+//! never jumps and goes on while the machine is suspended. So a laptop that slept for an hour shows no
+//! ghosts. The *wall clock* is only compared with an event's `origin_server_ts`, if the server gave no
+//! remaining time.
 
 use std::{fmt, sync::Arc, time::Duration};
 
-/// The longest that any event is sticky: 1 hour ([MSC4354], "Proposal").
+/// The longest time for which an event is sticky: 1 hour ([MSC4354], "Proposal").
 ///
 /// [MSC4354]: https://github.com/matrix-org/matrix-spec-proposals/pull/4354
 pub const MAX_STICKY_DURATION: Duration = Duration::from_millis(MAX_STICKY_DURATION_MS);
@@ -27,24 +26,24 @@ pub struct Moment {
 }
 
 impl Moment {
-    /// A moment from what the clocks say: the time since boot, suspended time included, and the
-    /// time since the Unix epoch. Finer parts than a millisecond are cut off; more than `u64::MAX`
-    /// milliseconds is as much.
+    /// Makes a moment from what the clocks say: the time since boot, suspended time included, and the
+    /// time since the Unix epoch. Parts of a millisecond are cut off. More than `u64::MAX`
+    /// milliseconds counts as that many.
     pub fn new(since_boot: Duration, since_epoch: Duration) -> Self {
         Self { boot_ms: millis(since_boot), unix_ms: millis(since_epoch) }
     }
 
-    /// The time since the Unix epoch, in milliseconds, as this machine's wall clock has it.
+    /// Returns the time since the Unix epoch in milliseconds, by this machine's wall clock.
     pub fn unix_ms(self) -> u64 {
         self.unix_ms
     }
 
-    /// How much time has passed since an earlier moment, suspended time included.
+    /// Returns the time since an earlier moment, suspended time included.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.boot_ms.saturating_sub(earlier.boot_ms))
     }
 
-    /// The deadline that lies `after` from here.
+    /// Returns the deadline that lies `after` from this moment.
     pub fn deadline(self, after: Duration) -> Deadline {
         self.deadline_ms(millis(after))
     }
@@ -53,7 +52,7 @@ impl Moment {
         Deadline(self.boot_ms.saturating_add(after_ms))
     }
 
-    /// This moment, on both clocks, `by` later. For tests and simulations.
+    /// Returns the moment that is `by` later, on both clocks. It is for tests and simulations.
     #[must_use]
     pub fn advanced(self, by: Duration) -> Self {
         Self {
@@ -63,43 +62,43 @@ impl Moment {
     }
 }
 
-/// A point on the boot clock at which something is over.
+/// A moment on the boot clock at which something is over.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Deadline(u64);
 
 impl Deadline {
-    /// Whether this deadline has come: it is over from its own millisecond on.
+    /// Returns whether this deadline has come. It is over from its own millisecond on.
     pub fn is_over(self, now: Moment) -> bool {
         self.0 <= now.boot_ms
     }
 
-    /// The time left until this deadline, zero once it is over.
+    /// Returns the time left until this deadline, zero once it is over.
     pub fn left(self, now: Moment) -> Duration {
         Duration::from_millis(self.0.saturating_sub(now.boot_ms))
     }
 
-    /// The time since this deadline, zero before it.
+    /// Returns the time since this deadline, zero before it.
     pub fn passed(self, now: Moment) -> Duration {
         Duration::from_millis(now.boot_ms.saturating_sub(self.0))
     }
 
-    /// How many milliseconds this lies after an earlier one.
+    /// Returns how many milliseconds this deadline lies after an earlier one.
     pub(crate) fn millis_after(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)
     }
 
-    /// The one that lies so many milliseconds after this.
+    /// Returns the deadline `ms` milliseconds after this one.
     pub(crate) fn later(self, ms: u64) -> Self {
         Self(self.0.saturating_add(ms))
     }
 
-    /// The one that lies so much after this.
+    /// Returns the deadline that lies `by` after this one.
     #[cfg(feature = "client")]
     pub(crate) fn after(self, by: Duration) -> Self {
         self.later(millis(by))
     }
 
-    /// The one that lies so much before this.
+    /// Returns the deadline that lies `by` before this one.
     pub(crate) fn earlier(self, by: Duration) -> Self {
         Self(self.0.saturating_sub(millis(by)))
     }
@@ -119,9 +118,10 @@ impl fmt::Debug for Deadline {
     }
 }
 
-/// Something that tells the moment. The crate's own is in `driver`; a simulation brings another.
+/// A pair of clocks. With the feature `client`, the crate brings the system's; a test or a simulation
+/// brings its own.
 pub trait Clock: fmt::Debug + Send + Sync {
-    /// The moment now. Its boot clock never goes back.
+    /// Returns the moment now. The boot clock must never go back.
     fn now(&self) -> Moment;
 }
 
@@ -131,9 +131,9 @@ impl<C: Clock + ?Sized> Clock for Arc<C> {
     }
 }
 
-/// When an event ends that a server's sync section delivered at `received` without saying how long
-/// it stays sticky: `min(receipt, origin_server_ts) + min(duration, 1 h)` on the wall clock
-/// ([MSC4354], "Proposal"), which is then counted down on the boot clock.
+/// Returns when an event ends that came in a sync section at `received` without a remaining time:
+/// `min(receipt, origin_server_ts) + min(duration, 1 h)` on the wall clock ([MSC4354], "Proposal").
+/// From then on it is counted down on the boot clock.
 ///
 /// [MSC4354]: https://github.com/matrix-org/matrix-spec-proposals/pull/4354
 pub(crate) fn end_by_origin(
@@ -146,7 +146,8 @@ pub(crate) fn end_by_origin(
     received.deadline_ms(end.saturating_sub(received.unix_ms))
 }
 
-/// A duration in milliseconds; finer parts are cut off, and more than there is room for is as much.
+/// Returns a duration in milliseconds. Parts of a millisecond are cut off. More than `u64::MAX` counts
+/// as that many.
 pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

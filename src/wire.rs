@@ -1,13 +1,17 @@
 //! Wire: an event's raw JSON, read into metadata in one borrowed pass.
 //!
-//! In: the JSON text of one event, as a server sent it, or as decryption gave it back. Out: a
-//! [`Wire`]: what the ephemeral map needs to know of it, still pointing into the text. No clock, no
-//! state, no log. This is the only home of the stable and unstable names of [MSC4354]; past here
-//! nobody checks a duration or an identifier again.
+//! In: the JSON text of one event, as a server sent it or as decryption gave it back; or the body of a
+//! whole response. Out: a [`Wire`], which is what the ephemeral map needs to know of the event and
+//! still points into the text; or the events of each room. Never: a clock, state, a log. No other
+//! module checks a duration or an identifier again, and none spells a name: see [`names`].
 //!
-//! Why not simply ruma's typed events? They read a duration over 1 h as *not sticky*, silently
-//! (the server delivers such events, and [MSC4354] ranks by the value as it stands), and one odd
-//! value in a place that does not matter to us would cost the whole event.
+//! If you drive your own sync, you need [`read_sliding`] or [`read_v3`], and [`names`] for your
+//! requests. [`EphemeralMaps`](crate::EphemeralMaps) reads the events by itself. [`read`] and
+//! [`read_decrypted`], with the types that they return, are public for the fuzz targets.
+//!
+//! Why not simply ruma's typed events? They silently read a duration over 1 h as *not sticky*, while
+//! the server delivers such events, and [MSC4354] ranks by the value as it stands. And one odd value
+//! in a field that does not matter to us would cost the whole event.
 //!
 //! [MSC4354]: https://github.com/matrix-org/matrix-spec-proposals/pull/4354
 
@@ -26,7 +30,7 @@ use serde_json::{Map, Value, value::RawValue};
 use self::fields::Event;
 pub use self::response::{RoomEvents, SlidingResponse, V3Response, read_sliding, read_v3};
 
-/// Gives a content its key, in both spellings: peers that know only one of them read that one.
+/// Gives a content its key, in both spellings. A peer that knows only one of them reads that one.
 #[cfg_attr(not(feature = "client"), allow(dead_code, reason = "the shell sends"))]
 pub(crate) fn insert_sticky_key(content: &mut Map<String, Value>, sticky_key: &str) {
     for name in names::STICKY_KEY {
@@ -34,18 +38,19 @@ pub(crate) fn insert_sticky_key(content: &mut Map<String, Value>, sticky_key: &s
     }
 }
 
-/// The longest event text that is read, in bytes: 1 MiB. An event of a room is at most 64 KiB
-/// ("Size limits" of the specification), up to six times that when each byte is written as an
-/// escape, and what a server bundles with it comes on top.
+/// The longest event text that this crate reads, in bytes: 1 MiB.
+///
+/// An event of a room is at most 64 KiB ("Size limits" of the specification), or six times that if
+/// each byte is written as an escape. What a server bundles with the event comes on top.
 pub const MAX_EVENT_BYTES: usize = 1 << 20;
 
 /// What an event's JSON says.
 #[derive(Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Wire<'a> {
-    /// A sticky event. Whether it is over is not said here.
+    /// A sticky event. It may be over: `wire` has no clock to tell.
     Sticky(RawSticky<'a>),
-    /// This event has been redacted, and so is not sticky any more ([MSC4354], "Redaction").
+    /// An event that has been redacted, and so is not sticky any more ([MSC4354], "Redaction").
     ///
     /// [MSC4354]: https://github.com/matrix-org/matrix-spec-proposals/pull/4354
     Redacted {
@@ -66,14 +71,14 @@ pub struct RawSticky<'a> {
     pub event_id: Cow<'a, EventId>,
     /// The `sender`.
     pub sender: Cow<'a, UserId>,
-    /// The `type`, of the text that was read: `m.room.encrypted` until it is decrypted.
+    /// The `type` of the text that was read: `m.room.encrypted` until the event is decrypted.
     pub event_type: Cow<'a, str>,
-    /// `origin_server_ts`, in milliseconds since the Unix epoch. The sender's server says it, and
-    /// can lie.
+    /// `origin_server_ts`, in milliseconds since the Unix epoch. The sender's server sets it, and can
+    /// lie.
     pub origin_server_ts_ms: u64,
-    /// `duration_ms` of the sticky object, unclamped: over 1 h is let through.
+    /// `duration_ms` of the sticky object. It is not clamped, and may be more than 1 h.
     pub duration_ms: u64,
-    /// The server's remaining time in milliseconds, where it gave a valid one; unclamped.
+    /// The server's remaining time in milliseconds, if it gave a valid one. It is not clamped.
     pub remaining_ms: Option<u64>,
     /// What the content says to the map.
     pub content: RawContent<'a>,
@@ -87,24 +92,27 @@ pub struct RawSticky<'a> {
 pub enum RawContent<'a> {
     /// Content in the clear.
     Clear {
-        /// The sticky key: a string, `""` included. Anything else is no key.
+        /// The sticky key: a string, `""` included. A value of another kind is not a key.
         sticky_key: Option<Cow<'a, str>>,
-        /// Whether there is a key and nothing else ([MSC4354], "Implementing an ephemeral map").
+        /// Whether the content is a key and nothing else ([MSC4354], "Implementing an ephemeral map").
         ///
         /// [MSC4354]: https://github.com/matrix-org/matrix-spec-proposals/pull/4354
         removal: bool,
     },
     /// An encrypted event: its type and its key are inside.
     Encrypted {
-        /// The Megolm session that it waits for.
+        /// The Megolm session that the event is encrypted with, if it names one.
         session_id: Option<Cow<'a, str>>,
     },
 }
 
-/// Why an event was dropped, and which one.
+/// An event was malformed and was dropped.
+///
+/// Nothing else was lost: log this, and go on with the rest of the response. It shows no text of the
+/// event, which may hold secrets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Malformed {
-    /// The event's id, as far as it could be read.
+    /// The event id, if it could be read.
     pub event_id: Option<String>,
     /// What is wrong with it.
     pub fault: Fault,
@@ -114,20 +122,20 @@ pub struct Malformed {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fault {
-    /// More than [`MAX_EVENT_BYTES`].
+    /// The text is longer than [`MAX_EVENT_BYTES`].
     TooLong {
-        /// Its length in bytes.
+        /// The length of the text in bytes.
         bytes: usize,
     },
-    /// Not a JSON object, or one with a string that is no Unicode. Where, not what: the text may
-    /// hold secrets.
+    /// The text is not a JSON object, or a string in it is not Unicode. This says where and not what,
+    /// because the text may hold secrets.
     Json {
         /// The line that the parser stopped at.
         line: usize,
         /// The column that the parser stopped at.
         column: usize,
     },
-    /// A field that every event has is missing or is not what it should be.
+    /// This field, which every event must have, is missing or invalid.
     Field(&'static str),
 }
 
@@ -155,15 +163,15 @@ impl std::error::Error for Malformed {}
 ///
 /// # Errors
 ///
-/// [`Malformed`] when it is no JSON object, or when the event is sticky and lacks what a
-/// sticky event must have. An event that is not sticky is never malformed.
+/// Returns [`Malformed`] if the text is not a JSON object, or if the event is sticky and lacks what a
+/// sticky event must have. A JSON object that is not a sticky event is never malformed.
 pub fn read(event: &RawValue) -> Result<Wire<'_>, Malformed> {
     let mut event = parse(event)?;
 
     let event_id = event.event_id.and_then(valid_event_id);
     let redacts = if event.event_type.as_deref() == Some(names::REDACTION) {
-        // The top-level field first: in room versions before 11 the one in the content is only
-        // what the sender wrote there, and could name somebody else's event.
+        // The top-level field comes first. In room versions before 11, the one in the content is only
+        // what the sender wrote there, and may name somebody else's event.
         event.redacts.or(event.content.redacts.take()).and_then(valid_event_id)
     } else {
         None
@@ -210,9 +218,9 @@ pub fn read(event: &RawValue) -> Result<Wire<'_>, Malformed> {
     }))
 }
 
-/// The id and the sender of an event, if it is a sticky one that is encrypted.
+/// Returns the id and the sender of an encrypted sticky event; `None` for any other event.
 pub(crate) fn encrypted_event(event: &RawValue) -> Option<(Cow<'_, EventId>, Cow<'_, UserId>)> {
-    // A look at the text first: an event in the clear is read once, and not here.
+    // A search of the text comes first, so that an event in the clear is read only once, by the map.
     if !event.get().contains(names::ENCRYPTED) {
         return None;
     }
@@ -224,8 +232,8 @@ pub(crate) fn encrypted_event(event: &RawValue) -> Option<(Cow<'_, EventId>, Cow
     }
 }
 
-/// What decryption gave back: the type and the content. Everything else counts as it stands on the
-/// outer event, as the sticky object and the timestamps are outside the encryption.
+/// What decryption gave back: the type and the content. All else counts as it stands on the outer
+/// event, because the sticky object and the timestamps are outside the encryption.
 #[derive(Debug, PartialEq, Eq)]
 pub struct RawClear<'a> {
     /// The `type` of the decrypted event.
@@ -238,7 +246,7 @@ pub struct RawClear<'a> {
 ///
 /// # Errors
 ///
-/// [`Malformed`] when it is no JSON object, or has no type or no content.
+/// Returns [`Malformed`] if the text is not a JSON object, or has no type or no content.
 pub fn read_decrypted(event: &RawValue) -> Result<RawClear<'_>, Malformed> {
     let event = parse(event)?;
     let missing = |name| Malformed {
@@ -258,7 +266,7 @@ fn parse(event: &RawValue) -> Result<Event<'_>, Malformed> {
         let fault = Fault::TooLong { bytes: text.len() };
         return Err(Malformed { event_id: id_of(text), fault });
     }
-    // Nearly every event is read quickly.
+    // The quick reading has a result for nearly every event.
     let mut read = Event::default();
     if quick::read(event, &mut read).is_some() {
         return Ok(read);
@@ -285,8 +293,8 @@ pub(crate) fn content(text: &str) -> Result<&RawValue, serde_json::Error> {
     careful::content(text)
 }
 
-/// The longest identifier, in bytes ("Appendices", "Identifier grammar"). Ruma takes any length, as
-/// matrix-sdk builds it.
+/// The longest identifier, in bytes ("Appendices", "Identifier grammar" of the specification). Ruma, as
+/// matrix-sdk builds it, takes any length.
 const MAX_ID_BYTES: usize = 255;
 
 fn valid_event_id(text: Cow<'_, str>) -> Option<Cow<'_, EventId>> {

@@ -6,29 +6,32 @@ use ruma::{OwnedDeviceId, OwnedUserId, UserId};
 
 /// How an event was protected on its way, as the SDK knows it.
 ///
-/// Only the type and the content were inside. The sticky object and the timestamps are outside the
-/// encryption: a server can lie about both.
+/// Encryption covers the type and the content, with the sticky key in it. The sticky object and the
+/// timestamps are outside the encryption, and a server can lie about both ([MSC4354], "Security
+/// Considerations").
+///
+/// [MSC4354]: https://github.com/matrix-org/matrix-spec-proposals/pull/4354
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Encryption {
-    /// Sent in the clear. In an encrypted room it still competes in the map: everybody's map would
-    /// differ otherwise. What it may mean there is the reader's to decide.
+    /// The event was sent in the clear. In an encrypted room it still competes in the map, because
+    /// otherwise everybody's map would differ. You decide what such an event may mean.
     #[default]
     Plaintext,
-    /// Encrypted by a device of the sender.
+    /// A device of the sender encrypted the event.
     Encrypted(Arc<EncryptionDetails>),
-    /// Encrypted with a session that is not the sender's own: somebody passes another's words off
-    /// as theirs, or the SDK could not tell. Counts as not encrypted.
+    /// The event is encrypted with a session that is not the sender's own. Somebody passes another
+    /// user's words off as theirs, or the SDK could not tell. It counts as not encrypted.
     ForeignSession(Arc<EncryptionDetails>),
 }
 
 impl Encryption {
-    /// Whether the event was encrypted by its sender.
+    /// Returns whether the sender encrypted the event.
     pub fn is_encrypted(&self) -> bool {
         matches!(self, Self::Encrypted(_))
     }
 
-    /// Whether it is not known whose session it was, and may come to be.
+    /// Returns whether the session's owner is unknown, and may become known later.
     pub(crate) fn is_unproven(&self) -> bool {
         match self {
             Self::ForeignSession(details) => details.verification == Verification::Unproven,
@@ -36,7 +39,7 @@ impl Encryption {
         }
     }
 
-    /// What it is worth on an event of this sender.
+    /// Returns what this is worth on an event of `sender`: a session of another user is a foreign one.
     pub(crate) fn of_sender(self, sender: &UserId) -> Self {
         match self {
             Self::Encrypted(details) if details.owner != sender => Self::ForeignSession(details),
@@ -52,21 +55,21 @@ impl Encryption {
     }
 }
 
-/// Who encrypted an event.
+/// Whose device encrypted an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct EncryptionDetails {
     /// The owner of the session.
     pub owner: OwnedUserId,
-    /// The owner's device, where the SDK knows it. Not to be trusted unless `verification` is
+    /// The owner's device, if the SDK knows it. Trust it only if `verification` is
     /// [`Verification::Verified`].
     pub device: Option<OwnedDeviceId>,
-    /// How far the device is known to be its owner's, at the time of decryption.
+    /// How far the device is verified to be its owner's, at the time of decryption.
     pub verification: Verification,
 }
 
 impl EncryptionDetails {
-    /// Details from their parts.
+    /// Makes details from their parts.
     pub fn new(
         owner: OwnedUserId,
         device: Option<OwnedDeviceId>,
@@ -76,18 +79,18 @@ impl EncryptionDetails {
     }
 }
 
-/// How far a device is known to be its owner's.
+/// How far a device is verified to be its owner's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Verification {
-    /// The device is cross-signed by a user whom we have verified.
+    /// The device is cross-signed by its owner, and we have verified the owner.
     Verified,
-    /// The device is cross-signed by its owner, whom we have not verified.
+    /// The device is cross-signed by its owner, and we have not verified the owner.
     UnverifiedIdentity,
-    /// The owner was verified once, and has another identity now.
+    /// We verified the owner once, and the owner has another identity now.
     VerificationViolation,
     /// The device is not cross-signed by its owner.
     UnsignedDevice,
-    /// The device is unknown, deleted, or the session came from a source that proves nothing.
+    /// The device is unknown or deleted, or the session came from a source that proves nothing.
     Unproven,
 }

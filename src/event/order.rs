@@ -7,7 +7,7 @@ use std::cmp::Ordering;
 
 use super::StickyEvent;
 
-/// Where an event stands among the sticky events of its key: the highest is the value.
+/// Where an event ranks among the sticky events of its key. The highest one is the value.
 ///
 /// [MSC4354] ("Implementing an ephemeral map") compares `origin_server_ts + duration_ms`, then the
 /// event id. The duration counts as it stands, unclamped; the sum saturates.
@@ -19,9 +19,8 @@ pub(crate) struct Rank<'a> {
     event_id: &'a str,
 }
 
-/// The order of an event in the map and in every list of its entries. Entries are ordered by it:
-/// by type, then by sender, then keyed before unkeyed, then by sticky key or event id, each as
-/// bytes.
+/// Where an event stands in the map and in every list of its entries: by type, then by sender, then
+/// keyed before unkeyed, then by sticky key or event id, each as bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct EntryOrder<'a> {
     pub(crate) event_type: &'a str,
@@ -29,6 +28,7 @@ pub(crate) struct EntryOrder<'a> {
     pub(crate) name: EntryName<'a>,
 }
 
+/// The last part of an entry's order: its sticky key, or else its event id.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum EntryName<'a> {
     Keyed(&'a str),
@@ -42,7 +42,7 @@ impl EntryOrder<'_> {
 }
 
 impl StickyEvent {
-    /// Its rank among the events of its key.
+    /// Returns the rank among the events of the key.
     pub(crate) fn rank(&self) -> Rank<'_> {
         Rank {
             intended_end_ms: self.origin_server_ts_ms.saturating_add(self.duration_ms),
@@ -61,7 +61,7 @@ impl StickyEvent {
         }
     }
 
-    /// Compares the orders, without looking at strings that both events share.
+    /// Compares the entry orders, without looking at strings that both events share.
     pub(crate) fn cmp_order(&self, other: &Self) -> Ordering {
         if !self.event_type.is_same(&other.event_type) {
             let order = self.event_type.cmp(&other.event_type);

@@ -1,7 +1,7 @@
 //! Where an event's text holds a string, so that the string is not kept twice.
 
-/// Where a string stands in the event's text; of no length where it is empty or the JSON spells it
-/// with escapes, and stands [`Beside`] the text.
+/// Where a string stands in the event's text. Its length is 0 if the string is empty or if the JSON
+/// spells it with escapes; then it stands [`Beside`] the text.
 #[derive(Clone, Copy)]
 pub(super) struct Part {
     start: u32,
@@ -17,7 +17,7 @@ pub(super) struct Beside {
 impl Part {
     const BESIDE: Self = Self { start: 0, len: 0 };
 
-    /// There is none: no text has a place so far out and nothing in it.
+    /// There is no string. No text is so long that an empty string stands there.
     pub(super) const NONE: Self = Self { start: u32::MAX, len: 0 };
 
     pub(super) fn is_none(self) -> bool {
@@ -29,7 +29,7 @@ impl Part {
     }
 
     pub(super) fn of(part: &str, text: &str) -> Self {
-        // Where the part is a slice of the text, the difference of their addresses is its place.
+        // If the part is a slice of the text, the difference of their addresses is its offset.
         let start = (part.as_ptr() as usize).wrapping_sub(text.as_ptr() as usize);
         if text.get(start..).is_some_and(|rest| rest.starts_with(part))
             && let (Ok(start), Ok(len)) = (u32::try_from(start), u32::try_from(part.len()))

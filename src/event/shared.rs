@@ -1,6 +1,6 @@
 //! Identifiers whose text all events of a room share: senders, types, and the room itself.
 //!
-//! In: an identifier. Out: one text for all who know it, and how often the map uses it.
+//! In: an identifier. Out: one text for all its users, and how often the map uses it.
 
 use std::{
     borrow::Borrow,
@@ -16,13 +16,13 @@ use std::{
 
 use ruma::{OwnedRoomId, OwnedUserId, RoomId, UserId};
 
-/// An identifier, whose text all share who know of it.
+/// An identifier whose text all its users share.
 #[derive(Clone)]
 pub(crate) struct Shared<T>(Arc<Counted<T>>);
 
 struct Counted<T> {
     id: T,
-    /// An atomic, so that it can be counted where the identifier is and need not be looked up.
+    /// An atomic, so that the map counts at the identifier and need not look it up.
     uses: AtomicU32,
 }
 
@@ -42,22 +42,22 @@ impl<T> From<T> for Shared<T> {
 }
 
 impl<T> Shared<T> {
-    /// Whether the two share one text.
+    /// Returns whether the two share one text.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// How often the map uses it, as it counts. Only the map counts, under its owner's lock.
+    /// Returns how often the map uses it. Only the map counts, under its owner's lock.
     pub(crate) fn uses(&self) -> u32 {
         self.0.uses.load(Relaxed)
     }
 
-    /// The map uses it once more.
+    /// Counts one more use by the map.
     pub(crate) fn add_use(&self) {
         self.0.uses.fetch_add(1, Relaxed);
     }
 
-    /// The map uses it once less. Whether that was the last use.
+    /// Counts one use less by the map. Returns whether that was the last use.
     pub(crate) fn end_use(&self) -> bool {
         self.0.uses.fetch_sub(1, Relaxed) == 1
     }
@@ -116,7 +116,7 @@ impl Borrow<RoomId> for SharedRoom {
 }
 
 impl<T: Deref<Target: Hash>> Hash for Shared<T> {
-    /// As the borrowed identifier, which it is looked up by.
+    /// Hashes as the borrowed identifier does, because a lookup uses that one.
     fn hash<H: Hasher>(&self, state: &mut H) {
         T::Target::hash(self, state);
     }

@@ -26,8 +26,8 @@ pub(crate) struct Given {
     pub(crate) cell: u32,
 }
 
-/// An event that still misses its text. The metadata borrows from the text until this is made, so
-/// the text can only be handed over afterwards; that way it is never copied.
+/// An event that still misses its text. Until this is made, the metadata borrows from the text; only
+/// afterwards can the text be handed over. That way the text is never copied.
 pub(crate) struct Unkept {
     sender: SharedSender,
     event_type: SharedType,
@@ -44,7 +44,7 @@ pub(crate) struct Unkept {
 }
 
 impl Unkept {
-    /// An event from its metadata and the text that the metadata points into.
+    /// Makes an event from its metadata and the text that the metadata points into.
     pub(crate) fn read(
         raw: &RawSticky<'_>,
         text: &str,
@@ -83,7 +83,7 @@ impl Unkept {
         }
     }
 
-    /// Keeps `text`, which must be the one that the metadata was read from.
+    /// Keeps `text`, which must be the text that the metadata was read from.
     pub(crate) fn keep(self, text: Box<RawValue>) -> Arc<StickyEvent> {
         Arc::new(StickyEvent {
             text,

@@ -1,30 +1,36 @@
 //! How an event came to the map, and what became of it.
 
-/// How an event came, which decides when it ends if the server does not say so.
+/// How an event came. It decides when the event ends if the server does not say so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ReceivedVia {
-    /// A sticky section: of v3 `/sync`, or of sliding sync. The server says that it is sticky.
+    /// In a sticky section of v3 `/sync` or of sliding sync. By this, the server says that the event
+    /// is sticky. Without a remaining time, it ends at `min(receipt, origin_server_ts) +
+    /// min(duration, 1 h)`.
     Section,
-    /// A timeline, `/event` or `/messages`: without a remaining time it is over.
+    /// In a timeline, or from `/event` or `/messages`. Without a remaining time, the event is over.
     Timeline,
 }
 
-/// What became of an event that was handed to the map.
+/// What became of an event that the map was given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Admission {
-    /// It is known now.
+    /// The event is known now.
     Kept,
-    /// It was known before.
+    /// The event was known before.
     Repeated,
-    /// It is not sticky, or not any more.
+    /// The event is not sticky, or not any more.
     NotSticky,
-    /// Its sender has used up [`Limits::per_sender`]: it was dropped.
+    /// The event was dropped, because its sender's quota is full. See [`Limits::per_sender`].
+    ///
+    /// [`Limits::per_sender`]: super::Limits::per_sender
     Full {
-        /// Whether it is the first that was dropped since nothing of this sender was known.
+        /// Whether this is the first event that the full quota dropped. It is reset when the map
+        /// knows nothing of the sender any more.
         first: bool,
     },
-    /// Its key has [`MAX_OTHERS_PER_KEY`] events that outrank it, besides the value: it was dropped.
+    /// The event was dropped, because the value of its key and
+    /// [`MAX_OTHERS_PER_KEY`](super::MAX_OTHERS_PER_KEY) others outrank it.
     Outranked,
 }

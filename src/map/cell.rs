@@ -1,7 +1,8 @@
-//! The cells of the map, and in each the known events of a key, highest rank first.
+//! The cells of the map. Each holds the known events of a key, the highest rank first.
 //!
-//! In: events of that key, and which of them are redacted. Out: which one is the value, and why
-//! one that was shown is not any more. No deadlines: whoever owns the cells removes what has ended.
+//! In: events of that key, and which of them are redacted. Out: which one is the value, and why one
+//! that was shown is not any more. Never: a deadline. The map, which owns the cells, removes what has
+//! ended.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -14,19 +15,22 @@ use crate::{
     time::Deadline,
 };
 
-/// All cells. Each has a number, by which its events know it and by which it is shown, so that it
-/// is looked for once, when an event of its order comes. The numbers are dense: a new one is at most
-/// as many as there were at once since there was none.
+/// All cells.
+///
+/// Each cell has a number, by which its events know it and by which it is shown. So a cell is looked
+/// up only once, when an event comes. Numbers are reused, so the largest one is bounded by the most
+/// cells that ever existed at once, since there were none.
 #[derive(Default)]
 pub(super) struct Cells {
-    /// In pieces: one list would move them all when it grows, and have up to half of it empty.
-    #[expect(clippy::vec_box, reason = "that is what the pieces are for")]
+    /// The cells, in pieces. Why not one list? It would move all cells when it grows, and up to half of
+    /// it would be empty.
+    #[expect(clippy::vec_box, reason = "pieces do not move when the list of them grows")]
     pieces: Vec<Box<[Cell; PIECE]>>,
-    /// How many numbers were given out.
+    /// The number of numbers that were given out.
     given: u32,
-    /// Those of them that are not in use any more.
+    /// The numbers that are not in use any more.
     free: Vec<u32>,
-    /// Those that are, by the hash of their order.
+    /// The numbers that are in use, by the hash of their entry order.
     by_order: HashTable<u32>,
 }
 
@@ -34,12 +38,12 @@ const PIECE: usize = 8;
 
 #[derive(Default)]
 pub(super) struct Cell {
-    /// What is known, redacted events too, highest rank first. Nearly always one, or that and what
-    /// it refreshed; so many take no more room here than the place of a list elsewhere does.
+    /// The known events, redacted ones too, the highest rank first. There is nearly always one, or two
+    /// after a refresh. Two take no more room here than a pointer to a list elsewhere would.
     known: SmallVec<[Arc<StickyEvent>; 2]>,
-    /// The value as the last change told it.
+    /// The value as of the last change.
     pub(super) shown: Option<Arc<StickyEvent>>,
-    /// The hash of its order, half of it: so much of a keyed hash is enough to find it by.
+    /// One half of the hash of its entry order. Half of a keyed hash is enough to find a cell by.
     order_hash: u32,
 }
 
@@ -51,13 +55,13 @@ fn half(hash: u64) -> u32 {
     (hash >> 32) as u32
 }
 
-/// What the table makes of half a hash: it looks at the lowest and at the highest bits.
+/// Makes a whole hash of half a one, as the table looks at both the lowest and the highest bits.
 fn whole(half: u32) -> u64 {
     u64::from(half) << 32 | u64::from(half)
 }
 
 impl Cells {
-    /// How many are in use.
+    /// Returns the number of cells in use.
     pub(super) fn len(&self) -> usize {
         self.by_order.len()
     }
@@ -66,12 +70,12 @@ impl Cells {
         self.by_order.is_empty()
     }
 
-    /// The cell of this number, if it is in use.
+    /// Returns the cell of this number, if it is in use.
     pub(super) fn get(&self, number: u32) -> Option<&Cell> {
         at(&self.pieces, number).filter(|cell| cell.sample().is_some())
     }
 
-    /// The cell of this number, if it is in use.
+    /// Returns the cell of this number, if it is in use.
     pub(super) fn get_mut(&mut self, number: u32) -> Option<&mut Cell> {
         self.at_mut(number).filter(|cell| cell.sample().is_some())
     }
@@ -80,24 +84,25 @@ impl Cells {
         self.pieces.get_mut(number as usize / PIECE)?.get_mut(number as usize % PIECE)
     }
 
-    /// The number of the cell of an order, given its hash.
+    /// Returns the number of the cell of an entry order, given the order's hash.
     pub(super) fn find(&self, order_hash: u64, order: &EntryOrder<'_>) -> Option<u32> {
         let is_it = |number: &u32| self.get(*number).is_some_and(|cell| cell.order() == *order);
         self.by_order.find(whole(half(order_hash)), is_it).copied()
     }
 
-    /// The number that the next cell will have.
+    /// Returns the number that the next cell will have.
     pub(super) fn next(&self) -> u32 {
         self.free.last().copied().unwrap_or(self.given)
     }
 
-    /// As if so many numbers had been given out: there is not the time for it.
+    /// Acts as if this many numbers had been given out. A test has no time to do it.
     #[cfg(test)]
     pub(super) fn give_out(&mut self, numbers: u32) {
         self.given = numbers;
     }
 
-    /// Makes a cell for an order that has none, which has the number that was [`next`](Self::next).
+    /// Makes a cell for an entry order that has none. Its number is the one that
+    /// [`next`](Self::next) returned.
     pub(super) fn add(&mut self, order_hash: u64, event: Arc<StickyEvent>) {
         let order_hash = half(order_hash);
         let number = self.next();
@@ -116,15 +121,15 @@ impl Cells {
         self.by_order.insert_unique(whole(order_hash), number, hash);
     }
 
-    /// Takes an event out of its cell. Whether the value there may be another now.
+    /// Takes an event out of its cell. Returns whether the cell's value may be another now.
     pub(super) fn take(&mut self, event: &Arc<StickyEvent>) -> bool {
         let Some(cell) = self.at_mut(event.cell()) else { return false };
         let at = cell.known.iter().position(|known| Arc::ptr_eq(known, event));
         at.is_some_and(|at| cell.take(at).1)
     }
 
-    /// Takes an event out of a cell that has ended by `deadline`, if there is one, and says whether
-    /// the value there may be another now.
+    /// Takes an event that has ended by `deadline` out of a cell, if there is one. Returns the event,
+    /// and whether the cell's value may be another now.
     pub(super) fn take_ended(
         &mut self,
         number: u32,
@@ -135,7 +140,7 @@ impl Cells {
         Some(cell.take(at))
     }
 
-    /// Puts an event in the place of the one that it is another copy of.
+    /// Replaces an event by another copy of it.
     pub(super) fn replace(&mut self, event: &Arc<StickyEvent>, copy: Arc<StickyEvent>) {
         let Some(cell) = self.at_mut(event.cell()) else { return };
         if let Some(known) = cell.known.iter_mut().find(|known| Arc::ptr_eq(known, event)) {
@@ -143,12 +148,12 @@ impl Cells {
         }
     }
 
-    /// Whether no event of a cell is known any more.
+    /// Returns whether no event of a cell is known any more.
     pub(super) fn is_vacant(&self, number: u32) -> bool {
         at(&self.pieces, number).is_none_or(Cell::is_vacant)
     }
 
-    /// Gives up a cell that has no events, unless it has something shown, whose end must be told.
+    /// Gives up a cell that has no events, unless it shows one, whose end must still be told.
     pub(super) fn remove_unless_shown(&mut self, number: u32) {
         let Some(cell) = at(&self.pieces, number).filter(|cell| cell.shown.is_none()) else {
             return;
@@ -164,7 +169,7 @@ impl Cells {
         }
     }
 
-    /// Those in use, with their numbers.
+    /// Returns the cells in use, with their numbers.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &Cell)> {
         let cells = self.pieces.iter().flat_map(|piece| piece.iter());
         (0..).zip(cells).filter(|(_, cell)| cell.sample().is_some())
@@ -176,18 +181,19 @@ impl Cell {
         self.sample().map_or(EntryOrder::NOWHERE, |event| event.order())
     }
 
-    /// Any event of this cell. A cell has a record, or something shown whose end must still be told;
-    /// without either it is not in use.
+    /// Returns any event of this cell. A cell in use knows an event, or shows one whose end must still
+    /// be told.
     pub(super) fn sample(&self) -> Option<&Arc<StickyEvent>> {
         self.known.first().or(self.shown.as_ref())
     }
 
-    /// Whether no event of this cell is known any more.
+    /// Returns whether no event of this cell is known any more.
     pub(super) fn is_vacant(&self) -> bool {
         self.known.is_empty()
     }
 
-    /// Adds an event that is not there yet. Whether it is the highest of those that count.
+    /// Adds an event that is not there yet. Returns whether it ranks highest among those that are not
+    /// redacted.
     pub(super) fn insert(&mut self, event: Arc<StickyEvent>) -> bool {
         let rank = event.rank();
         let at = self.known.partition_point(|known| known.rank() > rank);
@@ -196,7 +202,7 @@ impl Cell {
         counts
     }
 
-    /// Takes an event out. Whether the value may be another now.
+    /// Takes an event out. Returns it, and whether the value may be another now.
     fn take(&mut self, at: usize) -> (Arc<StickyEvent>, bool) {
         let event = self.known.remove(at);
         let changes =
@@ -204,13 +210,13 @@ impl Cell {
         (event, changes)
     }
 
-    /// What is known, highest rank first.
+    /// Returns the known events, the highest rank first.
     pub(super) fn known(&self) -> impl Iterator<Item = &Arc<StickyEvent>> {
         self.known.iter()
     }
 
-    /// The event to give up where there are more than `most`: the lowest redacted one, as it only
-    /// guards against late copies, else the lowest.
+    /// Returns the event to give up if there are more than `most`: the lowest redacted one, because it
+    /// only guards against late copies, else the lowest one.
     pub(super) fn excess(&self, most: usize) -> Option<Arc<StickyEvent>> {
         if self.known.len() <= most {
             return None;
@@ -219,15 +225,15 @@ impl Cell {
         redacted.or(self.known.last()).cloned()
     }
 
-    /// The event that is live under this cell's key, unless that is a tombstone, or nobody knows
-    /// yet what it is, or its sender is ignored.
+    /// Returns the value that this cell shows. There is none if the highest-ranked event is a
+    /// tombstone or not decrypted, or if its sender is ignored.
     pub(super) fn value(&self, ignored: &HashSet<OwnedUserId>) -> Option<&Arc<StickyEvent>> {
         let event = self.highest()?;
         (event.kind() == Kind::Value && !ignored.contains(event.sender())).then_some(event)
     }
 
-    /// Why `gone`, which was the value, left and nothing took its place; `None` if it is not known
-    /// any more.
+    /// Returns why `gone`, which was the value, left without a successor; `None` if the event is not
+    /// known any more.
     pub(super) fn reason(
         &self,
         gone: &Arc<StickyEvent>,

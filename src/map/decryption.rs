@@ -22,12 +22,13 @@ pub(super) struct PendingDecryption {
 }
 
 impl EphemeralMap {
-    /// Takes an encrypted event together with what decryption made of it: the decrypted event's
-    /// JSON, of which only type and content count, and who encrypted it.
+    /// Takes an encrypted event together with what decryption made of it: who encrypted it, and the
+    /// decrypted event's JSON, of which only type and content count.
     ///
     /// # Errors
     ///
-    /// [`Malformed`]: it was dropped, and nothing else was lost.
+    /// Returns [`Malformed`] if either text lacks what a sticky event must have. Nothing of it shows,
+    /// and nothing else was lost: log it and go on.
     pub fn handle_decrypted(
         &mut self,
         received: Moment,
@@ -48,7 +49,8 @@ impl EphemeralMap {
                 }
                 self.note_malformed(received, outer);
                 return Err(Malformed {
-                    // The outer event's: whoever encrypted it could have written any inside.
+                    // The outer event's id: whoever encrypted the event could have written any id
+                    // inside.
                     event_id: Some(raw.event_id.to_string()),
                     ..malformed
                 });
@@ -86,8 +88,8 @@ impl EphemeralMap {
         Ok(self.insert(received, &admitted, event))
     }
 
-    /// Takes the news who encrypted an event that was decrypted before. If that proves more than was
-    /// known, the entry is updated.
+    /// Takes news about who encrypted an event that was decrypted before. If the news differs from
+    /// what was known, the entry is updated.
     pub fn handle_encryption(&mut self, event_id: &EventId, encryption: Encryption) {
         let Some(event) = self.find_event(event_id.as_str()).cloned() else { return };
         let encryption = encryption.of_sender(event.sender());
@@ -106,7 +108,8 @@ impl EphemeralMap {
         }
     }
 
-    /// The encrypted events that wait for the key of this session; all that wait, for `None`.
+    /// Returns the encrypted events that miss the key of this session; with `None`, those that miss
+    /// any key.
     pub(crate) fn pending(&self, session_id: Option<&str>) -> Vec<Arc<StickyEvent>> {
         self.pending
             .values()
@@ -115,7 +118,7 @@ impl EphemeralMap {
             .collect()
     }
 
-    /// The events of which it was not known yet who encrypted them, with their sessions.
+    /// Returns the events whose encrypting device is not proven yet, with their sessions.
     #[cfg(any(feature = "e2e-encryption", test))]
     pub(crate) fn unproven(&self) -> Vec<(Arc<StickyEvent>, Box<str>)> {
         let events = self.unproven.iter().filter_map(|(event_id, session_id)| {
@@ -128,8 +131,8 @@ impl EphemeralMap {
         self.unproven.len()
     }
 
-    /// Whether decryption may tell something of this encrypted event that is not known. Not where it
-    /// is known already, is over, or would be dropped.
+    /// Returns whether decryption can tell something new about this encrypted event. It cannot if the
+    /// event is known already, is over, or would be dropped.
     pub(crate) fn needs_decryption(&self, event_id: &EventId, sender: &UserId) -> bool {
         if self.find_event(event_id.as_str()).is_some() {
             return self.pending.contains_key(event_id.as_str());
@@ -138,17 +141,18 @@ impl EphemeralMap {
         if self.redacted.contains(id_hash) || self.ended.contains(id_hash) {
             return false;
         }
-        // While the quota is full, only what refreshes one of the sender's keys could come in. What
-        // was decrypted once and dropped does not; nor does more of that than is remembered.
+        // While the quota is full, the map takes only what refreshes one of the sender's keys. An
+        // event that was decrypted once and dropped is not one of these. If more were dropped than the
+        // map remembers, it decrypts none.
         let Some(refused) = self.full.get(sender).filter(|_| !self.has_room(sender)) else {
             return true;
         };
         !refused.contains(id_hash) && !refused.is_full()
     }
 
-    /// Keeps an event whose inside is malformed as one that nobody sees: so it counts for its
-    /// sender's quota, and is not decrypted again. Returns what became of it; `None` if that it is
-    /// malformed is news.
+    /// Keeps an event whose inside is malformed, as one that nobody sees. So it counts in its sender's
+    /// quota, and is not decrypted again. Returns what became of it, or `None` if it was not known to
+    /// be malformed.
     fn keep_malformed(
         &mut self,
         now: Moment,
@@ -174,7 +178,7 @@ impl EphemeralMap {
         }
     }
 
-    /// An event that was decrypted was dropped, as its sender's quota is full.
+    /// Notes that the map dropped a decrypted event, if it did so because of a full quota.
     fn note_refused(&mut self, now: Moment, raw: &RawSticky<'_>, admission: Admission) {
         let id_hash = self.hash_id(raw.event_id.as_str());
         if let Admission::Full { .. } = admission

@@ -16,10 +16,11 @@ pub(super) fn end_of(received: Moment, via: ReceivedVia, raw: &RawSticky<'_>) ->
     }
 }
 
-/// An end, and the number of the cell whose event has it: 8 bytes that are compared without looking
-/// anything up, as each event that comes is sorted in among them.
+/// An end, and the number of the cell whose event has it.
 ///
-/// 40 bits of milliseconds are 34 years, counted from when nothing was known.
+/// The two take 8 bytes together. They are compared without looking anything up, because each event
+/// that comes is sorted in among them. The end has 40 bits of milliseconds, which are 34 years,
+/// counted from when the map last knew nothing.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct EndOf(u64);
 

@@ -4,17 +4,17 @@ use std::time::Duration;
 
 use crate::time::MAX_STICKY_DURATION_MS;
 
-/// How much a map keeps.
+/// How much the map of a room keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// How many keys, removals, unkeyed events and events that wait for their room key are kept of
-    /// one sender in one room, all together. A sender who has used it up keeps what was there
-    /// first.
+    /// The quota of one sender in one room, from 0 on: how many keys, removals, unkeyed events and
+    /// events that miss their room key the map keeps, all together. A full quota keeps what was there
+    /// first, and drops what comes.
     ///
-    /// 1,000 unless set: a thousand times what a call needs, and one member's most is some 64 MB of
-    /// text if each event is as large as a server lets it be; 33 times that if they also outrank
-    /// each of them [`MAX_OTHERS_PER_KEY`] times within the hour.
+    /// Defaults to 1,000, a thousand times what a call needs. With it, one member can take 64 MB of
+    /// text, if each event is as large as a server allows; 33 times that, if they also outrank each
+    /// event [`MAX_OTHERS_PER_KEY`] times within the hour.
     pub per_sender: usize,
 }
 
@@ -24,14 +24,15 @@ impl Default for Limits {
     }
 }
 
-/// Besides the value, the highest-ranked events of a key that are kept.
+/// How many events of a key the map keeps besides the value: the highest-ranked ones.
 pub const MAX_OTHERS_PER_KEY: usize = 32;
 
-/// How many cells a room can have: 16,000 senders with all that [`Limits::per_sender`] gives them.
+/// How many cells a room can have: enough for 16,000 senders with a full default quota each.
 pub(super) const MAX_CELLS: u32 = 1 << 24;
 
-/// How many redactions of events that are not known are remembered, the newest of them.
+/// How many redactions of unknown events a room remembers: the newest ones, for an hour at most.
 pub const MAX_REDACTIONS: usize = 1_000;
 
-/// How long an event may be gone and still be delivered again by somebody's cache.
+/// How long a map remembers an event that is gone. For an hour, a cache on the way may deliver such
+/// an event again.
 pub(super) const REMEMBERED_FOR: Duration = Duration::from_millis(MAX_STICKY_DURATION_MS);

@@ -1,8 +1,9 @@
 //! A bounded memory of events that must not come back: redacted before they came, or ended.
 //!
-//! In: hashes of event ids, each with when to forget it. Out: whether one is remembered. It keeps
-//! keyed 64-bit hashes and not the ids: a wrong answer has a chance of 1,000 in 2^64, and who does
-//! not know the key cannot aim for one.
+//! In: hashes of event ids, each with the moment to forget it. Out: whether one is remembered.
+//!
+//! Why not simply keep the ids? A keyed 64-bit hash is shorter. The chance of a wrong result is 1,000
+//! in 2^64, and nobody who does not know the key can aim for one.
 
 use std::collections::VecDeque;
 
@@ -13,26 +14,27 @@ use crate::time::{Deadline, Moment};
 #[derive(Debug)]
 pub(super) struct Recent {
     most: usize,
-    /// When to forget each, the next first.
+    /// When to forget each hash, the next one first.
     order: VecDeque<(Deadline, u64)>,
-    /// Each is its own hash.
+    /// The hashes; each one is its own hash in the table.
     ids: HashTable<u64>,
 }
 
 impl Recent {
-    /// Remembers at most the newest `most`.
+    /// Makes a memory of at most the newest `most`.
     pub(super) fn new(most: usize) -> Self {
         Self { most, order: VecDeque::new(), ids: HashTable::new() }
     }
 
-    /// Remembers one; whether it was not remembered yet.
+    /// Remembers a hash. Returns whether it was not remembered yet.
     pub(super) fn remember(&mut self, id: u64, until: Deadline) -> bool {
         match self.ids.entry(id, |known| *known == id, |known| *known) {
             Entry::Occupied(_) => return false,
             Entry::Vacant(vacant) => drop(vacant.insert(id)),
         }
-        // What was received first can come second. In order all the same: else what is over could
-        // stand behind what is not, and would be waited for again and again.
+        // What was received first can come second. The list stays in order all the same: otherwise
+        // one that is over could stand behind one that is not, and the map would wake up for it again
+        // and again.
         let until = self.order.back().map_or(until, |(last, _)| until.max(*last));
         self.order.push_back((until, id));
         if self.order.len() > self.most
@@ -43,7 +45,7 @@ impl Recent {
         true
     }
 
-    /// Whether it remembers as many as it can.
+    /// Returns whether it remembers as many as it can.
     pub(super) fn is_full(&self) -> bool {
         self.order.len() >= self.most
     }
@@ -56,7 +58,8 @@ impl Recent {
         self.ids.is_empty()
     }
 
-    /// When all of this can be forgotten. Not when the first can: nobody needs to wake up for one.
+    /// Returns when all of it can be forgotten. Why not when the first one can? Nobody needs to wake
+    /// up for one.
     pub(super) fn last_deadline(&self) -> Option<Deadline> {
         self.order.back().map(|(until, _)| *until)
     }

@@ -1,4 +1,4 @@
-//! Changes: what a subscriber is told, against what it was last told.
+//! Changes: what a subscriber gets, against what it got last.
 
 use std::{
     any::Any,
@@ -20,25 +20,49 @@ use crate::{
     time::Moment,
 };
 
-/// A snapshot and the changes that follow it, taken under one lock: nothing is lost or told twice
-/// between them.
+/// A snapshot and the changes that follow it. Both are taken under one lock, so nothing is lost or
+/// repeated between them.
+///
+/// # Examples
+///
+/// ```no_run
+/// use futures_util::StreamExt as _;
+/// use matrix_sdk_sticky::view::{EntryChange, Subscription, View};
+///
+/// async fn follow(view: &View) {
+///     let Subscription { snapshot, mut changes, .. } = view.subscribe();
+///     println!("{} entries at first", snapshot.len());
+///     while let Some(change) = changes.next().await {
+///         for entry in change.entries {
+///             match entry {
+///                 EntryChange::Added(entry) => println!("{} came", entry.sender()),
+///                 EntryChange::Updated { entry, .. } => println!("{} changed", entry.sender()),
+///                 EntryChange::Removed { entry, reason } => {
+///                     println!("{} left: {reason}", entry.sender());
+///                 }
+///                 _ => {}
+///             }
+///         }
+///     }
+/// }
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Subscription {
     /// The entries at this moment.
     pub snapshot: Snapshot,
-    /// What changes from here on.
+    /// The changes from here on.
     pub changes: Changes,
 }
 
-/// What changed since the subscriber was last told. Never empty, each key at most once, in the
-/// order of the entries.
+/// What changed since the subscriber's last change. It is never empty, names each key at most once,
+/// and lists the keys in the order of the entries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Change {
-    /// What changed, an entry each.
+    /// One change for each entry that changed.
     pub entries: Vec<EntryChange>,
-    /// When it was told; what [`StickyEvent::expires_in`] asks for.
+    /// When the subscriber got this change. [`StickyEvent::expires_in`] asks for it.
     pub told_at: Moment,
 }
 
@@ -46,17 +70,17 @@ pub struct Change {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EntryChange {
-    /// There is one where there was none.
+    /// The key has an entry, and had none before.
     Added(Entry),
-    /// Another event is the value of the key. Or the value is the same event, and it became known who
-    /// encrypted it.
+    /// Another event is the value of the key now. Or the value is the same event, and the SDK has
+    /// learned who encrypted it.
     Updated {
         /// The entry from now on.
         entry: Entry,
         /// The event that it replaced.
         previous: Arc<StickyEvent>,
     },
-    /// There is none any more.
+    /// The key has no entry any more.
     Removed {
         /// The entry that left, as the subscriber knew it.
         entry: Entry,
@@ -66,7 +90,7 @@ pub enum EntryChange {
 }
 
 impl EntryChange {
-    /// The entry that it is about: the one that is there, or the one that left.
+    /// Returns the entry that changed: the one that is there now, or the one that left.
     pub fn entry(&self) -> &Entry {
         match self {
             Self::Added(entry) | Self::Updated { entry, .. } | Self::Removed { entry, .. } => entry,
@@ -74,8 +98,12 @@ impl EntryChange {
     }
 }
 
-/// A stream of [`Change`]s. It never fails, never lags and never ends; dropping it ends the
+/// A stream of [`Change`]s. It never fails, never lags and never ends. Dropping it ends the
 /// subscription.
+///
+/// # Cancel safety
+///
+/// `next()` is cancel safe: a change that was not taken stays, merged with those that follow.
 pub struct Changes {
     maps: EphemeralMaps,
     id: SubscriberId,
@@ -92,7 +120,7 @@ impl Changes {
         Self { maps, id, _keeper: keeper }
     }
 
-    /// What changed since it was last asked, if anything did, without waiting.
+    /// Returns what changed since the last change, without waiting; `None` if nothing did.
     pub fn next_now(&mut self) -> Option<Change> {
         self.maps.poll_change(self.id, None)
     }

@@ -1,5 +1,8 @@
-//! Filters: which entries a view lets through. Only what is part of an entry's order can be
-//! filtered by, so an entry never comes or goes because its content changed.
+//! Filters: which entries a view lets through.
+//!
+//! In: what a [`View`](super::View) was narrowed to. Out: yes or no, for a room and for an event. A
+//! filter looks only at what is part of an entry's order, so an entry never comes or goes because its
+//! content changed.
 
 use std::sync::Arc;
 

@@ -1,5 +1,6 @@
-//! Lists: the entries of a view as an ordered list and the diffs that keep it, for user interfaces
-//! built on `eyeball-im`.
+//! Lists: the entries of a view as an ordered list, for user interfaces built on `eyeball-im`.
+//!
+//! In: a [`Subscription`]. Out: its entries, and the diffs that keep them up to date.
 
 use std::{
     cmp::Ordering,
@@ -16,7 +17,24 @@ use super::{
     snapshot::Entry,
 };
 
-/// The entries as a list, and the diffs that follow, taken under one lock.
+/// The entries as a list, and the diffs that follow it. Both are taken under one lock.
+///
+/// # Examples
+///
+/// ```no_run
+/// use futures_util::StreamExt as _;
+/// use matrix_sdk_sticky::view::{ListSubscription, View};
+///
+/// async fn follow(view: &View) {
+///     let ListSubscription { mut entries, mut diffs, .. } = view.subscribe_list();
+///     while let Some(batch) = diffs.next().await {
+///         for diff in batch {
+///             diff.apply(&mut entries);
+///         }
+///         println!("{} entries", entries.len());
+///     }
+/// }
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct ListSubscription {
@@ -34,8 +52,13 @@ impl ListSubscription {
     }
 }
 
-/// A stream of batches of `VectorDiff`s. One change is one batch, never empty, each diff to be
-/// applied after the one before it. It never fails, never lags and never ends.
+/// A stream of batches of [`VectorDiff`]s. One change is one batch. A batch is never empty; apply its
+/// diffs in their order. The stream never fails, never lags and never ends. Dropping it ends the
+/// subscription.
+///
+/// # Cancel safety
+///
+/// `next()` is cancel safe: a batch that was not taken stays, merged with what follows.
 pub struct DiffStream {
     /// The list as the subscriber has it.
     entries: Vector<Entry>,
@@ -58,7 +81,7 @@ impl DiffStream {
                 self.entries.remove(index);
                 VectorDiff::Remove { index }
             }
-            // Nothing to remove cannot be: a removal is only told of an entry that was.
+            // Unreachable: a removal only names an entry that the subscriber knows of.
             (EntryChange::Removed { .. }, Err(_)) => {
                 VectorDiff::Reset { values: self.entries.clone() }
             }
@@ -66,7 +89,7 @@ impl DiffStream {
     }
 }
 
-/// Where an entry of this order is, or where it belongs.
+/// Returns where the entry of this order is, or else where it belongs.
 fn find(entries: &Vector<Entry>, wanted: &Entry) -> Result<usize, usize> {
     let (mut low, mut high) = (0, entries.len());
     while low < high {

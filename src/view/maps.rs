@@ -1,4 +1,7 @@
-//! All rooms' maps behind one lock, and who looks at them.
+//! All rooms' maps behind one lock: the door for whoever drives their own sync.
+//!
+//! In: [`Delivery`]s, the list of ignored users, rooms that were left. Out: [`View`]s, and the next
+//! deadline. Never: I/O, a task, a timer.
 
 use std::{
     borrow::Cow,
@@ -33,11 +36,64 @@ use crate::{
 #[cfg(feature = "e2e-encryption")]
 pub(crate) type Unproven = Vec<(Arc<StickyEvent>, Box<str>)>;
 
-/// The ephemeral maps of all rooms. Cheap to clone; all clones are one.
+/// The ephemeral maps of all rooms. They are cheap to clone, and all clones are one.
 ///
-/// This is the door for who drives their own sync, and the whole of the crate for who has no
-/// matrix-sdk: hand in what arrives with [`handle`](Self::handle), look with
-/// [`view`](Self::view), and wait with [`poll_next_deadline`](Self::poll_next_deadline).
+/// You need this if you drive your own sync. Without the feature `client`, it is the whole door of
+/// the crate:
+/// 1. Cut up each response, with [`wire::read_sliding`](crate::wire::read_sliding) or
+///    [`wire::read_v3`](crate::wire::read_v3).
+/// 2. Decrypt the events that [`needs_decryption`](Self::needs_decryption) names.
+/// 3. Hand them in with [`handle`](Self::handle).
+/// 4. Hand in the rest: [`handle_left`](Self::handle_left) when you leave a room,
+///    [`handle_ignored`](Self::handle_ignored) when the list changes, and the events of
+///    [`pending_decryption`](Self::pending_decryption) when their room key comes.
+/// 5. Call [`advance`](Self::advance) at each [`next_deadline`](Self::next_deadline).
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use matrix_sdk_sticky::{
+///     map::{Limits, ReceivedVia},
+///     time::{Clock, Moment},
+///     view::{Arrival, Delivery, EphemeralMaps},
+///     wire,
+/// };
+///
+/// #[derive(Debug)]
+/// struct MyClock;
+///
+/// impl Clock for MyClock {
+///     fn now(&self) -> Moment {
+///         // The time since boot, suspended time included, and the time since the Unix epoch.
+///         Moment::new(Duration::from_secs(100), Duration::from_secs(1_700_000_000))
+///     }
+/// }
+///
+/// let maps = EphemeralMaps::new(MyClock, Limits::default());
+/// let body = br#"{"next_batch":"s1","rooms":{"join":{"!room:example.org":{
+///     "msc4354_sticky":{"events":[{
+///         "event_id":"$e","sender":"@alice:example.org","type":"com.example.presence",
+///         "origin_server_ts":1700000000000,"msc4354_sticky":{"duration_ms":60000},
+///         "content":{"msc4354_sticky_key":"laptop","status":"busy"}
+///     }]}
+/// }}}}"#;
+///
+/// let received = maps.now();
+/// let response = wire::read_v3(body)?;
+/// maps.handle(response.sections.into_iter().map(|(room_id, events)| Delivery {
+///     room_id,
+///     received,
+///     via: ReceivedVia::Section,
+///     arrivals: events.into_iter().map(|event| Arrival::Event(event.to_owned())).collect(),
+/// }));
+///
+/// let snapshot = maps.view().snapshot();
+/// assert_eq!(snapshot.len(), 1);
+/// assert_eq!(maps.next_deadline(), Some(received.deadline(Duration::from_secs(60))));
+/// # Ok::<(), serde_json::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct EphemeralMaps {
     shared: Arc<Shared>,
@@ -49,49 +105,54 @@ struct Shared {
     state: Mutex<State>,
 }
 
-/// What is known of a room, for whoever wants to know.
+/// How much the map of a room keeps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RoomStats {
-    /// Events that are known: values, others, removals, redacted ones and those that wait.
+    /// The number of known events: values, others of their keys, removals, redacted events, and
+    /// events that miss their room key.
     pub events: usize,
-    /// Encrypted events that wait for their room key.
+    /// The number of encrypted events that miss their room key.
     pub pending_decryption: usize,
-    /// Events that were dropped because their sender had used up [`Limits::per_sender`].
+    /// The number of events that were dropped because their sender's quota was full. See
+    /// [`Limits::per_sender`].
     pub dropped: u64,
 }
 
 impl EphemeralMaps {
-    /// No rooms yet. Every reader looks at `clock` first, so that nothing that has ended is seen.
+    /// Makes the maps, with no rooms yet. Every reader looks at `clock` first, so that nobody sees an
+    /// expired entry.
     pub fn new(clock: impl Clock + 'static, limits: Limits) -> Self {
         let state = Mutex::default();
         Self { shared: Arc::new(Shared { clock: Box::new(clock), limits, state }) }
     }
 
-    /// A view of the entries of all rooms.
+    /// Returns a view of the entries of all rooms.
     pub fn view(&self) -> View {
         View::new(self.clone())
     }
 
-    /// The moment now, on the clock that the entries end by.
+    /// Returns the moment now, on the clock by which the entries end.
     pub fn now(&self) -> Moment {
         self.shared.clock.now()
     }
 
-    /// Takes what one response brought, for all its rooms: subscribers are told its net effect as
-    /// one change. A malformed event is dropped alone and logged with its event id: the first of a
-    /// sender in a room is a warning, and after an hour the next.
+    /// Takes what one response brought, for all its rooms. Each subscriber gets the net effect as one
+    /// change.
+    ///
+    /// A malformed event is dropped alone and logged with its event id. The first one of a sender in a
+    /// room within an hour is a warning; the others are logged at debug level.
     pub fn handle(&self, deliveries: impl IntoIterator<Item = Delivery>) {
         // Before the lock: the iterator is the caller's, and may look at the maps.
         self.take(deliveries.into_iter().collect());
     }
 
-    /// As [`handle`](Self::handle). How many events were not known before.
+    /// As [`handle`](Self::handle). Returns the number of events that were not known before.
     pub(crate) fn take(&self, deliveries: SmallVec<[Delivery; 2]>) -> usize {
         let mut kept = 0;
         let mut state = self.lock();
         let now = self.now();
-        // What has ended takes no place from what comes.
+        // First drop what has ended, so that it takes no quota from what comes.
         state.advance(now);
         let mut rooms = SmallVec::<[_; 1]>::new();
         for delivery in deliveries {
@@ -126,11 +187,12 @@ impl EphemeralMaps {
         kept
     }
 
-    /// Takes the news that we are not in a room any more: its entries leave, for that reason.
+    /// Takes the news that we are not in a room any more. Its entries leave with
+    /// [`RemovalReason::RoomLeft`](crate::RemovalReason::RoomLeft), and the map forgets them.
     pub fn handle_left(&self, room_id: &RoomId) {
         let mut state = self.lock();
         let now = self.now();
-        // What was over before has expired, and did not leave with the room.
+        // What ended before has expired. It did not leave with the room.
         state.advance(now);
         state.hidden.remove(room_id);
         let Some((room_id, mut room)) = state.rooms.remove_entry(room_id) else {
@@ -144,8 +206,8 @@ impl EphemeralMaps {
         state.set_timer();
     }
 
-    /// Takes the whole list of ignored users. Their entries leave all views at once, and are back
-    /// when they are not ignored any more and still live.
+    /// Takes the whole list of ignored users. Their entries leave all views at once. When a user is
+    /// not ignored any more, those of their entries that are still live are added again.
     pub fn handle_ignored(&self, ignored: HashSet<OwnedUserId>) {
         let mut state = self.lock();
         let now = self.now();
@@ -161,7 +223,9 @@ impl EphemeralMaps {
         state.set_timer();
     }
 
-    /// Drops what has ended by now, and tells the subscribers.
+    /// Drops what has ended by now, and notifies the subscribers. Call it at each
+    /// [`next_deadline`](Self::next_deadline). A late call shows nobody an expired entry; it only
+    /// delays the notification.
     pub fn advance(&self) {
         let mut state = self.lock();
         let now = self.now();
@@ -169,13 +233,15 @@ impl EphemeralMaps {
         state.set_timer();
     }
 
-    /// When [`advance`](Self::advance) has something to do next.
+    /// Returns when [`advance`](Self::advance) has something to do next; `None` if nothing ends.
     pub fn next_deadline(&self) -> Option<Deadline> {
         self.lock().next_deadline()
     }
 
-    /// [`next_deadline`](Self::next_deadline), once it is another than `known`. For one waiter: the
-    /// shell's timer.
+    /// Waits until [`next_deadline`](Self::next_deadline) is another than `known`, and returns it.
+    ///
+    /// This is for the one timer that drives the maps: there is room for one waker, and a second waiter
+    /// replaces the first.
     pub fn poll_next_deadline(
         &self,
         cx: &mut Context<'_>,
@@ -194,7 +260,7 @@ impl EphemeralMaps {
         Poll::Pending
     }
 
-    /// What is known of a room.
+    /// Returns how much the map of a room keeps.
     pub fn stats(&self, room_id: &RoomId) -> RoomStats {
         self.lock().rooms.get(room_id).map_or_else(RoomStats::default, |room| RoomStats {
             events: room.map.known(),
@@ -203,13 +269,15 @@ impl EphemeralMaps {
         })
     }
 
-    /// The rooms of which something is known.
+    /// Returns the rooms whose map keeps anything.
     pub fn rooms(&self) -> Vec<OwnedRoomId> {
         self.lock().rooms.keys().map(|room_id| (**room_id).to_owned()).collect()
     }
 
-    /// The encrypted events of a room that wait for the key of this session; all that wait, for
-    /// `None`.
+    /// Returns the encrypted events of a room that miss the key of this Megolm session; with `None`,
+    /// those that miss any key.
+    ///
+    /// When a room key comes, decrypt them and hand them in as [`Arrival::Decrypted`].
     pub fn pending_decryption(
         &self,
         room_id: &RoomId,
@@ -246,8 +314,8 @@ impl EphemeralMaps {
         encrypted.iter().map(|event| event.as_ref().is_some_and(needs)).collect()
     }
 
-    /// Has nothing be visible of these rooms, unless something is already, until
-    /// [`reveal`](Self::reveal) is called. What arrives is kept, and ends as it would.
+    /// Hides these rooms until [`reveal`](Self::reveal) is called; a room of which something is known
+    /// already stays visible. A hidden room's map keeps what arrives, and drops it at its end.
     #[cfg(feature = "client")]
     pub(crate) fn hide(&self, rooms: Vec<OwnedRoomId>) {
         let mut state = self.lock();
@@ -255,7 +323,7 @@ impl EphemeralMaps {
         hidden.extend(rooms.into_iter().filter(|room_id| !known.contains_key::<RoomId>(room_id)));
     }
 
-    /// Has what is known of this room be visible.
+    /// Makes a hidden room visible.
     #[cfg(feature = "client")]
     pub(crate) fn reveal(&self, room_id: &RoomId) {
         let mut state = self.lock();
@@ -272,13 +340,13 @@ impl EphemeralMaps {
         state.set_timer();
     }
 
-    /// The rooms that are hidden.
+    /// Returns the hidden rooms.
     #[cfg(feature = "client")]
     pub(crate) fn hidden(&self) -> Vec<OwnedRoomId> {
         self.lock().hidden.iter().cloned().collect()
     }
 
-    /// The events of which it was not known yet who encrypted them, with their sessions.
+    /// Returns the events whose encrypting device is not proven yet, with their sessions.
     #[cfg(feature = "e2e-encryption")]
     pub(crate) fn unproven(&self) -> Vec<(OwnedRoomId, Unproven)> {
         let state = self.lock();
@@ -286,7 +354,7 @@ impl EphemeralMaps {
         rooms.map(|(room_id, room)| ((**room_id).to_owned(), room.map.unproven())).collect()
     }
 
-    /// How many they are.
+    /// Returns the number of [`unproven`](Self::unproven) events.
     #[cfg(feature = "e2e-encryption")]
     pub(crate) fn unproven_len(&self) -> usize {
         self.lock().unproven
@@ -324,7 +392,7 @@ impl EphemeralMaps {
 
     pub(super) fn unsubscribe(&self, id: SubscriberId) {
         let gone = self.lock().subscribers.remove(&id);
-        // Outside the lock: its waker may hold a task, and that task another subscription.
+        // Dropped outside the lock: its waker may hold a task, and that task another subscription.
         drop(gone);
     }
 
@@ -342,8 +410,8 @@ impl EphemeralMaps {
         state.subscribers.get_mut(&id)?.poll_change(now, &mut waker)
     }
 
-    /// A panic of another thread while it held the lock would be a bug of ours; what it left is
-    /// still the best that there is.
+    /// Takes the lock, also after another thread panicked while it held it. Such a panic would be a
+    /// bug of ours, and what that thread left is still the best that there is.
     fn lock(&self) -> Locked<'_> {
         let state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
         Locked { state, woken: Woken::default() }
@@ -383,7 +451,7 @@ fn arrive(
 fn log(room_id: &RoomId, limits: &Limits, admission: &Result<Admission, Malformed>, warns: bool) {
     match admission {
         Err(malformed) if warns => warn!(%room_id, "dropped a {malformed}"),
-        // The log has a warning of this sender already, and one member could fill it.
+        // The log has a warning about this sender already, and one member could fill the log.
         Err(malformed) => debug!(%room_id, "dropped a {malformed}"),
         Ok(Admission::Full { first: true }) => warn!(
             %room_id,

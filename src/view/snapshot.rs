@@ -1,4 +1,7 @@
-//! Snapshots: the live entries at one moment, shared with the map and never copied.
+//! Snapshots: the live entries at one moment.
+//!
+//! In: what changed in each map. Out: the visible entries, which share the map's events and never
+//! copy them.
 
 use std::{
     cmp::Ordering,
@@ -20,8 +23,10 @@ use crate::{
 /// The visible entries of all rooms.
 pub(super) type Rooms = OrdMap<SharedRoom, Shown>;
 
-/// The visible entries of a room, each at the number of its cell, and not in their order: keeping that would
-/// cost each change more than sorting costs each reader who asks for it.
+/// The visible entries of a room, each at the number of its cell.
+///
+/// Why not simply in their order? Keeping the order would cost each change more than sorting costs
+/// each reader who asks for it.
 #[derive(Clone, Default)]
 pub(super) struct Shown {
     events: Vector<Option<Arc<StickyEvent>>>,
@@ -34,7 +39,7 @@ impl Shown {
         self.len -= usize::from(before.is_some());
         self.len += usize::from(after.is_ok());
         let (cell, event) = (*cell as usize, after.as_ref().ok().cloned());
-        // Removals have cells too, and what waits for its room key: those show nothing.
+        // A removal has a cell too, and so has an event that misses its room key. Both show nothing.
         while self.events.len() <= cell {
             self.events.push_back(None);
         }
@@ -46,7 +51,7 @@ impl Shown {
     }
 }
 
-/// One live entry: an event and its room. Dereferences to the event.
+/// One live entry: an event and its room. It dereferences to the event.
 #[derive(Clone)]
 pub struct Entry {
     pub(super) room_id: SharedRoom,
@@ -54,17 +59,17 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// The room that it is in.
+    /// Returns the room that the entry is in.
     pub fn room_id(&self) -> &RoomId {
         &self.room_id
     }
 
-    /// The event, shared.
+    /// Returns the event, which the map shares.
     pub fn event(&self) -> &Arc<StickyEvent> {
         &self.event
     }
 
-    /// The order of entries: by room, then by entry order.
+    /// Compares the order of entries: by room, then by the order of the events.
     pub(super) fn cmp_order(&self, other: &Self) -> Ordering {
         self.room_id.cmp(&other.room_id).then_with(|| self.event.cmp_order(&other.event))
     }
@@ -84,7 +89,7 @@ impl fmt::Debug for Entry {
     }
 }
 
-/// Equal are entries that show the same event.
+/// Two entries are equal if they show the same event of the same room.
 impl PartialEq for Entry {
     fn eq(&self, other: &Self) -> bool {
         self.room_id == other.room_id && self.event.event_id() == other.event.event_id()
@@ -93,8 +98,23 @@ impl PartialEq for Entry {
 
 impl Eq for Entry {}
 
-/// The live entries that a view lets through, at one moment. Taking one and cloning it costs the
-/// same however many entries there are; it keeps what it shows, also while the map goes on.
+/// The live entries that a view lets through, at one moment.
+///
+/// Taking and cloning a snapshot costs the same however many entries there are. A snapshot keeps what
+/// it shows while the map goes on.
+///
+/// # Examples
+///
+/// ```
+/// use matrix_sdk_sticky::view::Snapshot;
+///
+/// fn list(snapshot: &Snapshot) {
+///     println!("{} entries of {} users", snapshot.len(), snapshot.senders().len());
+///     for entry in snapshot.iter() {
+///         println!("{}: {:?}", entry.sender(), entry.expires_in(snapshot.taken_at()));
+///     }
+/// }
+/// ```
 #[derive(Clone)]
 pub struct Snapshot {
     rooms: Rooms,
@@ -108,8 +128,9 @@ impl Snapshot {
         Self { rooms, filter, taken_at, in_order: OnceLock::new() }
     }
 
-    /// The entries in their order: by room, then type, then sender, keyed before unkeyed, then by
-    /// sticky key or event id. The first call sorts them, and what is cloned later has them sorted.
+    /// Returns the entries in their order: by room, then type, then sender, keyed before unkeyed, then
+    /// by sticky key or event id. The first call sorts them; a clone that is made later has them
+    /// sorted.
     pub fn iter(&self) -> impl Iterator<Item = Entry> + '_ {
         let sorted = || {
             let mut entries: Vec<_> = self.entries().collect();
@@ -119,7 +140,7 @@ impl Snapshot {
         self.in_order.get_or_init(sorted).iter().cloned()
     }
 
-    /// The entry of a key. In a view of more than one room, that of the first room that has it.
+    /// Returns the entry of a key. If several rooms have one, this is the first room's, by room id.
     pub fn get(&self, key: &StickyKey) -> Option<Entry> {
         self.entries().find(|entry| {
             entry.event_type() == key.event_type
@@ -128,7 +149,7 @@ impl Snapshot {
         })
     }
 
-    /// How many entries there are. Counts them where the view filters by type or sender.
+    /// Returns the number of entries. If the view filters by type or sender, this counts them.
     pub fn len(&self) -> usize {
         if self.filter.only_rooms() {
             self.shown().map(|(_, shown)| shown.len).sum()
@@ -137,12 +158,12 @@ impl Snapshot {
         }
     }
 
-    /// Whether there is none.
+    /// Returns whether there are no entries.
     pub fn is_empty(&self) -> bool {
         self.events().next().is_none()
     }
 
-    /// When it was taken; what [`StickyEvent::expires_in`] asks for.
+    /// Returns when the snapshot was taken. [`StickyEvent::expires_in`] asks for it.
     pub fn taken_at(&self) -> Moment {
         self.taken_at
     }
@@ -158,7 +179,7 @@ impl Snapshot {
             .map(|(room_id, event)| Entry { room_id: room_id.clone(), event: event.clone() })
     }
 
-    /// The entries, in no order within a room.
+    /// Returns the entries, in no order within a room.
     fn events(&self) -> impl Iterator<Item = (&SharedRoom, &Arc<StickyEvent>)> {
         self.shown()
             .flat_map(|(room_id, shown)| {
@@ -174,9 +195,8 @@ impl fmt::Debug for Snapshot {
     }
 }
 
-/// The senders that have an entry, each once.
 impl Snapshot {
-    /// The users who have at least one entry, each once, in order.
+    /// Returns the users who have at least one entry, each once, in the order of their ids.
     pub fn senders(&self) -> Vec<&UserId> {
         let mut senders: Vec<_> = self.events().map(|(_, event)| event.sender()).collect();
         senders.sort_unstable();

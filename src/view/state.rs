@@ -1,4 +1,7 @@
 //! What the lock of [`EphemeralMaps`](super::EphemeralMaps) guards.
+//!
+//! In: rooms that may have changed, and the moment. Out: the visible entries, and the wakers of those
+//! to notify. Never: a waker that is woken or dropped under the lock.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -24,28 +27,28 @@ use crate::{
 
 #[derive(Default)]
 pub(super) struct State {
-    /// Rooms of which something is known. A room without sticky events costs nothing.
+    /// The rooms whose map keeps anything. A room without sticky events costs nothing.
     pub(super) rooms: HashMap<SharedRoom, Room>,
-    /// Those of which nothing is visible yet: nobody has said that we are in them.
+    /// The rooms of which nothing is visible yet, because nobody has said that we are in them.
     pub(super) hidden: HashSet<OwnedRoomId>,
-    /// What is visible of them.
+    /// The visible entries.
     pub(super) visible: Rooms,
-    /// When each map has something to do next.
+    /// When each room's map has something to do next.
     pub(super) deadlines: BTreeSet<(Deadline, SharedRoom)>,
-    /// Of how many events, of all rooms, it is not known yet who encrypted them.
+    /// The number of events, over all rooms, whose encrypting device is not proven yet.
     pub(super) unproven: usize,
     pub(super) subscribers: HashMap<SubscriberId, Subscriber>,
     pub(super) next_subscriber: u64,
     pub(super) ignored: Arc<HashSet<OwnedUserId>>,
-    /// Who waits for the next deadline, and which one they know of.
+    /// The waker of the timer, and the deadline that the timer knows of.
     pub(super) timer: Option<(Waker, Option<Deadline>)>,
-    /// Who is woken when the lock is free again.
+    /// The wakers to wake when the lock is free again.
     pub(super) woken: Woken,
 }
 
 pub(super) struct Room {
     pub(super) map: EphemeralMap,
-    /// How many of its events count among [`State::unproven`].
+    /// The number of its events that count in [`State::unproven`].
     pub(super) unproven: usize,
     /// The deadline that stands in [`State::deadlines`].
     pub(super) noted: Option<Deadline>,
@@ -54,10 +57,10 @@ pub(super) struct Room {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct SubscriberId(pub(super) u64);
 
-/// The state, locked. Whoever is to be woken is woken once the lock is free again: some executors
-/// poll at once, on the same thread.
+/// The locked state. It wakes the wakers once the lock is free again, because some executors poll at
+/// once, on the same thread.
 pub(super) struct Locked<'a> {
-    // In this order, as fields are dropped in it.
+    // In this order: fields are dropped in the order of their declaration.
     pub(super) state: MutexGuard<'a, State>,
     pub(super) woken: Woken,
 }
@@ -98,7 +101,8 @@ impl Drop for Woken {
 }
 
 impl State {
-    /// Tells what changed in a room, and notes when it has something to do next.
+    /// Notifies the subscribers of what changed in a room, and notes when the room has something to do
+    /// next.
     pub(super) fn settle(&mut self, room_id: &SharedRoom, now: Moment) {
         let Some(room) = self.rooms.get_mut(room_id) else {
             return;
@@ -140,7 +144,7 @@ impl State {
         }
     }
 
-    /// Makes a room's changes visible, and tells the subscribers.
+    /// Makes a room's changes visible, and notifies the subscribers.
     pub(super) fn tell(&mut self, room_id: &SharedRoom, deltas: &[Delta]) {
         if deltas.is_empty() {
             return;

@@ -18,19 +18,20 @@ use crate::{
     time::Moment,
 };
 
-/// A subscriber, and what it has not been told yet.
+/// A subscriber, with the changes that it has not taken yet.
 #[derive(Debug, Default)]
 pub(super) struct Subscriber {
     filter: Filter,
-    /// As it came; merged when it is told, and before it grows beyond bounds: then it is no more
-    /// than the entries that the subscriber was told of plus those that are there.
+    /// Changes in the order in which they came. They are merged when the subscriber asks, and before
+    /// they grow beyond bounds: then there are at most as many as the entries that the subscriber
+    /// knows of plus those that are there.
     untold: SmallVec<[Untold; 1]>,
-    /// How much was left when it was last merged.
+    /// The length of `untold` after the last merge.
     merged: usize,
     waker: Option<Waker>,
 }
 
-/// One change of one entry, or several of them in one.
+/// One change of one entry, or several merged into one.
 #[derive(Debug)]
 struct Untold {
     room_id: SharedRoom,
@@ -43,8 +44,7 @@ impl Subscriber {
         Self { filter, ..Self::default() }
     }
 
-    /// Takes what changed in a room, net of what has not been told. Who waits for it is given back
-    /// to be woken.
+    /// Takes what changed in a room. Returns the waker of a subscriber that waits for it.
     #[must_use]
     pub(super) fn handle_deltas(
         &mut self,
@@ -67,8 +67,8 @@ impl Subscriber {
         if self.untold.is_empty() { None } else { self.waker.take() }
     }
 
-    /// What has not been told; with a waker, it is woken when there is something. The one from
-    /// before is left in its place, to be dropped where nothing is locked.
+    /// Returns what the subscriber has not been told. If there is nothing, it keeps `waker`, and
+    /// leaves the waker from before in its place, so that the caller drops it outside the lock.
     pub(super) fn poll_change(&mut self, now: Moment, waker: &mut Option<Waker>) -> Option<Change> {
         self.merge();
         if self.untold.is_empty() {
@@ -85,10 +85,10 @@ impl Subscriber {
         Some(Change { entries, told_at: now })
     }
 
-    /// Makes one of all that happened to an entry, in the order of the entries.
+    /// Merges all that happened to an entry into one change, and sorts by the order of the entries.
     fn merge(&mut self) {
         if self.untold.len() > 1 {
-            // Stable: what happened to one entry stays in its order.
+            // A stable sort: what happened to one entry stays in its order.
             self.untold.sort_by(Untold::cmp_order);
             self.untold.dedup_by(|later, earlier| {
                 let is_same = later.cmp_order(earlier).is_eq();
@@ -104,7 +104,7 @@ impl Subscriber {
 }
 
 impl Untold {
-    /// An event of the entry.
+    /// Returns an event of the entry.
     fn event(&self) -> Option<&Arc<StickyEvent>> {
         self.now.as_ref().ok().or(self.told.as_ref())
     }
@@ -116,11 +116,12 @@ impl Untold {
         })
     }
 
-    /// Whether the subscriber knows this already.
+    /// Returns whether the subscriber knows this already.
     fn is_nothing(&self) -> bool {
         match (&self.told, &self.now) {
             (None, Err(_)) => true,
-            // The event, not the allocation: who left the room and is back sees the same one again.
+            // Compares the events, not the allocations: after we leave a room and join it again,
+            // the same event comes in another allocation.
             (Some(told), Ok(now)) => told == now && told.encryption() == now.encryption(),
             _ => false,
         }

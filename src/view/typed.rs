@@ -1,4 +1,4 @@
-//! Typed views: entries of one type, with their contents read once, as they are told.
+//! Typed views: entries of one type, with their contents read once, when the subscriber gets them.
 
 use std::{
     fmt,
@@ -18,7 +18,9 @@ use super::{
 };
 use crate::event::{RemovalReason, StickyKey};
 
-/// A content that views can be read as: `room.sticky().view::<MyContent>()`.
+/// A content that a view can read: `room.sticky().view::<MyContent>()`.
+///
+/// # Examples
 ///
 /// ```
 /// use matrix_sdk_sticky::view::StickyContent;
@@ -33,20 +35,44 @@ use crate::event::{RemovalReason, StickyKey};
 /// }
 /// ```
 pub trait StickyContent: DeserializeOwned {
-    /// The event type that carries this content, e.g. `m.rtc.member`.
+    /// The event type that carries this content, e.g. `com.example.presence`.
     const TYPE: &str;
 }
 
 /// A view of the entries of `C`'s type, with their contents read as `C`.
 ///
-/// An entry whose content is not a `C` is there all the same, with the error: anybody in the room
-/// can send anything, and it may take the place of an entry that was fine.
+/// An entry whose content is not a `C` is there all the same, with the error. Anybody in the room can
+/// send anything, and such an entry may replace one that was fine.
+///
+/// # Examples
+///
+/// ```
+/// use matrix_sdk_sticky::view::{StickyContent, View};
+///
+/// #[derive(serde::Deserialize)]
+/// struct Presence {
+///     status: String,
+/// }
+///
+/// impl StickyContent for Presence {
+///     const TYPE: &str = "com.example.presence";
+/// }
+///
+/// fn list(view: View) {
+///     for entry in view.read_as::<Presence>().snapshot() {
+///         match entry.content() {
+///             Ok(presence) => println!("{} is {}", entry.sender(), presence.status),
+///             Err(error) => println!("{} sent something else: {error}", entry.sender()),
+///         }
+///     }
+/// }
+/// ```
 pub struct TypedView<C> {
     view: View,
     content: PhantomData<fn() -> C>,
 }
 
-/// An entry and its content. Dereferences to the entry.
+/// An entry and its content. It dereferences to the entry.
 #[derive(Debug)]
 pub struct TypedEntry<C> {
     entry: Entry,
@@ -59,16 +85,17 @@ impl<C: StickyContent> TypedEntry<C> {
         Self { entry, content }
     }
 
-    /// The content.
+    /// Returns the content.
     ///
     /// # Errors
     ///
-    /// What serde says where the sender sent something that is no `C`.
+    /// Returns serde's error if the sender sent something that is not a `C`. The entry is live all
+    /// the same: treat it as one with an unknown content.
     pub fn content(&self) -> Result<&C, &serde_json::Error> {
         self.content.as_ref()
     }
 
-    /// The entry and its content.
+    /// Returns the entry and its content.
     pub fn into_parts(self) -> (Entry, Result<C, serde_json::Error>) {
         (self.entry, self.content)
     }
@@ -82,13 +109,13 @@ impl<C> Deref for TypedEntry<C> {
     }
 }
 
-/// A snapshot and the changes that follow it, typed, taken under one lock.
+/// A snapshot and the changes that follow it, with typed contents. Both are taken under one lock.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct TypedSubscription<C> {
     /// The entries at this moment, in the order of entries.
     pub snapshot: Vec<TypedEntry<C>>,
-    /// What changes from here on.
+    /// The changes from here on.
     pub changes: TypedChanges<C>,
 }
 
@@ -96,13 +123,13 @@ pub struct TypedSubscription<C> {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum TypedChange<C> {
-    /// There is one where there was none.
+    /// The key has an entry, and had none before.
     Added(TypedEntry<C>),
-    /// Another event is the value of the key.
+    /// Another event is the value of the key now, or the SDK has learned who encrypted it.
     Updated(TypedEntry<C>),
-    /// There is none any more.
+    /// The key has no entry any more.
     Removed {
-        /// The entry that left; its content is not read again.
+        /// The entry that left. Its content is not read again.
         entry: Entry,
         /// Why it left.
         reason: RemovalReason,
@@ -114,17 +141,17 @@ impl<C: StickyContent> TypedView<C> {
         Self { view, content: PhantomData }
     }
 
-    /// The entries that are live now, in the order of entries.
+    /// Returns the entries that are live now, in the order of entries.
     pub fn snapshot(&self) -> Vec<TypedEntry<C>> {
         self.view.snapshot().iter().map(TypedEntry::new).collect()
     }
 
-    /// What is there now for this key.
+    /// Returns the entry of a key, if there is one now.
     pub fn get(&self, key: &StickyKey) -> Option<TypedEntry<C>> {
         self.view.get(key).map(TypedEntry::new)
     }
 
-    /// A snapshot, and the changes that follow it.
+    /// Returns a snapshot, and the changes that follow it.
     pub fn subscribe(&self) -> TypedSubscription<C> {
         let Subscription { snapshot, changes } = self.view.subscribe();
         TypedSubscription {
@@ -140,7 +167,12 @@ impl<C> fmt::Debug for TypedView<C> {
     }
 }
 
-/// A stream of typed changes, one change of the map at a time. It never fails, lags or ends.
+/// A stream of typed changes, one [`Change`](super::Change) at a time. It never fails, never lags and
+/// never ends. Dropping it ends the subscription.
+///
+/// # Cancel safety
+///
+/// `next()` is cancel safe: a change that was not taken stays, merged with those that follow.
 pub struct TypedChanges<C> {
     changes: Changes,
     content: PhantomData<fn() -> C>,

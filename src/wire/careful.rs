@@ -27,8 +27,8 @@ pub(super) fn text<'a>(event: &'a str, name: &'static [&'static str]) -> Option<
     deserializer.deserialize_map(Lenient(OnlyText(name))).ok()?
 }
 
-/// Reads the content of an event, as text. If there is more than one, the last one counts, as in all
-/// that is read here.
+/// Returns the content of an event, as text. If there is more than one, the last one counts, as with
+/// every name here.
 pub(super) fn content(text: &str) -> Result<&RawValue, serde_json::Error> {
     serde_json::Deserializer::from_str(text)
         .deserialize_map(Lenient(OnlyContent))?
@@ -76,7 +76,7 @@ impl<'de> Visitor<'de> for EventVisitor {
     }
 }
 
-/// The string that an event has under this name.
+/// Takes the string that an event has under this name.
 struct OnlyText(&'static [&'static str]);
 
 impl<'de> Take<'de> for OnlyText {
@@ -94,7 +94,7 @@ impl<'de> Take<'de> for OnlyText {
     }
 }
 
-/// The content of an event.
+/// Takes the content of an event.
 struct OnlyContent;
 
 impl<'de> Take<'de> for OnlyContent {
@@ -112,7 +112,7 @@ impl<'de> Take<'de> for OnlyContent {
     }
 }
 
-/// The sticky object: its `duration_ms`.
+/// Takes the `duration_ms` of the sticky object.
 struct InSticky;
 
 impl<'de> Take<'de> for InSticky {
@@ -179,7 +179,7 @@ impl<'de> Take<'de> for InUnsigned {
     }
 }
 
-/// Whether the value is an object.
+/// Takes whether the value is an object.
 struct IsObject;
 
 impl<'de> Take<'de> for IsObject {

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use super::RawContent;
 
-/// A value under two names, of which the unstable one counts wherever it is there, valid or not.
+/// A value under two names. If the unstable name is there, it counts, valid or not.
 #[derive(Debug, PartialEq)]
 pub(super) struct Either<T> {
     pub(super) stable: Option<T>,
@@ -26,6 +26,7 @@ impl<T> Either<T> {
     }
 }
 
+/// The fields of an event.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Event<'a> {
     pub(super) event_id: Option<Cow<'a, str>>,
@@ -38,6 +39,7 @@ pub(super) struct Event<'a> {
     pub(super) unsigned: Unsigned,
 }
 
+/// The fields of a content. `has_more` says that there is a field besides the sticky key.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Content<'a> {
     pub(super) is_object: bool,
@@ -55,6 +57,7 @@ impl<'a> Content<'a> {
     }
 }
 
+/// The fields of `unsigned`.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Unsigned {
     pub(super) remaining: Either<u64>,

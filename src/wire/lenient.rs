@@ -9,8 +9,8 @@ use serde::de::{
 };
 use serde_json::value::RawValue;
 
-/// Which of the names that we know an object's key is. The key is never copied: an escaped
-/// spelling of a name is that name.
+/// Reads which of some known names an object's key is. The key is never copied. An escaped spelling of
+/// a name is that name.
 pub(super) struct Name(pub(super) &'static [&'static str]);
 
 impl<'de> DeserializeSeed<'de> for Name {
@@ -37,20 +37,20 @@ impl Visitor<'_> for Name {
     }
 }
 
-/// A [`Name`] in an object that somebody in the room wrote.
+/// Reads a [`Name`] in an object that somebody in the room wrote.
 pub(super) struct AnyName(pub(super) &'static [&'static str]);
 
 impl<'de> DeserializeSeed<'de> for AnyName {
     type Value = Option<usize>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        // Bytes: a key that is no Unicode (half a surrogate pair) is none of ours.
+        // Bytes: a key that is no Unicode (half a surrogate pair) is not one of ours.
         deserializer.deserialize_bytes(Name(self.0))
     }
 }
 
-/// What is made of a JSON value. Each kind that is not named here becomes the default: an odd value
-/// in a place that is optional costs nobody the event.
+/// What is made of a JSON value. A value of a kind that an implementation does not name becomes the
+/// default.
 pub(super) trait Take<'de>: Sized {
     type Value: Default;
 
@@ -69,7 +69,7 @@ pub(super) trait Take<'de>: Sized {
     }
 }
 
-/// Passes over the members of an object. Not as entries of [`IgnoredAny`]: a key of those must be
+/// Passes over the members of an object. Why not as entries of [`IgnoredAny`]? Their keys must be
 /// Unicode.
 pub(super) fn pass_over<'de, A: MapAccess<'de>>(mut map: A) -> Result<(), A::Error> {
     while map.next_key_seed(AnyName(&[]))?.is_some() {
@@ -92,7 +92,7 @@ impl<'de, T: Take<'de>> DeserializeSeed<'de> for Lenient<T> {
 impl<'de, T: Take<'de>> Visitor<'de> for Lenient<T> {
     type Value = T::Value;
 
-    /// Said where one must be an object; everywhere else any value will do.
+    /// Only an object is ever required; elsewhere any value will do.
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
     }
@@ -144,8 +144,8 @@ impl<'de> Take<'de> for Text {
     }
 }
 
-/// A natural number, which saturates. Any other number is none: `-1`, and `1000.0` too, as canonical
-/// JSON has no floats.
+/// Reads a natural number, which saturates. Any other number counts as missing: `-1`, and also `1000.0`,
+/// because canonical JSON has no floats.
 pub(super) struct Natural;
 
 impl<'de> DeserializeSeed<'de> for Natural {

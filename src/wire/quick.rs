@@ -1,15 +1,14 @@
 //! The quick reading of an event: one pass over its bytes, eight at a time where a string is long.
 //!
-//! In: an event, which is JSON, or there were no `RawValue` of it. Out: what
-//! [`parse`](super::parse) asks for, or `None` as soon as something is rarer than what servers send:
-//! an escape in a name or in a value that counts, a number that is not natural. `None` says nothing
-//! of the event: the careful reading, with serde_json, has the last word, and both agree wherever
-//! this one has an answer.
+//! In: an event's text, which is JSON because a `RawValue` holds it. Out: the fields of the event, or
+//! `None` as soon as the text has something that servers rarely send: an escape in a name or in a
+//! value that counts, or a number that is not natural. `None` says nothing about the event: the
+//! careful reading, with serde_json, has the last word. Both agree wherever this one has a result.
 //!
-//! Why not serde_json alone? Its quickest way takes 1.3 times its own scan, most of it for what is
-//! skipped; with what the map does that is over 2, and 1.5 is our goal (`benches/README.md`). Why
-//! not a faster library? Those that skip quickly are SIMD code with much `unsafe`, under hostile
-//! input, in a crate that has none.
+//! Why not simply serde_json alone? Its quickest way takes 1.3 times its own scan, most of it for what
+//! is skipped. With what the map does, that is over 2, and our goal is 1.5 (`benches/README.md`). Why
+//! not a faster library? Those that skip quickly are SIMD code with much `unsafe`. They would face
+//! hostile input, in a part of the crate that has no `unsafe`.
 
 use std::borrow::Cow;
 
@@ -20,7 +19,7 @@ use super::{
     names,
 };
 
-/// Reads an ordinary event. From one that is not, what was read until then.
+/// Reads an ordinary event. If it is not an ordinary one, `event` keeps what was read until then.
 pub(super) fn read<'a>(raw: &'a RawValue, event: &mut Event<'a>) -> Option<()> {
     let text = raw.get();
     let mut reader = Reader { text, rest: text.as_bytes() };
@@ -47,7 +46,7 @@ fn is(name: &[u8], known: &str) -> bool {
 
 struct Reader<'a> {
     text: &'a str,
-    /// What has not been read.
+    /// The bytes that have not been read.
     rest: &'a [u8],
 }
 
@@ -104,7 +103,7 @@ impl<'a> Reader<'a> {
         Some(duration_ms)
     }
 
-    /// A string; no value for anything else that is there instead.
+    /// Reads a string. A value of another kind gives `Some(None)`.
     fn text(&mut self) -> Option<Option<Cow<'a, str>>> {
         if self.peek()? != b'"' {
             self.skip_odd()?;
@@ -117,8 +116,8 @@ impl<'a> Reader<'a> {
         Some(Some(Cow::Borrowed(text)))
     }
 
-    /// A natural number of at most 19 digits. One that goes on as a fraction or with an exponent is
-    /// given up by the object, which finds no end of a member there.
+    /// Reads a natural number of 1 to 19 digits. If a fraction or an exponent follows, the object gives
+    /// up, because it finds no end of the member there.
     fn natural(&mut self) -> Option<u64> {
         self.peek()?;
         let before = self.rest.len();
@@ -130,8 +129,8 @@ impl<'a> Reader<'a> {
         matches!(before - self.rest.len(), 1..=19).then_some(number)
     }
 
-    /// The members of an object, if one is there; anything else is passed over. Which of them it
-    /// was.
+    /// Reads the members of an object, or passes over a value of another kind. Returns whether it was
+    /// an object.
     fn if_object(&mut self, member: impl FnMut(&mut Self, &'a [u8]) -> Option<()>) -> Option<bool> {
         if self.peek()? == b'{' {
             self.object(member)?;
@@ -157,7 +156,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The name of a member, and the colon.
+    /// Reads the name of a member, and the colon.
     #[inline]
     fn name(&mut self) -> Option<&'a [u8]> {
         self.take(b'"')?;
@@ -166,9 +165,8 @@ impl<'a> Reader<'a> {
         Some(name)
     }
 
-    /// Passes over a value where another kind was expected. Numbers, and strings with escapes, are
-    /// left to the careful reading: there it matters how large the ones are, and whether the others
-    /// are Unicode.
+    /// Passes over a value of an unexpected kind. It leaves numbers, and strings with escapes, to the
+    /// careful reading: there it matters how large the former are, and whether the latter are Unicode.
     fn skip_odd(&mut self) -> Option<()> {
         match self.peek()? {
             b'-' | b'0'..=b'9' => None,
@@ -180,7 +178,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Passes over a value. It is JSON, so that nothing but strings and brackets need be looked at.
+    /// Passes over a value. It is JSON, so only strings and brackets matter.
     fn skip(&mut self) -> Option<()> {
         let mut rest = self.rest;
         let mut open = 0_usize;
@@ -203,8 +201,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Goes on to behind the quote that ends a string, from behind the one that begins it. `None` at
-    /// an escape, and at what may not stand in a string.
+    /// Reads from behind the quote that begins a string to behind the one that ends it. Returns `None`
+    /// at an escape, and at a byte that a string may not contain.
     fn plain(&mut self) -> Option<&'a [u8]> {
         let (plain, rest) = self.rest.split_at_checked(ordinary(self.rest))?;
         self.rest = rest;
@@ -212,7 +210,7 @@ impl<'a> Reader<'a> {
         Some(plain)
     }
 
-    /// The next byte that is not white space.
+    /// Returns the next byte that is not white space.
     fn peek(&mut self) -> Option<u8> {
         match self.rest {
             [byte @ b'!'..=u8::MAX, ..] => Some(*byte),
@@ -220,7 +218,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Servers send none.
+    /// Skips white space first. Servers send none.
     #[cold]
     fn peek_on(&mut self) -> Option<u8> {
         while let [b' ' | b'\n' | b'\t' | b'\r', rest @ ..] = self.rest {
@@ -229,7 +227,7 @@ impl<'a> Reader<'a> {
         self.rest.first().copied()
     }
 
-    /// The next byte that is not white space, and goes on.
+    /// Takes the next byte that is not white space.
     fn next(&mut self) -> Option<u8> {
         let byte = self.peek()?;
         self.rest = self.rest.get(1..)?;
@@ -241,19 +239,19 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// What comes after a string, from behind the quote that begins it.
+/// Returns what comes after a string, given what comes after the quote that begins it.
 fn behind_string(mut rest: &[u8]) -> Option<&[u8]> {
     loop {
         match rest.get(ordinary(rest)..)? {
             [b'"', rest @ ..] => return Some(rest),
-            // What was escaped, were it a quote.
+            // The escaped byte may be a quote.
             [b'\\', _, after @ ..] => rest = after,
             _ => return None,
         }
     }
 }
 
-/// What comes after a number, or `true`, `false` or `null`, from behind its first byte.
+/// Returns what comes after a number, `true`, `false` or `null`, given what comes after its first byte.
 fn behind_word(mut rest: &[u8]) -> &[u8] {
     while let [b'a'..=b'z' | b'0'..=b'9' | b'.' | b'+' | b'-' | b'E', after @ ..] = rest {
         rest = after;
@@ -261,14 +259,14 @@ fn behind_word(mut rest: &[u8]) -> &[u8] {
     rest
 }
 
-/// How many bytes come before the first quote, backslash or control character.
+/// Returns the number of bytes before the first quote, backslash or control character.
 fn ordinary(bytes: &[u8]) -> usize {
     const ONES: u64 = u64::MAX / 255;
     const TOPS: u64 = ONES << 7;
     let mut rest = bytes;
     while let Some((eight, after)) = rest.split_first_chunk() {
         let eight = u64::from_le_bytes(*eight);
-        // The lowest byte whose top bit is set here is one of them; what is above it may be
+        // The lowest byte whose top bit is set here is one of them. The bytes above it may be
         // anything. With its second bit turned over, a quote comes right after the control
         // characters, and nothing else comes between.
         let quote_or_control = (eight ^ (ONES * 2)).wrapping_sub(ONES * 0x21);

@@ -1,7 +1,7 @@
 //! The sticky sections of whole responses: the extension of sliding sync, and v3 `/sync`.
 //!
-//! In: a response's body. Out: the events of each room, each a slice of the body that nobody has
-//! looked into yet. One room or one event of nonsense costs nothing else.
+//! In: a response's body. Out: the events of each room. Each event is a slice of the body that nobody
+//! has looked into yet. A malformed room or event costs nothing else.
 
 use std::{borrow::Cow, fmt};
 
@@ -15,22 +15,22 @@ use super::{
     names,
 };
 
-/// The events of each room, in the order in which the response has them.
+/// The events of each room, in the order of the response.
 pub type RoomEvents<'a> = Vec<(OwnedRoomId, Vec<&'a RawValue>)>;
 
-/// What a response of sliding sync has for us (MSC4480).
+/// What a response of sliding sync has for this crate (MSC4480).
 #[derive(Default)]
 #[non_exhaustive]
 pub struct SlidingResponse<'a> {
-    /// Where the connection stands; every response has it.
+    /// The position of the connection. Every valid response has one.
     pub pos: Option<Cow<'a, str>>,
-    /// Where the sticky events stand; absent when there was nothing new.
+    /// The position in the stream of sticky events. It is absent if there was nothing new.
     pub next_batch: Option<Cow<'a, str>>,
     /// The sticky events.
     pub rooms: RoomEvents<'a>,
 }
 
-/// What a response of v3 `/sync` has for us ([MSC4354], "Sync API changes").
+/// What a response of v3 `/sync` has for this crate ([MSC4354], "Sync API changes").
 ///
 /// [MSC4354]: https://github.com/matrix-org/matrix-spec-proposals/pull/4354
 #[derive(Default)]
@@ -40,11 +40,11 @@ pub struct V3Response<'a> {
     pub next_batch: Option<Cow<'a, str>>,
     /// The sticky section of each joined room.
     pub sections: RoomEvents<'a>,
-    /// The timeline of each joined room, where a sticky event may stand instead.
+    /// The timeline of each joined room. A sticky event stands there or in the section.
     pub timelines: RoomEvents<'a>,
 }
 
-// Neither shows the events: the text of one may carry a delay id.
+// Neither Debug shows the events, because the text of one may carry a delay id.
 
 impl fmt::Debug for SlidingResponse<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -72,7 +72,8 @@ fn count(rooms: &RoomEvents<'_>) -> usize {
 ///
 /// # Errors
 ///
-/// What serde says when the body is no JSON object.
+/// Returns serde's error if the body is not a JSON object. The server, or a proxy before it, sent
+/// something else: treat it as a failed request.
 pub fn read_sliding(body: &[u8]) -> Result<SlidingResponse<'_>, serde_json::Error> {
     read_object(body, InSliding)
 }
@@ -81,7 +82,8 @@ pub fn read_sliding(body: &[u8]) -> Result<SlidingResponse<'_>, serde_json::Erro
 ///
 /// # Errors
 ///
-/// What serde says when the body is no JSON object.
+/// Returns serde's error if the body is not a JSON object. The server, or a proxy before it, sent
+/// something else: treat it as a failed request.
 pub fn read_v3(body: &[u8]) -> Result<V3Response<'_>, serde_json::Error> {
     read_object(body, InV3)
 }
@@ -230,7 +232,7 @@ impl<'de> Take<'de> for InJoinedRoom {
     }
 }
 
-/// An object keyed by room. A key that is no room id is passed over with what it holds.
+/// Takes an object that is keyed by room. It passes over a key that is not a room id, with its value.
 #[derive(Clone, Copy)]
 struct InRooms<T>(T);
 
@@ -249,7 +251,7 @@ impl<'de, T: Take<'de> + Copy> Take<'de> for InRooms<T> {
     }
 }
 
-/// An object with a list of `events`.
+/// Takes the list of `events` of an object.
 #[derive(Clone, Copy)]
 struct InEvents;
 
