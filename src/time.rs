@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deadline_is_over_from_its_own_millisecond_on() {
+    fn a_deadline_is_over_in_its_millisecond() {
         let now = at(10, 1_000);
         let deadline = now.deadline(Duration::from_millis(5));
         assert!(!deadline.is_over(now.advanced(Duration::from_millis(4))));
@@ -176,14 +176,14 @@ mod tests {
     }
 
     #[test]
-    fn an_origin_in_the_future_gives_no_more_than_the_duration() {
+    fn a_future_origin_gives_the_duration_only() {
         let now = at(10, 1_000);
         let end = end_by_origin(now, 9_999_000, 60_000);
         assert_eq!(end.left(now), Duration::from_secs(60));
     }
 
     #[test]
-    fn an_origin_in_the_past_counts_from_there_and_an_hour_is_the_most() {
+    fn a_past_origin_counts_up_to_an_hour() {
         let now = at(10, 10_000);
         assert_eq!(end_by_origin(now, 9_990_000, 60_000).left(now), Duration::from_secs(50));
         assert_eq!(end_by_origin(now, 9_000_000, 60_000).left(now), Duration::ZERO);
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_jump_of_the_wall_clock_moves_no_deadline() {
+    fn a_wall_clock_jump_moves_no_deadline() {
         let deadline = at(10, 1_000).deadline(Duration::from_secs(60));
         assert_eq!(deadline.left(at(20, 5_000_000)), Duration::from_secs(50));
         assert_eq!(deadline.left(at(20, 0)), Duration::from_secs(50));

@@ -12,12 +12,12 @@ mod wire;
 use std::{fs, panic, path::Path};
 
 #[test]
-fn wire_reads_its_corpus_as_the_plain_reading_does() {
+fn wire_matches_the_plain_reading() {
     replay("wire", wire::run);
 }
 
 #[test]
-fn the_map_is_what_the_model_says_on_its_corpus() {
+fn the_map_matches_its_model() {
     replay("map", map::run);
 }
 

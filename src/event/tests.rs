@@ -38,7 +38,7 @@ fn debug_shows_the_metadata_of_an_event() {
 }
 
 #[test]
-fn only_what_is_empty_or_spelled_with_escapes_stands_beside_the_text() {
+fn only_empty_or_escaped_strings_stand_beside() {
     let plain = event("$a").text();
     let escaped_id = plain.replace(r#":"$a""#, r#":"\u0024a""#);
     let escaped_key = plain.replace(r#":"k""#, r#":"\u006b""#);
@@ -58,7 +58,8 @@ fn only_what_is_empty_or_spelled_with_escapes_stands_beside_the_text() {
 }
 
 #[test]
-fn a_shared_text_compares_as_the_text_whether_it_is_the_same_or_a_copy() {
+fn shared_texts_compare_as_their_texts() {
+    // Whether the two share one text or are copies.
     let text = |text: &str| SharedType::from(Box::<str>::from(text));
     let (one, copy, other) = (text("a"), text("a"), text("b"));
     assert!(one == one.clone() && one == copy && one != other);
@@ -73,7 +74,7 @@ fn a_shared_text_compares_as_the_text_whether_it_is_the_same_or_a_copy() {
 }
 
 #[test]
-fn an_event_has_one_place_however_its_text_is_shared() {
+fn entry_order_does_not_depend_on_sharing() {
     // From two maps, so that nothing is shared.
     let (one, other) = (kept(event("$a").raw()), kept(event("$b").raw()));
     assert_eq!(one.cmp_order(&other), Ordering::Equal);

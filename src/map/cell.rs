@@ -262,7 +262,7 @@ mod tests {
     };
 
     #[test]
-    fn a_piece_is_made_when_all_others_are_full() {
+    fn a_piece_follows_a_full_piece() {
         let mut map = EphemeralMap::new(Limits::default());
         for n in 0..3 * PIECE {
             assert_eq!(map.cells.pieces.len(), n.div_ceil(PIECE));
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_sees_half_a_hash_at_both_ends() {
+    fn half_a_hash_stands_at_both_ends() {
         assert_eq!(half(0x1234_5678_9abc_def0), 0x1234_5678);
         assert_eq!(whole(0x1234_5678), 0x1234_5678_1234_5678);
     }

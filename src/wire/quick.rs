@@ -404,7 +404,7 @@ mod tests {
     ];
 
     #[test]
-    fn a_value_is_read_as_carefully_wherever_it_stands() {
+    fn both_readings_agree_wherever_a_value_stands() {
         for (templates, refused) in PLACES {
             for (kind, values) in VALUES {
                 for (template, value) in templates
@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_read_as_carefully_however_it_is_spelled() {
+    fn both_readings_agree_however_an_event_is_spelled() {
         for (text, quickly) in [
             (event("$a").text().as_str(), true),
             ("{}", true),
@@ -468,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn a_string_of_any_length_is_read_as_carefully() {
+    fn both_readings_agree_on_strings_of_any_length() {
         for length in 0..40 {
             let text = "x".repeat(length);
             assert!(answers(&format!(r#"{{"{text}":1,"body":"{text}","type":"{text}"}}"#)));

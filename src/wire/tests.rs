@@ -127,7 +127,7 @@ fn the_unstable_spelling_counts_where_both_are_there() {
 }
 
 #[test]
-fn the_unstable_spelling_counts_also_where_it_is_odd() {
+fn an_odd_unstable_value_counts_too() {
     let both = event("$a").with("/sticky", json!({ "duration_ms": 1 }));
     assert_eq!(duration(&both.clone().with("/msc4354_sticky", Value::Null)), None);
     assert_eq!(duration(&both.with("/msc4354_sticky/duration_ms", -1)), None);
@@ -152,7 +152,7 @@ fn an_escaped_name_is_that_name() {
 }
 
 #[test]
-fn the_last_of_a_name_that_is_there_twice_counts() {
+fn the_last_of_a_repeated_name_counts() {
     assert_eq!(key_of(r#"{"sticky_key":"a","sticky_key":"b"}"#), (key("b"), true));
     assert_eq!(key_of(r#"{"sticky_key":"a","sticky_key":5}"#), (None, false));
     let text = event("$a").text().replacen('{', r#"{"event_id":"$first","unsigned":5,"#, 1);
@@ -192,7 +192,8 @@ fn an_invalid_duration_is_not_sticky() {
 }
 
 #[test]
-fn an_odd_remaining_time_is_as_none_and_costs_nothing_else() {
+fn an_odd_remaining_time_counts_as_missing() {
+    // It costs nothing else of the event.
     for odd in odd_numbers() {
         assert_eq!(remaining(&event("$a").ttl(odd)), None);
     }
@@ -249,7 +250,7 @@ fn a_key_that_is_deeper_down_is_none() {
 // Encrypted events.
 
 #[test]
-fn an_encrypted_event_shows_its_session_and_no_key() {
+fn an_encrypted_event_shows_only_its_session() {
     let encrypted = event("$a").encrypted("s").with("/content/msc4354_sticky_key", "k").text();
     assert_eq!(sticky(&encrypted).content, RawContent::Encrypted { session_id: Some("s".into()) });
     let odd = event("$a").encrypted("s").with("/content/session_id", 5).text();
@@ -284,7 +285,7 @@ fn only_an_encrypted_sticky_event_asks_for_decryption() {
 // Redactions.
 
 #[test]
-fn a_redaction_names_its_event_at_the_top_level_first() {
+fn a_redactions_top_level_target_comes_first() {
     let redaction = event("$r").of_type("m.room.redaction").without("/msc4354_sticky");
     let redacts = |event: &EventJson| match read(&event.text()).unwrap() {
         Wire::NotSticky { redacts } => redacts.map(|event_id| event_id.to_string()),
@@ -320,7 +321,7 @@ fn a_redacted_event_is_known_by_redacted_because() {
 // Malformed events.
 
 #[test]
-fn a_sticky_event_that_lacks_a_field_is_malformed_and_says_which() {
+fn a_malformed_event_names_the_missing_field() {
     for field in ["sender", "type", "origin_server_ts", "content"] {
         for odd in [json!(null), json!(-5), json!([]), json!(true)] {
             let text = event("$a").with(&format!("/{field}"), odd).text();
@@ -357,7 +358,7 @@ fn an_identifier_has_at_most_255_bytes() {
 }
 
 #[test]
-fn a_malformed_event_says_what_is_wrong_with_it() {
+fn a_malformed_event_says_what_is_wrong() {
     let said = |text: &str| read(text).unwrap_err().to_string();
     let without_sender = event("$a").without("/sender");
     assert_eq!(
@@ -377,7 +378,7 @@ fn a_malformed_event_says_what_is_wrong_with_it() {
 }
 
 #[test]
-fn an_event_that_is_not_sticky_is_never_malformed() {
+fn only_sticky_events_are_ever_malformed() {
     for text in ["{}", r#"{"type":5,"content":null,"unsigned":null}"#, r#"{"event_id":[]}"#] {
         assert_eq!(read(text), Ok(Wire::NotSticky { redacts: None }));
     }
@@ -410,7 +411,7 @@ fn deep_content_is_no_trouble() {
 }
 
 #[test]
-fn an_event_that_is_too_long_is_not_read_but_named() {
+fn a_too_long_event_is_only_named() {
     let long = event("$a").with("/content/body", "x".repeat(MAX_EVENT_BYTES)).text();
     let malformed = read(&long).unwrap_err();
     assert_eq!(malformed.event_id.as_deref(), Some("$a"));
@@ -423,7 +424,8 @@ fn an_event_that_is_too_long_is_not_read_but_named() {
 }
 
 #[test]
-fn half_a_surrogate_pair_costs_at_most_its_own_event_which_is_named() {
+fn half_a_surrogate_costs_only_its_event() {
+    // The error names the event.
     // In what nobody reads, it costs nothing: keys included.
     let content = r#"{"sticky_key":"k","body":"\ud800","\udfff":1}"#;
     assert_eq!(key_of(content), (key("k"), false));
@@ -437,7 +439,7 @@ fn half_a_surrogate_pair_costs_at_most_its_own_event_which_is_named() {
 }
 
 #[test]
-fn an_event_may_be_odd_in_two_ways_at_once() {
+fn an_event_may_be_odd_twice() {
     // Each alone is left to the careful reading, which must then mind neither.
     let content = r#"{"sticky_key":"k","\udfff":1}"#;
     let text = with_content(content).replace("_ttl_ms\":60000", "_ttl_ms\":-1");
@@ -554,7 +556,7 @@ fn deep_nonsense_in_a_response_costs_nothing_else() {
 }
 
 #[test]
-fn a_response_shows_in_debug_how_much_it_has_and_no_text() {
+fn debug_of_a_response_shows_counts_only() {
     let body = r#"{"pos":"p","extensions":{"sticky_events":{"rooms":{
         "!a:hs":{"events":["secret",2]},"!b:hs":{"events":[3]}}}}}"#;
     let shown = crate::testing::debug(&read_sliding(body.as_bytes()).unwrap());

@@ -3,7 +3,8 @@
 use super::*;
 
 #[test]
-fn a_full_sender_keeps_what_was_there_first_and_others_are_not_affected() {
+fn a_full_quota_keeps_what_came_first() {
+    // It does not affect other senders.
     let mut room = Room::keeping(3);
     for n in 0..3 {
         assert_eq!(room.section(&event(&format!("$a{n}")).key(&n.to_string())), Admission::Kept);
@@ -26,7 +27,8 @@ fn a_full_sender_can_still_refresh_and_remove() {
 }
 
 #[test]
-fn removals_unkeyed_and_waiting_events_count_into_the_quota() {
+fn every_kind_of_event_takes_quota() {
+    // Removals, unkeyed events, and events that miss their room key.
     let mut room = Room::keeping(3);
     room.section(&event("$gone").key("1").removal());
     room.section(&event("$unkeyed").unkeyed());
@@ -46,7 +48,8 @@ fn what_ends_makes_room_again() {
 }
 
 #[test]
-fn a_full_sender_is_warned_of_once_until_nothing_of_them_is_left() {
+fn a_full_quota_warns_once() {
+    // Until the map knows nothing of the sender any more.
     let mut room = Room::keeping(2);
     room.section(&event("$a").key("1").ttl(1_000));
     room.section(&event("$b").key("2"));
@@ -61,7 +64,7 @@ fn a_full_sender_is_warned_of_once_until_nothing_of_them_is_left() {
 }
 
 #[test]
-fn the_value_and_the_32_highest_others_are_kept() {
+fn a_key_keeps_its_value_and_32_others() {
     let mut room = Room::new();
     // The lowest first: the 33 above it push it out.
     for n in 0..=MAX_OTHERS_PER_KEY as u64 + 1 {
@@ -79,7 +82,7 @@ fn the_value_and_the_32_highest_others_are_kept() {
 }
 
 #[test]
-fn a_redacted_event_that_falls_out_of_its_key_stays_redacted() {
+fn a_redaction_outlives_its_dropped_event() {
     let mut room = Room::new();
     room.section(&event("$old"));
     room.redact("$old");
@@ -91,7 +94,7 @@ fn a_redacted_event_that_falls_out_of_its_key_stays_redacted() {
 }
 
 #[test]
-fn redacted_events_take_no_place_from_others_that_count() {
+fn redacted_events_are_dropped_first() {
     let mut room = Room::new();
     for n in 0..=MAX_OTHERS_PER_KEY as u64 {
         room.section(&event(&format!("$r{n:02}")).sent(100 + n));
@@ -102,7 +105,7 @@ fn redacted_events_take_no_place_from_others_that_count() {
 }
 
 #[test]
-fn an_entry_that_falls_out_below_removals_was_removed_not_expired() {
+fn an_entry_dropped_below_removals_was_removed() {
     let mut room = Room::new();
     room.section(&event("$a"));
     assert_eq!(room.changes(), ["+$a"]);
@@ -129,7 +132,7 @@ fn there_is_one_deadline_for_each_known_event() {
 }
 
 #[test]
-fn a_map_that_is_read_and_never_polled_does_not_grow() {
+fn a_map_that_is_never_polled_stays_small() {
     let mut room = Room::new();
     for n in 0..10_000_u64 {
         room.section(&event("$e").with("/event_id", format!("$e{n}")).sent(n).ttl(10));
@@ -140,7 +143,8 @@ fn a_map_that_is_read_and_never_polled_does_not_grow() {
 }
 
 #[test]
-fn what_changed_often_while_it_was_only_read_is_told_once() {
+fn repeated_changes_are_one_delta() {
+    // The map was only read while they happened.
     let mut room = Room::new();
     for n in 0..1_000 {
         let key = (n % 10).to_string();
@@ -155,7 +159,7 @@ fn what_changed_often_while_it_was_only_read_is_told_once() {
 }
 
 #[test]
-fn many_places_that_are_gone_leave_nothing_to_look_at() {
+fn freed_cells_leave_nothing_touched() {
     let mut room = Room::new();
     for n in 0..100 {
         room.section(&event(&format!("$e{n}")).key(&n.to_string()).ttl(10));
@@ -166,7 +170,7 @@ fn many_places_that_are_gone_leave_nothing_to_look_at() {
 }
 
 #[test]
-fn what_changes_nothing_gives_nothing_to_look_at() {
+fn an_event_without_effect_touches_nothing() {
     let mut room = Room::new();
     room.section(&event("$value").sent(10).lasting(90_000));
     room.changes();
@@ -186,7 +190,8 @@ fn what_changes_nothing_gives_nothing_to_look_at() {
 }
 
 #[test]
-fn a_key_whose_end_is_yet_to_be_told_counts_into_the_quota_as_any_other() {
+fn an_unpolled_end_keeps_no_quota() {
+    // A cell that only shows an ended entry needs quota again for a new event.
     let mut room = Room::keeping(1);
     room.section(&event("$a").key("1").ttl(1_000));
     assert_eq!(room.changes(), ["+$a"]);
@@ -197,7 +202,8 @@ fn a_key_whose_end_is_yet_to_be_told_counts_into_the_quota_as_any_other() {
 }
 
 #[test]
-fn a_key_that_came_back_before_its_end_was_told_counts_into_the_quota_once() {
+fn a_returned_key_takes_quota_once() {
+    // It came back before its end was polled.
     let mut room = Room::keeping(2);
     room.section(&event("$a").key("1").ttl(1_000));
     room.changes();
@@ -213,7 +219,7 @@ fn a_key_that_came_back_before_its_end_was_told_counts_into_the_quota_once() {
 }
 
 #[test]
-fn a_room_that_has_all_the_places_it_can_have_takes_no_more_keys() {
+fn a_room_out_of_cells_takes_no_keys() {
     let mut room = Room::new();
     room.section(&event("$a").key("1"));
     room.map.cells.give_out(MAX_CELLS);
@@ -226,7 +232,8 @@ fn a_room_that_has_all_the_places_it_can_have_takes_no_more_keys() {
 }
 
 #[test]
-fn a_sender_and_a_type_are_one_text_for_as_long_as_an_event_of_theirs_is_known() {
+fn events_share_one_sender_and_type() {
+    // For as long as an event of theirs is known.
     let mut room = Room::new();
     room.section(&event("$a").key("1").ttl(1_000));
     room.section(&event("$b").key("2"));
@@ -254,7 +261,7 @@ fn a_map_is_empty_when_it_remembers_nothing() {
 }
 
 #[test]
-fn events_of_one_key_that_end_together_leave_together() {
+fn events_that_end_together_leave_together() {
     let mut room = Room::new();
     room.section(&event("$a").ttl(5_000));
     room.section(&event("$b").sent(1).ttl(5_000));
@@ -266,7 +273,8 @@ fn events_of_one_key_that_end_together_leave_together() {
 }
 
 #[test]
-fn an_event_ends_in_time_when_another_that_ended_with_it_is_brought_forward() {
+fn a_shared_end_survives_its_twin() {
+    // Another event of the same end is brought forward, and this one still ends in time.
     let mut room = Room::new();
     let (value, other) = (event("$b").sent(1), event("$a"));
     room.section(&value.clone().ttl(5_000));
@@ -281,7 +289,8 @@ fn an_event_ends_in_time_when_another_that_ended_with_it_is_brought_forward() {
 }
 
 #[test]
-fn what_was_received_before_all_that_is_known_ends_in_time() {
+fn an_event_older_than_the_epoch_ends() {
+    // It was received before all that is known, and ends in time.
     let mut room = Room::new();
     let earlier = room.now;
     room.pass(secs(30));

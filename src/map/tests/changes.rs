@@ -17,7 +17,7 @@ fn one_key_is_one_change_however_much_came() {
 }
 
 #[test]
-fn what_came_and_went_between_two_polls_is_nothing() {
+fn an_unpolled_visit_is_no_change() {
     let mut room = Room::new();
     room.section(&event("$a"));
     room.redact("$a");
@@ -28,7 +28,7 @@ fn what_came_and_went_between_two_polls_is_nothing() {
 }
 
 #[test]
-fn a_key_that_ended_and_came_again_before_that_was_told_is_one_change() {
+fn an_unpolled_return_is_one_change() {
     let mut room = Room::new();
     room.section(&event("$a").ttl(1_000));
     room.section(&event("$z").key("z").ttl(1_000));
@@ -43,7 +43,8 @@ fn a_key_that_ended_and_came_again_before_that_was_told_is_one_change() {
 }
 
 #[test]
-fn the_numbers_of_what_is_told_are_dense_and_stay_while_there_is_a_value() {
+fn cell_numbers_are_dense_and_stable() {
+    // A number stays while its key has a value.
     fn numbers(room: &mut Room) -> Vec<u32> {
         room.map.poll_changes(room.now).iter().map(|delta| delta.cell).collect()
     }
@@ -80,7 +81,7 @@ struct Sent {
 }
 
 #[test]
-fn many_keys_that_come_and_go_are_told_as_they_are() {
+fn many_changing_keys_match_the_live_entries() {
     for seed in 1..=4 {
         let mut state: u64 = seed;
         let mut random = |below: u64| {
@@ -144,7 +145,7 @@ fn many_keys_that_come_and_go_are_told_as_they_are() {
 }
 
 #[test]
-fn a_known_events_metadata_survives_escapes_in_its_text() {
+fn metadata_survives_escapes() {
     let text = event("$a")
         .text()
         .replace("$a", "\\u0024a")
@@ -157,7 +158,7 @@ fn a_known_events_metadata_survives_escapes_in_its_text() {
 }
 
 #[test]
-fn a_map_and_its_events_show_no_text_in_debug() {
+fn debug_shows_no_event_text() {
     let mut room = Room::new();
     let secret = "syd_secret";
     let own = event("$a")
@@ -188,7 +189,7 @@ fn debug_shows_how_much_a_map_holds() {
 }
 
 #[test]
-fn content_is_found_where_a_name_is_there_twice() {
+fn the_last_content_counts() {
     let text = event("$a").text().replacen('{', r#"{"content":{"old":1},"#, 1);
     let mut map = EphemeralMap::new(Limits::default());
     map.handle_event(start(), ReceivedVia::Section, raw(text)).unwrap();

@@ -127,7 +127,7 @@ fn waiting_events_are_found_by_their_session() {
 }
 
 #[test]
-fn a_decrypted_event_takes_its_rank_from_the_outer_event() {
+fn the_outer_event_gives_the_rank() {
     let mut room = Room::new();
     let outer = event("$e").encrypted("s").sent(10);
     room.section(&outer);
@@ -142,7 +142,7 @@ fn a_decrypted_event_takes_its_rank_from_the_outer_event() {
 }
 
 #[test]
-fn an_event_that_is_decrypted_at_receipt_never_waits() {
+fn an_event_decrypted_at_receipt_never_waits() {
     let mut room = Room::new();
     room.decrypted(&event("$e").encrypted("s"), &event("$e"));
     assert_eq!(room.live(), ["$e"]);
@@ -151,7 +151,7 @@ fn an_event_that_is_decrypted_at_receipt_never_waits() {
 }
 
 #[test]
-fn a_waiting_event_keeps_its_earliest_end_when_it_is_decrypted() {
+fn decryption_keeps_the_earliest_end() {
     let mut room = Room::new();
     let outer = event("$e").encrypted("s");
     room.section(&outer.clone().ttl(60_000));
@@ -165,7 +165,7 @@ fn a_waiting_event_keeps_its_earliest_end_when_it_is_decrypted() {
 }
 
 #[test]
-fn an_event_that_ended_while_waiting_does_not_appear() {
+fn an_event_that_ended_waiting_stays_away() {
     let mut room = Room::new();
     let outer = event("$e").encrypted("s");
     room.section(&outer);
@@ -177,7 +177,7 @@ fn an_event_that_ended_while_waiting_does_not_appear() {
 }
 
 #[test]
-fn an_event_that_was_redacted_while_waiting_does_not_appear() {
+fn an_event_redacted_while_waiting_stays_away() {
     let mut room = Room::new();
     let outer = event("$e").encrypted("s");
     room.section(&outer);
@@ -189,7 +189,7 @@ fn an_event_that_was_redacted_while_waiting_does_not_appear() {
 }
 
 #[test]
-fn an_encrypted_event_that_was_redacted_before_it_came_does_not_appear() {
+fn an_event_redacted_before_receipt_stays_away() {
     let mut room = Room::new();
     room.redact("$e");
     let outer = event("$e").encrypted("s");
@@ -218,7 +218,7 @@ fn a_decrypted_removal_removes() {
 }
 
 #[test]
-fn an_event_that_is_malformed_inside_waits_no_more() {
+fn a_malformed_inside_waits_no_more() {
     let mut room = Room::new();
     let outer = event("$e").encrypted("s");
     room.section(&outer);
@@ -248,7 +248,7 @@ fn a_decrypted_redaction_redacts_nothing() {
 }
 
 #[test]
-fn an_event_is_updated_when_its_session_is_proven() {
+fn a_proven_session_updates_its_event() {
     let details = |owner: &str, verification| {
         let owner = UserId::parse(owner).unwrap();
         Arc::new(EncryptionDetails::new(owner, None, verification))
@@ -317,7 +317,7 @@ fn only_the_senders_own_session_counts_as_encrypted() {
 }
 
 #[test]
-fn a_plaintext_event_competes_with_encrypted_ones_and_is_marked() {
+fn a_plaintext_event_competes_and_is_marked() {
     let mut room = Room::new();
     room.decrypted(&event("$e").encrypted("s"), &event("$e"));
     room.section(&event("$plain").sent(1));

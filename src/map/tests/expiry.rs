@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn an_event_ends_by_the_servers_remaining_time_from_receipt() {
+fn the_remaining_time_counts_from_receipt() {
     let mut room = Room::new();
     room.section(&event("$a").ttl(10_000));
     room.pass(Duration::from_millis(9_999));
@@ -23,7 +23,7 @@ fn an_expiry_is_told_with_its_reason() {
 }
 
 #[test]
-fn a_remaining_time_over_an_hour_is_an_hour() {
+fn remaining_time_is_at_most_an_hour() {
     for ttl in [json!(3_600_001), json!(u64::MAX)] {
         let mut room = Room::new();
         room.section(&event("$a").ttl(ttl));
@@ -35,7 +35,7 @@ fn a_remaining_time_over_an_hour_is_an_hour() {
 }
 
 #[test]
-fn a_remaining_time_that_is_no_natural_number_is_as_none() {
+fn only_a_natural_remaining_time_counts() {
     for ttl in
         [json!(-1), json!(1.5), json!("60000"), json!(null), json!(true), json!({}), json!([1])]
     {
@@ -54,7 +54,8 @@ fn a_remaining_time_that_is_no_natural_number_is_as_none() {
 }
 
 #[test]
-fn without_a_remaining_time_a_section_counts_from_origin_or_receipt_whichever_is_earlier() {
+fn a_section_event_counts_from_the_earlier_start() {
+    // Without a remaining time, it counts from its origin or its receipt.
     let mut room = Room::new();
     room.section(&event("$future").key("f").sent(1_000).without_ttl());
     room.section(&event("$now").key("n").without_ttl());
@@ -65,7 +66,8 @@ fn without_a_remaining_time_a_section_counts_from_origin_or_receipt_whichever_is
 }
 
 #[test]
-fn without_a_remaining_time_a_timeline_event_is_over() {
+fn a_bare_timeline_event_is_over() {
+    // It has no remaining time.
     let mut room = Room::new();
     assert_eq!(room.timeline(&event("$a").without_ttl()), Admission::NotSticky);
     assert_eq!(room.live(), [""; 0]);
@@ -92,7 +94,7 @@ fn the_earliest_end_of_any_delivery_counts() {
 }
 
 #[test]
-fn a_repeat_with_a_jittered_end_is_no_change() {
+fn a_repeat_with_jitter_is_no_change() {
     let mut room = Room::new();
     room.section(&event("$a"));
     room.changes();
@@ -104,7 +106,8 @@ fn a_repeat_with_a_jittered_end_is_no_change() {
 }
 
 #[test]
-fn an_ended_event_that_a_cache_delivers_again_with_more_time_stays_ended() {
+fn an_ended_event_stays_ended() {
+    // Even if a cache delivers it again with more time.
     let mut room = Room::new();
     room.section(&event("$a").ttl(10_000));
     room.pass(secs(11));
@@ -114,14 +117,14 @@ fn an_ended_event_that_a_cache_delivers_again_with_more_time_stays_ended() {
 }
 
 #[test]
-fn an_event_that_was_over_at_receipt_does_not_come_back_either() {
+fn an_event_over_at_receipt_stays_over() {
     let mut room = Room::new();
     room.section(&event("$a").ttl(0));
     assert_eq!(room.section(&event("$a").ttl(50_000)), Admission::NotSticky);
 }
 
 #[test]
-fn when_the_value_ends_first_the_other_becomes_the_value() {
+fn the_next_event_follows_an_ended_value() {
     let mut room = Room::new();
     // Its clock is in the future: it outranks, and the server ends it first all the same.
     room.section(&event("$ahead").sent(1_000).lasting(10_000));

@@ -3,7 +3,8 @@
 use super::*;
 
 #[test]
-fn a_malformed_event_says_which_one_it_was_and_costs_nothing_else() {
+fn a_malformed_event_costs_only_itself() {
+    // The error names it.
     let mut room = Room::new();
     room.section(&event("$a"));
     for (odd, field) in [

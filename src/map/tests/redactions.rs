@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn a_redaction_lets_what_is_left_of_the_key_decide() {
+fn a_redaction_leaves_the_key_to_others() {
     let mut room = Room::new();
     room.section(&event("$a"));
     room.section(&event("$b").sent(1));
@@ -23,7 +23,7 @@ fn a_redaction_that_comes_first_counts() {
 }
 
 #[test]
-fn a_late_copy_of_a_redacted_event_does_not_count() {
+fn a_late_copy_stays_redacted() {
     let mut room = Room::new();
     room.section(&event("$a"));
     room.redact("$a");
@@ -33,7 +33,7 @@ fn a_late_copy_of_a_redacted_event_does_not_count() {
 }
 
 #[test]
-fn a_late_copy_of_a_redacted_event_does_not_count_after_its_end_either() {
+fn a_late_copy_stays_redacted_after_its_end() {
     let mut room = Room::new();
     room.section(&event("$a").ttl(1_000));
     room.redact("$a");
@@ -43,7 +43,7 @@ fn a_late_copy_of_a_redacted_event_does_not_count_after_its_end_either() {
 }
 
 #[test]
-fn a_redaction_of_a_superseded_event_is_no_change() {
+fn redacting_a_superseded_event_changes_nothing() {
     let mut room = Room::new();
     room.section(&event("$a"));
     room.section(&event("$b").sent(1));
@@ -79,7 +79,8 @@ fn what_ends_below_a_redacted_event_is_told() {
 }
 
 #[test]
-fn a_redaction_event_redacts_from_the_top_level_and_from_the_content() {
+fn a_redaction_names_its_target_either_way() {
+    // At the top level or in the content.
     let redaction = event("$r").by(BOB).of_type("m.room.redaction").without("/msc4354_sticky");
     for redaction in
         [redaction.clone().with("/redacts", "$a"), redaction.with("/content/redacts", "$a")]
@@ -92,7 +93,7 @@ fn a_redaction_event_redacts_from_the_top_level_and_from_the_content() {
 }
 
 #[test]
-fn a_redaction_event_that_is_itself_sticky_redacts_and_is_kept() {
+fn a_sticky_redaction_redacts_and_stays() {
     let mut room = Room::new();
     room.section(&event("$a"));
     let redaction = event("$r").of_type("m.room.redaction").unkeyed().with("/redacts", "$a");
@@ -132,7 +133,7 @@ fn a_redaction_is_forgotten_after_an_hour() {
 }
 
 #[test]
-fn the_newest_thousand_redactions_of_unknown_events_are_kept() {
+fn the_newest_thousand_redactions_are_kept() {
     let mut room = Room::new();
     for n in 0..=MAX_REDACTIONS {
         room.redact(&format!("$r{n}"));
@@ -143,7 +144,7 @@ fn the_newest_thousand_redactions_of_unknown_events_are_kept() {
 }
 
 #[test]
-fn a_map_that_only_remembers_redactions_forgets_all_of_itself_after_an_hour() {
+fn remembered_redactions_end_after_an_hour() {
     let mut room = Room::new();
     room.redact("$a");
     assert!(!room.map.is_empty());
@@ -156,7 +157,8 @@ fn a_map_that_only_remembers_redactions_forgets_all_of_itself_after_an_hour() {
 }
 
 #[test]
-fn after_a_poll_no_deadline_is_over_even_where_moments_came_out_of_order() {
+fn a_poll_leaves_no_deadline_over() {
+    // Even if the moments came out of order.
     // A response that was received first can be handed over second.
     let mut room = Room::new();
     let earlier = room.now;

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn a_removal_makes_the_key_absent_in_either_spelling() {
+fn a_removal_in_either_spelling_removes() {
     for content in [
         json!({ "sticky_key": "k" }),
         json!({ "msc4354_sticky_key": "k" }),
@@ -28,7 +28,7 @@ fn a_removal_that_is_outranked_removes_nothing() {
 }
 
 #[test]
-fn late_superseded_event_does_not_resurrect_a_removed_key() {
+fn a_late_event_revives_no_removed_key() {
     let mut room = Room::new();
     room.section(&event("$gone").sent(10).removal());
     room.section(&event("$a"));
@@ -37,7 +37,7 @@ fn late_superseded_event_does_not_resurrect_a_removed_key() {
 }
 
 #[test]
-fn when_a_removal_ends_first_what_it_hid_is_back() {
+fn an_ended_removal_uncovers_its_key() {
     let mut room = Room::new();
     room.section(&event("$a").lasting(60_000));
     room.section(&event("$gone").sent(100).lasting(10_000).removal());

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn an_unkeyed_event_is_an_entry_of_its_own() {
+fn an_unkeyed_event_is_its_own_entry() {
     let mut room = Room::new();
     room.section(&event("$b").unkeyed());
     room.section(&event("$a").unkeyed());
@@ -16,7 +16,7 @@ fn an_unkeyed_event_is_an_entry_of_its_own() {
 }
 
 #[test]
-fn a_key_that_is_no_string_is_none() {
+fn a_key_must_be_a_string() {
     for key in [json!(5), json!(null), json!({ "a": 1 }), json!(["k"]), json!(true)] {
         let mut room = Room::new();
         room.section(&event("$a").with("/content", json!({ "msc4354_sticky_key": key })));
@@ -27,7 +27,8 @@ fn a_key_that_is_no_string_is_none() {
 }
 
 #[test]
-fn an_unkeyed_event_does_not_meet_a_key_that_is_spelled_as_its_id() {
+fn an_event_id_is_never_a_key() {
+    // An unkeyed event does not meet a key that is spelled as its id.
     let mut room = Room::new();
     room.section(&event("$a").unkeyed());
     room.section(&event("$b").key("$a"));

@@ -3,7 +3,8 @@
 use super::*;
 
 #[test]
-fn the_highest_intended_end_is_the_value_whatever_the_order() {
+fn the_highest_intended_end_is_the_value() {
+    // Whatever the order in which the events come.
     let events = [
         event("$a").sent(0).lasting(60_000),
         event("$b").sent(30).lasting(60_000),
@@ -59,7 +60,7 @@ fn keys_differ_by_sender_type_and_sticky_key() {
 }
 
 #[test]
-fn the_unstable_key_counts_where_both_are_there_and_differ() {
+fn the_unstable_of_two_keys_counts() {
     let mut room = Room::new();
     room.section(&event("$a").with("/content/sticky_key", "other"));
     let key = StickyKey::new(UserId::parse(ALICE).unwrap(), "com.example.t", "k");
@@ -67,7 +68,7 @@ fn the_unstable_key_counts_where_both_are_there_and_differ() {
 }
 
 #[test]
-fn an_event_that_is_not_sticky_is_not_kept() {
+fn only_sticky_events_are_kept() {
     let mut room = Room::new();
     assert_eq!(room.section(&event("$a").without("/msc4354_sticky")), Admission::NotSticky);
     let negative = event("$b").with("/msc4354_sticky/duration_ms", -1);

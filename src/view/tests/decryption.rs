@@ -56,7 +56,7 @@ fn a_response_is_asked_about_at_once() {
 }
 
 #[test]
-fn a_redaction_while_waiting_is_not_undone_by_the_room_key() {
+fn a_room_key_undoes_no_redaction() {
     let world = World::new();
     let mut changes = world.maps.view().subscribe().changes;
     let outer = event("$e").encrypted("s");

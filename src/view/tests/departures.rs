@@ -34,7 +34,7 @@ fn an_entry_says_why_it_left() {
 }
 
 #[test]
-fn an_entry_that_was_over_before_its_room_was_left_has_expired() {
+fn an_entry_over_before_leaving_has_expired() {
     let world = World::new();
     world.receive(&[event("$a"), event("$b").key("b").lasting(120_000)]);
     let mut changes = world.maps.view().subscribe().changes;
@@ -66,7 +66,7 @@ fn ignoring_reaches_rooms_that_are_known_later() {
 // After a sleep.
 
 #[test]
-fn after_a_sleep_what_ended_takes_no_place_from_the_first_response() {
+fn after_a_sleep_ended_entries_take_no_quota() {
     let world = World::with_limits(Limits { per_sender: 2 });
     world.receive(&[event("$1").key("1"), event("$2").key("2")]);
     let received = world.clock.now();
@@ -85,7 +85,7 @@ fn after_a_sleep_what_ended_takes_no_place_from_the_first_response() {
 }
 
 #[test]
-fn responses_that_are_handed_over_out_of_order_stop_nothing() {
+fn responses_may_come_out_of_order() {
     let world = World::new();
     let earlier = world.delivery(room(), vec![redaction("$b")]);
     world.clock.jump(secs(10));

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn the_timer_is_woken_when_the_next_deadline_is_another() {
+fn another_next_deadline_wakes_the_timer() {
     let world = World::new();
     let timer = Task::default();
     assert!(timer.poll_next_deadline(&world.maps, None).is_pending());
@@ -33,7 +33,7 @@ fn the_timer_is_woken_when_the_next_deadline_is_another() {
 }
 
 #[test]
-fn the_timer_is_woken_when_the_next_deadline_is_gone() {
+fn a_gone_deadline_wakes_the_timer() {
     let world = World::new();
     world.receive(&[event("$a")]);
     let known = world.maps.next_deadline();
@@ -59,7 +59,7 @@ fn an_expiry_wakes_subscribers_when_the_timer_advances() {
 }
 
 #[test]
-fn a_room_of_which_nothing_is_left_costs_nothing() {
+fn an_emptied_room_costs_nothing() {
     let world = World::new();
     world.receive(&[event("$a")]);
     world.clock.jump(secs(60));
@@ -92,7 +92,7 @@ fn a_dropped_subscription_is_gone() {
 }
 
 #[test]
-fn views_and_streams_keep_what_they_are_told_to_keep() {
+fn views_and_streams_keep_their_keeper() {
     let world = World::new();
     let keeper = Arc::new(());
     let view = world.maps.view().with_keeper(keeper.clone());
@@ -208,7 +208,7 @@ fn nothing_of_a_callers_runs_under_the_lock() {
 
 #[cfg(feature = "client")]
 #[test]
-fn a_hidden_room_is_seen_once_it_is_revealed() {
+fn a_revealed_room_is_seen() {
     let world = World::new();
     world.maps.hide(vec![room().to_owned()]);
     let mut changes = world.maps.view().subscribe().changes;
@@ -231,7 +231,7 @@ fn a_hidden_room_is_seen_once_it_is_revealed() {
 
 #[cfg(feature = "client")]
 #[test]
-fn a_hidden_room_is_forgotten_with_all_in_it() {
+fn a_hidden_room_is_forgotten_whole() {
     let world = World::new();
     world.maps.hide(vec![room().to_owned(), other_room().to_owned()]);
     world.receive_in(&[(room(), &[event("$a")]), (other_room(), &[event("$b")])]);

@@ -19,7 +19,7 @@ fn a_snapshot_and_its_stream_are_one_value() {
 }
 
 #[test]
-fn a_snapshot_does_not_change_while_the_map_goes_on() {
+fn a_snapshot_never_changes() {
     let world = World::new();
     world.receive(&[event("$a")]);
     let snapshot = world.maps.view().snapshot();
@@ -32,7 +32,8 @@ fn a_snapshot_does_not_change_while_the_map_goes_on() {
 }
 
 #[test]
-fn entries_are_ordered_by_room_type_sender_and_key_with_unkeyed_last() {
+fn entries_have_a_stable_order() {
+    // By room, type, sender and key, with unkeyed events last.
     let world = World::new();
     let events = [
         event("$9").unkeyed(),
@@ -50,7 +51,7 @@ fn entries_are_ordered_by_room_type_sender_and_key_with_unkeyed_last() {
 }
 
 #[test]
-fn a_change_names_its_entries_in_the_order_of_entries() {
+fn a_change_lists_entries_in_order() {
     let world = World::new();
     let mut changes = world.maps.view().subscribe().changes;
     world.receive_in(&[
@@ -61,7 +62,8 @@ fn a_change_names_its_entries_in_the_order_of_entries() {
 }
 
 #[test]
-fn an_expired_event_is_never_visible_before_a_timer_ran() {
+fn an_expired_event_needs_no_timer() {
+    // It is never visible, even before a timer ran.
     let world = World::new();
     world.receive(&[event("$a")]);
     let mut early = world.maps.view().subscribe();
@@ -96,7 +98,8 @@ fn each_reader_alone_sees_no_ghost() {
 // One response, one change.
 
 #[test]
-fn one_response_is_one_change_over_all_its_rooms() {
+fn one_response_is_one_change() {
+    // Over all its rooms.
     let world = World::new();
     let mut changes = world.maps.view().subscribe().changes;
     let task = Task::default();
@@ -126,7 +129,8 @@ fn a_response_is_told_by_its_net_effect() {
 }
 
 #[test]
-fn an_entry_that_expired_and_is_refreshed_by_one_response_is_an_update() {
+fn an_expired_and_refreshed_entry_is_updated() {
+    // If one response brings both.
     let world = World::new();
     world.receive(&[event("$a")]);
     let mut changes = world.maps.view().subscribe().changes;
@@ -136,7 +140,7 @@ fn an_entry_that_expired_and_is_refreshed_by_one_response_is_an_update() {
 }
 
 #[test]
-fn a_malformed_event_costs_the_rest_of_its_response_nothing() {
+fn a_malformed_event_costs_its_response_nothing() {
     let world = World::new();
     world.receive(&[
         event("$a").key("a"),
@@ -176,7 +180,8 @@ fn nothing_is_sent_when_nothing_visible_changed() {
 }
 
 #[test]
-fn what_came_and_went_before_a_slow_subscriber_looked_is_nothing() {
+fn an_unseen_visit_is_no_change() {
+    // The entry came and went before a slow subscriber looked.
     let world = World::new();
     let mut changes = world.maps.view().subscribe().changes;
     world.receive(&[event("$a")]);
@@ -187,7 +192,8 @@ fn what_came_and_went_before_a_slow_subscriber_looked_is_nothing() {
 }
 
 #[test]
-fn a_value_that_is_back_before_a_slow_subscriber_looked_is_nothing() {
+fn an_unseen_return_is_no_change() {
+    // The value was back before a slow subscriber looked.
     let world = World::new();
     world.receive(&[event("$a")]);
     let mut changes = world.maps.view().subscribe().changes;
@@ -215,7 +221,7 @@ fn a_slow_subscriber_gets_one_merged_change() {
 }
 
 #[test]
-fn a_removal_names_the_entry_that_the_subscriber_knew() {
+fn a_removal_names_the_known_entry() {
     let world = World::new();
     world.receive(&[event("$a")]);
     let mut changes = world.maps.view().subscribe().changes;
@@ -226,7 +232,7 @@ fn a_removal_names_the_entry_that_the_subscriber_knew() {
 }
 
 #[test]
-fn a_removal_that_was_followed_by_another_reason_tells_the_last() {
+fn the_last_reason_of_a_removal_counts() {
     let world = World::new();
     world.receive(&[event("$a")]);
     let mut changes = world.maps.view().subscribe().changes;

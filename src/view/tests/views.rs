@@ -5,7 +5,7 @@ use super::*;
 // Filters.
 
 #[test]
-fn a_view_lets_through_its_room_type_and_sender() {
+fn a_view_filters_room_type_and_sender() {
     let world = World::new();
     world.receive_in(&[
         (room(), &[event("$1"), event("$2").by(BOB), event("$3").of_type("z.other")]),
@@ -30,7 +30,7 @@ fn a_view_lets_through_its_room_type_and_sender() {
 }
 
 #[test]
-fn a_view_is_only_told_of_what_it_lets_through() {
+fn a_filtered_change_is_silent() {
     let world = World::new();
     let all = world.maps.view();
     let mut bobs = all.clone().by_sender(UserId::parse(BOB).unwrap()).subscribe().changes;
@@ -81,7 +81,7 @@ fn senders_are_named_once_each() {
 // Lists.
 
 #[test]
-fn diffs_that_are_applied_one_after_another_give_the_snapshot() {
+fn applied_diffs_give_the_snapshot() {
     let world = World::new();
     world.receive(&[event("$b").key("b"), event("$d").key("d"), event("$f").key("f")]);
     let mut list = world.maps.view().subscribe_list();
@@ -114,7 +114,7 @@ fn diffs_that_are_applied_one_after_another_give_the_snapshot() {
 // Typed views.
 
 #[test]
-fn a_typed_view_reads_contents_and_shows_what_is_none_with_its_error() {
+fn a_typed_view_shows_bad_contents_with_errors() {
     let world = World::new();
     world.receive(&[
         status("$1", json!("here")),
@@ -134,7 +134,7 @@ fn a_typed_view_reads_contents_and_shows_what_is_none_with_its_error() {
 }
 
 #[test]
-fn a_typed_stream_tells_as_the_plain_one_does() {
+fn typed_and_plain_streams_agree() {
     let world = World::new();
     world.receive(&[status("$1", json!("here"))]);
     let mut subscription = world.maps.view().read_as::<Status>().subscribe();
@@ -161,7 +161,7 @@ fn a_typed_stream_tells_as_the_plain_one_does() {
 }
 
 #[test]
-fn deep_content_is_kept_and_only_reading_it_fails() {
+fn deep_content_fails_only_when_read() {
     let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
     let text = event("$deep").of_type(Status::TYPE).with("/content/status", "DEEP").text();
     let text = text.replace(r#""DEEP""#, &deep);
