@@ -27,14 +27,15 @@ use ruma::{
 };
 use serde_json::value::RawValue;
 
+use super::source::RoomEvents;
 use crate::{request::REQUEST_TIMEOUT, wire};
 
 /// How many tokens of the main loop may wait to be asked with. With more than these the server has
 /// been away for long, and all that is live is asked for once more.
-const TOKENS: usize = 64;
+const MAX_TOKENS: usize = 64;
 
 /// The longest that the server may take to answer, after it was too slow.
-const LONGEST_QUESTION: Duration = Duration::from_secs(240);
+const MAX_PATIENCE: Duration = Duration::from_secs(240);
 
 /// The server answers the same question from a cache for two minutes, so no two are the same: the
 /// timeout is the part that means nothing.
@@ -94,16 +95,9 @@ impl OutgoingRequest for Request {
     }
 }
 
-/// What is ours of a response. Its token is not: it may not be used.
+/// The sticky events of an answer. Its token is left out: it may not be used.
 pub(super) struct Response {
-    pub(super) rooms: Vec<(OwnedRoomId, Vec<Box<RawValue>>)>,
-}
-
-impl Response {
-    /// How many events it has, of all rooms.
-    pub(super) fn len(&self) -> usize {
-        self.rooms.iter().map(|(_, events)| events.len()).sum()
-    }
+    pub(super) rooms: RoomEvents,
 }
 
 impl IncomingResponse for Response {
@@ -115,7 +109,7 @@ impl IncomingResponse for Response {
         let response = wire::read_v3(response.body())?;
         let own = |events: Vec<&RawValue>| events.into_iter().map(ToOwned::to_owned).collect();
         let rooms = response.sections.into_iter().map(|(room_id, e)| (room_id, own(e))).collect();
-        Ok(Self { rooms })
+        Ok(Self { rooms: RoomEvents(rooms) })
     }
 }
 
@@ -159,7 +153,7 @@ impl Follower {
             // What was live when we first asked may not have had all that came until this token.
             None => self.start_over(),
         }
-        if self.passed.len() > TOKENS {
+        if self.passed.len() > MAX_TOKENS {
             self.start_over();
         }
     }
@@ -193,7 +187,7 @@ impl Follower {
     /// How long the server may take to answer a question. Where it took too long it gets longer: all
     /// that is live in thousands of rooms takes its time.
     pub(super) fn patience(&self) -> Duration {
-        REQUEST_TIMEOUT.saturating_mul(1 << self.timeouts.min(8)).min(LONGEST_QUESTION)
+        REQUEST_TIMEOUT.saturating_mul(1 << self.timeouts.min(8)).min(MAX_PATIENCE)
     }
 
     /// The server has not answered in time.
@@ -289,7 +283,7 @@ mod tests {
         let mut follower = Follower::default();
         follower.handle_token("T".into());
         ask_for_all(&mut follower);
-        for number in 0..=TOKENS {
+        for number in 0..=MAX_TOKENS {
             follower.handle_token(format!("T{number}"));
         }
         assert_eq!(follower.poll_question(), Some(Question::All));
