@@ -124,6 +124,10 @@ impl Connection {
         if page.next_batch.is_some() {
             self.since.clone_from(&page.next_batch);
         }
+        // After an outage more may have come than a page has.
+        if self.recovering && page.is_full() {
+            self.caught_up = false;
+        }
         self.handle_success();
         self.caught_up |= !page.is_full();
         let state = if self.caught_up { SyncState::Live } else { SyncState::CatchingUp };
@@ -171,10 +175,10 @@ impl Connection {
     pub(super) fn handle_failure(
         &mut self,
         now: SystemTime,
-        failure: ConnectionError,
+        error: ConnectionError,
     ) -> (Option<SyncState>, Wait) {
         self.recovering = true;
-        match failure {
+        match error {
             // The server does not know where we stood, or never let us stand there.
             ConnectionError::UnknownPos if !self.is_fresh() => {
                 self.start_over();
@@ -200,7 +204,9 @@ impl Connection {
             }
             ConnectionError::RateLimited { .. } => {
                 let backoff = self.backoff();
-                let Some(least) = failure.retry_after(now) else { return (None, backoff) };
+                // A server that says 0, or a time that is over, has not said how long.
+                let least = error.retry_after(now).filter(|least| *least >= FIRST_RETRY_INTERVAL);
+                let Some(least) = least else { return (None, backoff) };
                 (None, Wait { least, about: (least / 4).max(FIRST_RETRY_INTERVAL) })
             }
             ConnectionError::UnknownPos => {
@@ -419,6 +425,29 @@ mod tests {
         assert!(query.contains("timeout=0"), "{query}");
         connection.handle_page(&page("p2", None, 0), Duration::ZERO);
         assert_eq!(connection.poll_request().hold(), LONG_POLL_TIMEOUT);
+    }
+
+    #[test]
+    fn a_full_page_after_an_outage_is_not_live() {
+        let mut connection = live();
+        connection.handle_failure(at(0), transient());
+        let (state, _) = connection.handle_page(&page("p2", Some("b2"), 100), Duration::ZERO);
+        assert_eq!(state, SyncState::CatchingUp);
+        let (state, _) = connection.handle_page(&page("p3", Some("b3"), 7), Duration::ZERO);
+        assert_eq!(state, SyncState::Live);
+    }
+
+    /// A server that always says 0 would be asked four times a second.
+    #[test]
+    fn a_retry_after_of_zero_is_backed_off_from() {
+        let mut connection = live();
+        let mut wait = || {
+            let limited = ConnectionError::RateLimited {
+                retry_after: Some(RetryAfter::Delay(Duration::ZERO)),
+            };
+            connection.handle_failure(at(100), limited).1.about
+        };
+        assert_eq!([wait(), wait(), wait()], [250, 500, 1_000].map(millis));
     }
 
     #[test]

@@ -396,8 +396,11 @@ impl SyncMachine {
         let tells_state = self.follower.is_some() && self.supported;
         let Some((left, error)) = failed else {
             self.fetches.handle_success();
-            // While there is no main loop to follow, that says nothing.
-            if tells_state && !matches!(self.state, SyncState::Unsupported(_)) {
+            let has_no_main_loop = matches!(
+                self.state,
+                SyncState::Unsupported(Unsupported::V3MainLoop | Unsupported::StickyExtension)
+            );
+            if tells_state && !has_no_main_loop {
                 self.connection.handle_success();
                 self.show_followed(now);
             }
