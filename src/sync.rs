@@ -20,6 +20,8 @@ mod listing;
 mod machine;
 mod main_loop;
 mod proofs;
+#[cfg(test)]
+mod simulation;
 mod sliding;
 mod source;
 pub(crate) mod state;
