@@ -1,11 +1,11 @@
 //! Cleartext: the events that may redact, and that may be state.
 //!
 //! In: an event of a timeline or of a state section, as matrix-sdk gives it. Out: its text, if the
-//! server itself vouches for it. Nothing that was decrypted ever leaves here.
+//! server itself vouches for it. Never: anything that was decrypted.
 //!
-//! Why not simply look at the `type`? The JSON of a decrypted event is whatever its sender sealed:
-//! the `type`, the `state_key` and the `redacts` in it are the sender's word. The server saw an
-//! ordinary message, and checked no right to redact or to change the state.
+//! Why not simply look at the `type`? The JSON of a decrypted event is whatever its sender sealed: its
+//! `type`, `state_key` and `redacts` are the sender's word. The server saw an ordinary message, and
+//! checked no right to redact or to change the state.
 
 use std::borrow::Cow;
 
@@ -23,8 +23,7 @@ use crate::wire::{self, Wire};
 pub(crate) struct Cleartext<'a>(&'a RawValue);
 
 impl<'a> Cleartext<'a> {
-    /// An event of a timeline; `None` for one that was encrypted, whether it could be decrypted or
-    /// not.
+    /// Takes an event of a timeline. Returns `None` for one that was encrypted, decrypted or not.
     pub(crate) fn of_timeline(event: &'a TimelineEvent) -> Option<Self> {
         match &event.kind {
             TimelineEventKind::PlainText { event } => Some(Self(event.json())),
@@ -32,14 +31,13 @@ impl<'a> Cleartext<'a> {
         }
     }
 
-    /// An event of the section in which a server puts a room's state. The server sends it as state,
-    /// and nobody decrypts there.
+    /// Takes an event of the section in which a server puts a room's state. Nobody decrypts there.
     pub(crate) fn of_state(event: &'a Raw<AnySyncStateEvent>) -> Self {
         Self(event.json())
     }
 
-    /// A state event of the client's store; `None` for one of a room that we are not in. The store
-    /// has them from state sections and, before decryption, from timelines.
+    /// Takes a state event of the client's store. Returns `None` for one of a room that we are not in.
+    /// The store has them from state sections and, before decryption, from timelines.
     pub(crate) fn of_store(event: &'a RawAnySyncOrStrippedState) -> Option<Self> {
         match event {
             RawAnySyncOrStrippedState::Sync(event) => Some(Self::of_state(event)),
@@ -57,7 +55,7 @@ impl<'a> Cleartext<'a> {
 
     /// Returns the id of the event that this one says is redacted: another one, or itself.
     pub(crate) fn redacts(self) -> Option<OwnedEventId> {
-        // Nearly every event of every timeline comes by here, and nearly none is read.
+        // Nearly every event of every timeline passes here, and nearly none is read.
         if !self.text().contains("redact") {
             return None;
         }

@@ -1,10 +1,10 @@
 //! Responses: the door for applications that drive their own sync.
 //!
-//! In: ruma's sync responses, v3 and v5 (simplified sliding sync), as they came, each with the
-//! moment. Out: deliveries to the maps. No I/O, no clock.
+//! In: ruma's sync responses, v3 and v5 (simplified sliding sync), as they came, each with the moment.
+//! Out: deliveries to the maps. Never: I/O, a clock.
 //!
-//! Encrypted events wait, as nothing here has keys: decrypt what
-//! [`EphemeralMaps::waiting`](crate::EphemeralMaps::waiting) gives, and hand it in as
+//! Nothing here has keys, so encrypted events wait. Decrypt what
+//! [`EphemeralMaps::waiting`](crate::EphemeralMaps::waiting) returns, and hand it in as
 //! [`Arrival::Decrypted`](crate::view::Arrival::Decrypted).
 
 use ruma::{
@@ -21,9 +21,22 @@ use crate::{
 };
 
 impl EphemeralMaps {
-    /// Takes a response of v3 `/sync` ([MSC4354], "Sync API changes"), received at that moment: the
-    /// sticky section and the timeline of each joined room, and the rooms that were left. What it
-    /// changes is told as one change.
+    /// Takes a response of v3 `/sync` ([MSC4354], "Sync API changes") that was received at `received`:
+    /// the sticky section and the timeline of each joined room, and the rooms that were left. What
+    /// the joined rooms bring is one change to a subscriber.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use matrix_sdk::ruma::api::client::sync::sync_events::v3;
+    /// use matrix_sdk_sticky::{EphemeralMaps, SystemClock, map::Limits};
+    ///
+    /// let maps = EphemeralMaps::new(SystemClock::default(), Limits::default());
+    /// // Take the moment when the response arrives, before anything else is done with it.
+    /// let response = v3::Response::new("s72594_4483".to_owned());
+    /// maps.handle_v3(&response, maps.now());
+    /// assert_eq!(maps.view().snapshot().len(), 0);
+    /// ```
     ///
     /// [MSC4354]: https://github.com/matrix-org/matrix-spec-proposals/pull/4354
     pub fn handle_v3(&self, response: &v3::Response, received: Moment) {
@@ -40,11 +53,23 @@ impl EphemeralMaps {
     }
 
     /// Takes a response of simplified sliding sync (MSC4186) that asked for the sticky extension
-    /// (MSC4480), received at that moment: the extension, and the timelines of the rooms. What it
-    /// changes is told as one change.
+    /// (MSC4480) and was received at `received`: the extension, and the timelines of the rooms. A
+    /// subscriber sees it as one change.
     ///
-    /// Rooms that were left are not told by the response in one place: hand those to
+    /// The response does not name the rooms that were left in one place. Hand those to
     /// [`handle_left`](Self::handle_left).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use matrix_sdk::ruma::api::client::sync::sync_events::v5;
+    /// use matrix_sdk_sticky::{EphemeralMaps, SystemClock, map::Limits};
+    ///
+    /// let maps = EphemeralMaps::new(SystemClock::default(), Limits::default());
+    /// let response = v5::Response::new("1".to_owned());
+    /// maps.handle_v5(&response, maps.now());
+    /// assert_eq!(maps.view().snapshot().len(), 0);
+    /// ```
     pub fn handle_v5(&self, response: &v5::Response, received: Moment) {
         let rooms = &response.extensions.sticky_events.rooms;
         let sections = rooms.iter().map(|(room_id, room)| section(room_id, received, &room.events));
@@ -69,7 +94,7 @@ fn timeline(
     let arrivals = events
         .iter()
         .map(Raw::json)
-        // Nearly every event of a timeline is neither sticky nor about redaction, and is not read.
+        // Nearly every event of a timeline is neither sticky nor about a redaction, and is not read.
         .filter(|event| event.get().contains("sticky") || event.get().contains("redact"))
         .map(|event| Arrival::Event(event.to_owned()))
         .collect();
@@ -123,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_v3_response_brings_section_and_timeline_redactions_and_left_rooms() {
+    fn a_v3_response_brings_all_its_parts() {
         let maps = maps();
         let redaction = json!({
             "type": "m.room.redaction", "sender": "@bob:example.org", "event_id": "$r",

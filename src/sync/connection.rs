@@ -12,37 +12,37 @@ use super::{
     state::SyncState,
 };
 
-/// How many pages in a row may have nothing that we did not know while we catch up: after a start
-/// over there can be many. With each page having a token of its own nothing else would tell that a
-/// server gives the same ones again and again.
+/// How many pages in a row may bring only known events while we catch up. After a start over there can
+/// be many. Each page has a token of its own, so nothing else shows that a server gives the same pages
+/// again and again.
 pub(super) const MAX_KNOWN_PAGES: u32 = 100;
 
-/// The wait after the first failure; it doubles with each further one.
+/// The wait after the first failure, on average. It doubles with each further failure.
 const FIRST_RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
-/// The longest wait between two tries, on average: with jitter it is 30 s at most.
+/// The longest wait between two attempts, on average. With jitter it is 30 s.
 const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(20);
 
-/// A server that loses our position again within this time is not asked again at once.
+/// If the server loses our position twice within this time, the next request waits.
 const LOST_POSITION_INTERVAL: Duration = Duration::from_secs(60);
 
-/// An answer that took this long was held back by the server, as it should be.
+/// The server held a request back, as it should, if the answer took this long.
 const MIN_HELD: Duration = Duration::from_secs(1);
 
-/// How often in a row a server may deny what it has had before we believe it. During a rolling
-/// restart a worker that does not know an endpoint yet answers in place of one that does.
+/// How often in a row a server may deny a feature that it has had, before we believe it. During a
+/// rolling restart, a worker that does not know an endpoint yet answers in place of one that does.
 const MAX_DENIALS: u32 = 6;
 
-/// How long a server that lacks what we need is left alone before it is asked again.
+/// When to ask a server again that lacks something we need.
 const UNSUPPORTED_INTERVAL: Duration = Duration::from_secs(600);
 
-/// Where our connection stands.
+/// Where our connection stands, and for each source how its requests fare.
 #[derive(Debug)]
 pub(super) struct Connection {
     name: String,
     pos: Option<String>,
     since: Option<String>,
-    /// Whether a page came that was not full, since it last started over.
+    /// Whether a page came that was not full, since the connection last started over.
     caught_up: bool,
     failures: u32,
     offline_since: Option<SystemTime>,
@@ -50,24 +50,24 @@ pub(super) struct Connection {
     empty_answers: u32,
     /// How many pages in a row had nothing that the maps did not know.
     known_pages: u32,
-    /// Whether anything was answered since the server last lacked what we need, and how often in a
-    /// row it has denied that it has it.
+    /// Whether anything was answered since the server last lacked something we need, and how often in
+    /// a row it has denied a feature since.
     was_answered: bool,
     denials: u32,
-    /// When the server last did not know our position, and how often in a row it lost one soon.
+    /// When the server last lost our position, and how often in a row it lost one soon.
     lost_at: Option<SystemTime>,
     lost_again: u32,
-    /// Whether the last request failed. Then the next one is not held by the server, so that it
-    /// shows at once when all is well again.
+    /// Whether the last request failed. The server then does not hold the next one, so that recovery
+    /// shows at once.
     recovering: bool,
 }
 
-/// How long to wait before the next try.
+/// How long to wait before the next attempt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Wait {
-    /// At least so long, ...
+    /// The shortest wait.
     pub(super) least: Duration,
-    /// ... and after that so long on average: to be jittered.
+    /// What is waited after that, on average. It gets jitter.
     pub(super) about: Duration,
 }
 
@@ -96,7 +96,7 @@ impl Connection {
         }
     }
 
-    /// The next request to send.
+    /// Returns the next request to send.
     pub(super) fn poll_request(&self) -> Request {
         let request = Request::for_all(&self.name, self.pos.clone(), self.since.clone());
         // Until it has caught up the server does not hold it either: after a full page there may be
@@ -110,13 +110,13 @@ impl Connection {
     }
 
     /// Takes an answer, and how long it took. Returns the state to show, and how long to wait before
-    /// the next request: not at all, unless the server answers at once again and again without
-    /// having anything new to say.
+    /// the next request. There is no wait, unless the server answers at once again and again without
+    /// anything new.
     pub(super) fn handle_page(&mut self, page: &Page, took: Duration) -> (SyncState, Duration) {
         // The same page again is nothing new, however full it is.
-        let most = if self.caught_up { 3 } else { MAX_KNOWN_PAGES };
+        let max_known = if self.caught_up { 3 } else { MAX_KNOWN_PAGES };
         let is_new = page.len > 0
-            && self.known_pages < most
+            && self.known_pages < max_known
             && page.next_batch.is_some()
             && page.next_batch != self.since;
         self.pos = Some(page.pos.clone());
@@ -137,7 +137,7 @@ impl Connection {
             return (state, Duration::ZERO);
         }
         self.empty_answers = self.empty_answers.saturating_add(1);
-        // The first answer of a connection always comes at once, and after it one may.
+        // The first answer of a connection always comes at once, and the second may.
         let wait = match self.empty_answers.checked_sub(3) {
             None => Duration::ZERO,
             Some(more) => doubled(FIRST_RETRY_INTERVAL, more),
@@ -154,7 +154,7 @@ impl Connection {
         }
     }
 
-    /// Something was answered: the waits start over.
+    /// Takes that something was answered: the waits start over.
     pub(super) fn handle_success(&mut self) {
         self.was_answered = true;
         self.denials = 0;
@@ -163,15 +163,15 @@ impl Connection {
         self.recovering = false;
     }
 
-    /// Forgets where it stood: the next requests bring all that is live once more.
+    /// Forgets where the connection stood. The next requests bring all that is live once more.
     pub(super) fn start_over(&mut self) {
         self.pos = None;
         self.since = None;
         self.caught_up = false;
     }
 
-    /// Takes a failure. Returns the state to show, if it changes, and how long to wait before the
-    /// next try; who is logged out waits for another token instead.
+    /// Takes a failure. Returns the state to show, if it changes, and how long to wait before the next
+    /// attempt. After [`SyncState::LoggedOut`] wait for another token instead.
     pub(super) fn handle_failure(
         &mut self,
         now: SystemTime,
@@ -185,7 +185,7 @@ impl Connection {
                 (Some(SyncState::CatchingUp), self.lost(now))
             }
             ConnectionError::LoggedOut => (Some(SyncState::LoggedOut), Wait::default()),
-            // Once that is no outage.
+            // A single one is not an outage.
             ConnectionError::TokenChanged if self.failures == 0 => (None, self.backoff()),
             ConnectionError::TokenChanged => {
                 self.offline(now, "each access token is refused".into())
@@ -230,8 +230,8 @@ impl Connection {
         Wait::about(wait)
     }
 
-    /// Once it is asked again at once. A server that loses each position soon after it gave it
-    /// would be asked for everything again and again.
+    /// Returns how long to wait after the server has lost our position. The first time there is no
+    /// wait. A server that loses each position soon would be asked for everything again and again.
     fn lost(&mut self, now: SystemTime) -> Wait {
         let since_last = self.lost_at.replace(now).map(|last| now.duration_since(last));
         match since_last {
@@ -248,7 +248,7 @@ impl Connection {
     }
 }
 
-/// A wait, doubled so many times, up to the longest.
+/// Returns a wait, doubled `times` times, up to 20 s.
 pub(super) fn doubled(wait: Duration, times: u32) -> Duration {
     wait.saturating_mul(1 << times.min(16)).min(MAX_RETRY_INTERVAL)
 }
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_that_is_not_full_makes_it_live() {
+    fn a_page_with_room_left_is_live() {
         let mut connection = connection();
         let state = |c: &mut Connection, response| c.handle_page(&response, Duration::ZERO).0;
         assert_eq!(state(&mut connection, page("p1", Some("b1"), 100)), SyncState::CatchingUp);
@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_page_after_an_outage_is_not_live() {
+    fn after_an_outage_full_pages_catch_up() {
         let mut connection = live();
         connection.handle_failure(at(0), transient());
         let (state, _) = connection.handle_page(&page("p2", Some("b2"), 100), Duration::ZERO);
@@ -439,7 +439,7 @@ mod tests {
 
     /// A server that always says 0 would be asked four times a second.
     #[test]
-    fn a_retry_after_of_zero_is_backed_off_from() {
+    fn a_retry_after_of_zero_is_ignored() {
         let mut connection = live();
         let mut wait = || {
             let limited = ConnectionError::RateLimited {

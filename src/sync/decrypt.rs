@@ -1,7 +1,7 @@
-//! Decryption of sticky events with the room keys that the client has.
+//! Decrypt: sticky events and the room keys that the client has.
 //!
-//! In: an encrypted event of a room. Out: what was inside and who put it there, or nothing where
-//! the key has not come yet; then the event waits in the map and is tried again when it does.
+//! In: an encrypted event of a room. Out: what was inside and who put it there, or nothing if the key
+//! has not come yet; then the event waits in the map, and is tried again with the key. Never: a request.
 
 use std::sync::Arc;
 
@@ -41,13 +41,13 @@ pub(super) async fn decrypt(room: &Room, outer: &RawValue) -> Option<Decrypted> 
     }
 }
 
-/// Whether the client's settings keep events from us whose sender's device is not trusted.
+/// Whether the client's settings keep events from us if their sender's device is not trusted.
 pub(super) fn needs_trust(client: &Client) -> bool {
     let required = client.decryption_settings().sender_device_trust_requirement;
     !matches!(required, TrustRequirement::Untrusted)
 }
 
-/// What the SDK knows of who encrypted an event.
+/// Returns what the SDK knows about who encrypted an event.
 pub(super) fn encryption(info: &EncryptionInfo) -> Encryption {
     let verification = match &info.verification_state {
         VerificationState::Verified => Verification::Verified,

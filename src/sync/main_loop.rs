@@ -1,7 +1,8 @@
-//! What the application's main loop tells us: redactions, gaps, rooms joined and left.
+//! Main loop: what the application's own sync loop brings. Redactions, gaps, rooms joined and left.
 //!
 //! In: the updates that matrix-sdk broadcasts after each response, whichever loop asked for it.
-//! Out: what that means for the maps. Redactions come only this way: the sticky extension has none.
+//! Out: what they mean for the maps ([`News`]). Never: a request, an event that was decrypted.
+//! Redactions come only this way: the sticky extension has none.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -14,14 +15,15 @@ use crate::{
     wire::{self, Wire, names},
 };
 
-/// The age of our own join is counted by the server and the age of our connection by us, so they
-/// may differ by what a request takes on its way.
-const AGE_SLACK: Duration = Duration::from_secs(30);
+/// How much older than our connection a join may look and still be younger. The server counts the age
+/// of our join, and we count that of our connection: they differ by the time that a request takes.
+const MAX_AGE_ERROR: Duration = Duration::from_secs(30);
 
-/// A sticky event with less time left may be over before our own source could bring it.
-const LONG_ENOUGH: Duration = Duration::from_secs(60);
+/// The time that a sticky event must have left to be expected from our own source. With less, it may
+/// be over before the source could bring it.
+const MIN_TIME_LEFT: Duration = Duration::from_secs(60);
 
-/// The rooms that we are in, as far as the main loop has told.
+/// The rooms that we are in, as far as the main loop has said.
 #[derive(Debug)]
 pub(super) struct MainLoop {
     own_id: OwnedUserId,
@@ -36,12 +38,12 @@ pub(super) struct News {
     pub(super) left: Vec<OwnedRoomId>,
     /// Rooms that were not there before, for whatever reason.
     pub(super) new: Vec<OwnedRoomId>,
-    /// Rooms that we joined after our connection started: what was sticky there before the join
-    /// does not come by itself (synapse#19662).
+    /// Rooms that we joined after our connection started. What was sticky there before the join does
+    /// not come by itself (synapse#19662).
     pub(super) just_joined: Vec<OwnedRoomId>,
     /// Rooms with a gap in the timeline, in which a redaction may have been.
     pub(super) gaps: Vec<OwnedRoomId>,
-    /// Events in the clear that are sticky for a while yet: our own source has to bring them too.
+    /// Cleartext events that stay sticky for a while. Our own source has to bring them too.
     pub(super) sticky: Vec<Shown>,
 }
 
@@ -62,10 +64,10 @@ impl MainLoop {
         self.joined = joined.into_iter().collect();
     }
 
-    /// Takes an update. `connected_for` is for how long our own connection has been there.
+    /// Takes an update. `connected_for` says for how long our own connection has been there.
     pub(super) fn handle_update(&mut self, updates: &RoomUpdates, connected_for: Duration) -> News {
         let mut news = News::default();
-        // Our connection may have told of a room that we are only invited to before this did.
+        // Our connection may have named a room that we are only invited to, before this loop did.
         let invited = updates.invited.keys().chain(updates.knocked.keys());
         for room_id in updates.left.keys().chain(invited) {
             self.joined.remove(room_id);
@@ -80,7 +82,7 @@ impl MainLoop {
             }
             if self.joined.insert(room_id.clone()) {
                 let age = own_join_age(update, &self.own_id);
-                if age.is_none_or(|age| age < connected_for.saturating_add(AGE_SLACK)) {
+                if age.is_none_or(|age| age < connected_for.saturating_add(MAX_AGE_ERROR)) {
                     news.just_joined.push(room_id.clone());
                 }
                 news.new.push(room_id.clone());
@@ -92,7 +94,7 @@ impl MainLoop {
     }
 }
 
-/// Whose event it is, if it is a sticky one with time left.
+/// Returns the sender of a sticky event with time left; `None` for any other event.
 fn sticky_sender(event: Cleartext<'_>) -> Option<OwnedUserId> {
     if !event.text().contains("sticky") {
         return None;
@@ -100,13 +102,13 @@ fn sticky_sender(event: Cleartext<'_>) -> Option<OwnedUserId> {
     match wire::read(event.json()).ok()? {
         Wire::Sticky(event) => {
             let left = Duration::from_millis(event.remaining_ms?);
-            (left >= LONG_ENOUGH).then(|| event.sender.into_owned())
+            (left >= MIN_TIME_LEFT).then(|| event.sender.into_owned())
         }
         _ => None,
     }
 }
 
-/// How long ago we joined, by the server's word, where the update has our own membership.
+/// Returns how long ago we joined, by the server's word, if the update has our own membership.
 fn own_join_age(update: &JoinedRoomUpdate, own_id: &UserId) -> Option<Duration> {
     #[derive(Deserialize)]
     struct Member<'a> {
@@ -191,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn redactions_are_found_in_every_form_that_they_have() {
+    fn redactions_are_found_in_every_form() {
         let update = timeline(&[
             redaction(&json!({ "redacts": "$old" })),
             redaction(&json!({ "content": { "redacts": "$new" } })),
@@ -247,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_room_is_just_joined_if_our_join_is_younger_than_our_connection() {
+    fn a_young_join_makes_a_room_just_joined() {
         let cases = [
             // A minute's connection, and 30 s for what a request takes.
             (vec![membership(ME, Some(10))], true),
@@ -269,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn our_join_is_found_in_either_form_of_the_state() {
+    fn our_join_is_found_in_any_state() {
         let event = || Raw::from_json(raw(membership(ME, Some(91_000)).to_string()));
         for state in [State::Before(vec![event()]), State::After(vec![event()])] {
             let update = JoinedRoomUpdate { state, ..JoinedRoomUpdate::default() };
@@ -279,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_room_is_new_once_and_again_after_it_was_left() {
+    fn a_room_is_new_once_until_left() {
         let mut main_loop = main_loop([]);
         let update = || joined(timeline(&[]));
         assert_eq!(main_loop.handle_update(&update(), DAY).new, [room_id()]);
@@ -292,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_room_that_we_were_in_from_the_start_is_never_new() {
+    fn an_old_room_is_never_new() {
         let mut main_loop = main_loop([room_id()]);
         let news = main_loop.handle_update(&joined(timeline(&[membership(ME, Some(1))])), DAY);
         assert!(news.new.is_empty() && news.just_joined.is_empty());
@@ -322,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_counts_in_a_room_that_is_not_new() {
+    fn a_gap_counts_in_an_old_room() {
         let gap = || {
             let timeline = Timeline { limited: true, ..Timeline::default() };
             joined(JoinedRoomUpdate { timeline, ..JoinedRoomUpdate::default() })

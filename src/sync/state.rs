@@ -110,6 +110,14 @@ impl fmt::Display for SyncState {
 }
 
 /// Says what a server or a main loop lacks, and what to do about it.
+///
+/// # Examples
+///
+/// ```
+/// use matrix_sdk_sticky::Unsupported;
+///
+/// assert!(Unsupported::StickyEvents.to_string().contains("org.matrix.msc4354"));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Unsupported {

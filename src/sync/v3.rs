@@ -1,13 +1,12 @@
 //! v3 `/sync`: a follower of the application's main loop.
 //!
 //! In: the tokens that the main loop has stored, one after the other, and answers. Out: the next
-//! request. [`Follower`] is pure; [`Request`] is ruma's request with a response that reads only
-//! what is ours.
+//! request. Never: a token of our own, a clock, I/O. [`Follower`] is pure; [`Request`] is ruma's request
+//! with a response that reads only the sticky events.
 //!
-//! Why not simply a second loop? A request with a `since` acknowledges the to-device messages
-//! before it: the server deletes them. A loop of our own would lose room keys for the main loop.
-//! So we ask only with tokens that the main loop has moved on from, which it has acknowledged
-//! itself, and never with one of our own.
+//! Why not simply a second loop? A request with a `since` acknowledges the to-device messages before
+//! it, and the server deletes them. A loop of our own would lose room keys for the main loop. So we ask
+//! only with tokens that the main loop has moved on from, which it has acknowledged itself.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -30,24 +29,24 @@ use serde_json::value::RawValue;
 use super::source::RoomEvents;
 use crate::{request::REQUEST_TIMEOUT, wire};
 
-/// How many tokens of the main loop may wait to be asked with. With more than these the server has
-/// been away for long, and all that is live is asked for once more.
+/// How many tokens of the main loop may wait to be asked with. If there are more, the server has been
+/// away for long, and all that is live is asked for once more.
 const MAX_TOKENS: usize = 64;
 
-/// The longest that the server may take to answer, after it was too slow.
+/// How long the server may take to answer at most, after it was too slow.
 const MAX_PATIENCE: Duration = Duration::from_secs(240);
 
-/// The server answers the same question from a cache for two minutes, so no two are the same: the
-/// timeout is the part that means nothing.
-const TIMEOUTS_MS: u64 = 50;
+/// How many timeouts, in milliseconds, tell our requests apart. The server answers the same request from
+/// a cache for two minutes, and the timeout is the part that means nothing to us.
+const DISTINCT_TIMEOUTS: u64 = 50;
 
 /// ruma's request, answered by a [`Response`].
 #[derive(Clone, Debug)]
 pub(super) struct Request(v3::Request);
 
 impl Request {
-    /// All that is live in this room, or in all: a request without a token, which acknowledges
-    /// nothing. The answer has at most a page.
+    /// Asks for all that is live in this room, or in all rooms. The request has no token, and so
+    /// acknowledges nothing. The answer has at most a page.
     pub(super) fn for_all(room_id: Option<OwnedRoomId>, number: u64) -> Self {
         Self::new(None, room_id, number)
     }
@@ -59,8 +58,8 @@ impl Request {
         filter.room.account_data = RoomEventFilter::ignore_all();
         filter.room.ephemeral = RoomEventFilter::ignore_all();
         filter.room.state = RoomEventFilter::ignore_all();
-        // The timeline is filtered before what stands in it is taken out of the sticky section, so
-        // this way every sticky event is in the section.
+        // The server filters the timeline before it takes the timeline's events out of the sticky
+        // section. With an empty timeline, every sticky event is in the section.
         filter.room.timeline.not_types = vec!["*".to_owned()];
         filter.room.rooms = room_id.map(|room_id| vec![room_id]);
 
@@ -68,7 +67,7 @@ impl Request {
         request.filter = Some(v3::Filter::FilterDefinition(filter));
         request.since = since;
         request.set_presence = PresenceState::Offline;
-        request.timeout = Some(Duration::from_millis(number % TIMEOUTS_MS));
+        request.timeout = Some(Duration::from_millis(number % DISTINCT_TIMEOUTS));
         Self(request)
     }
 }
@@ -118,7 +117,7 @@ impl IncomingResponse for Response {
 pub(super) enum Question {
     /// All that is live.
     All,
-    /// What came after this token of the main loop's, which it has moved on from.
+    /// What came after this token, which the main loop has moved on from.
     After(String),
 }
 
@@ -127,12 +126,12 @@ pub(super) enum Question {
 pub(super) struct Follower {
     /// The main loop's token, as far as we know.
     token: Option<String>,
-    /// Tokens that it has moved on from, and that have not been asked with yet; the oldest first.
+    /// Tokens that it has moved on from, and that have not been asked with yet. The oldest is first.
     passed: VecDeque<String>,
-    /// Whether all that is live has been asked for, since it had to be.
+    /// Whether all that is live has come since it last had to be asked for.
     has_all: bool,
-    /// Whether it has to be asked for again after a question that is on its way: the server may
-    /// have answered that one before what makes it necessary.
+    /// Whether all has to be asked for again after the question that is on its way. The server may
+    /// have answered that one before something made another necessary.
     outdated: bool,
     number: u64,
     /// How often in a row the server has not answered in time.
@@ -142,15 +141,15 @@ pub(super) struct Follower {
 impl Follower {
     /// Takes the token that the main loop has stored.
     ///
-    /// Each token is asked with, not just the oldest: an answer has at most a page, and what comes
-    /// after that page is after the next token.
+    /// Why not just ask with the oldest token? An answer has at most a page, and what comes after that
+    /// page is after the next token.
     pub(super) fn handle_token(&mut self, token: String) {
         if self.token.as_ref() == Some(&token) {
             return;
         }
         match self.token.replace(token) {
             Some(passed) => self.passed.push_back(passed),
-            // What was live when we first asked may not have had all that came until this token.
+            // The answer to our first question may lack events that came before this token.
             None => self.start_over(),
         }
         if self.passed.len() > MAX_TOKENS {
@@ -158,25 +157,25 @@ impl Follower {
         }
     }
 
-    /// The main loop's token, as far as we know.
+    /// Returns the main loop's token, as far as we know.
     pub(super) fn token(&self) -> Option<&str> {
         self.token.as_deref()
     }
 
-    /// All that is live is asked for once more.
+    /// Asks for all that is live once more.
     pub(super) fn start_over(&mut self) {
         self.passed.clear();
         self.has_all = false;
         self.outdated = true;
     }
 
-    /// Whether all that is live has come, but for what came after the tokens that are still to be
+    /// Whether all that is live has come, except for what came after the tokens that are still to be
     /// asked with.
     pub(super) fn has_all(&self) -> bool {
         self.has_all
     }
 
-    /// What to ask next; nothing while we are where the main loop is.
+    /// Returns what to ask next; `None` while we are where the main loop is.
     pub(super) fn poll_question(&self) -> Option<Question> {
         if !self.has_all {
             return Some(Question::All);
@@ -184,19 +183,19 @@ impl Follower {
         self.passed.front().cloned().map(Question::After)
     }
 
-    /// How long the server may take to answer a question. Where it took too long it gets longer: all
-    /// that is live in thousands of rooms takes its time.
+    /// Returns how long the server may take to answer. After an answer that took too long, it gets more
+    /// time: collecting what is live in thousands of rooms takes long.
     pub(super) fn patience(&self) -> Duration {
         REQUEST_TIMEOUT.saturating_mul(1 << self.timeouts.min(8)).min(MAX_PATIENCE)
     }
 
-    /// The server has not answered in time.
+    /// Takes that the server has not answered in time.
     pub(super) fn handle_timeout(&mut self) {
         self.timeouts = self.timeouts.saturating_add(1);
     }
 
-    /// The request for a question. No two of them are the same, unless the server was too slow to
-    /// answer the one before: then its cache may have the answer by now.
+    /// Returns the request for a question. No two requests are the same, unless the server was too slow
+    /// to answer the one before: then its cache may have the answer by now.
     pub(super) fn request(&mut self, question: &Question) -> Request {
         let since = match question {
             Question::All => {
@@ -214,7 +213,7 @@ impl Follower {
         self.number
     }
 
-    /// A question was answered.
+    /// Takes that a question was answered.
     pub(super) fn handle_answer(&mut self, question: &Question) {
         self.timeouts = 0;
         match question {
@@ -238,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn only_tokens_that_the_main_loop_has_moved_on_from_are_asked_with() {
+    fn only_passed_tokens_are_asked_with() {
         let mut follower = Follower::default();
         follower.handle_token("T0".into());
         assert_eq!(follower.poll_question(), Some(Question::All));
@@ -257,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_first_token_after_the_first_question_asks_for_all_once_more() {
+    fn a_late_first_token_asks_for_all_again() {
         let mut follower = Follower::default();
         ask_for_all(&mut follower);
         assert_eq!(follower.poll_question(), None);
@@ -266,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_first_token_during_the_first_question_asks_for_all_once_more_too() {
+    fn a_first_token_meanwhile_asks_for_all_again() {
         let mut follower = Follower::default();
         follower.request(&Question::All);
         follower.handle_token("T0".into());
@@ -292,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_server_is_asked_the_same_for_longer() {
+    fn a_slow_server_has_more_time() {
         let mut follower = Follower::default();
         let first = follower.request(&Question::All);
         let mut patience = vec![follower.patience().as_secs()];
@@ -308,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn no_two_requests_are_the_same_to_the_servers_cache() {
+    fn no_two_requests_share_a_cache_entry() {
         let mut follower = Follower::default();
         let first = follower.request(&Question::All);
         let second = follower.request(&Question::All);

@@ -20,8 +20,9 @@ fn bearer(token: &str) -> Option<String> {
     Some(format!("Bearer {token}"))
 }
 
+/// With a refused token nothing is asked any more.
 #[tokio::test]
-async fn a_refused_token_is_logged_out_and_nothing_is_asked_any_more() {
+async fn a_refused_token_is_logged_out() {
     for errcode in ["M_UNKNOWN_TOKEN", "M_MISSING_TOKEN"] {
         let (mut world, poll) = World::live(vec![event("a")]).await;
         poll.refuse(401, errcode).await;
@@ -37,8 +38,9 @@ async fn a_refused_token_is_logged_out_and_nothing_is_asked_any_more() {
     }
 }
 
+/// The application refreshes the token.
 #[tokio::test]
-async fn a_token_that_the_application_refreshes_goes_on_where_it_stood() {
+async fn a_refreshed_token_goes_on_where_it_stood() {
     let server = Homeserver::start().await;
     let client = refreshable(&server).await;
     let mut world = World::of(server, client);
@@ -56,8 +58,9 @@ async fn a_token_that_the_application_refreshes_goes_on_where_it_stood() {
     assert_eq!(world.event_ids(), ["$a", "$b"]);
 }
 
+/// The held poll fails with the old token, and nobody is logged out.
 #[tokio::test]
-async fn a_token_that_is_refreshed_while_a_poll_is_held_is_used_and_nobody_is_logged_out() {
+async fn a_token_refreshed_during_a_poll_is_used() {
     let server = Homeserver::start().await;
     let client = refreshable(&server).await;
     let mut world = World::of(server, client);
@@ -76,7 +79,7 @@ async fn a_token_that_is_refreshed_while_a_poll_is_held_is_used_and_nobody_is_lo
 }
 
 #[tokio::test]
-async fn a_token_that_the_sdk_refreshes_is_no_interruption() {
+async fn a_refresh_by_the_sdk_does_not_interrupt() {
     let server = Homeserver::start().await;
     server.answers_to("/refresh", 200, json!({ "access_token": NEW_TOKEN }));
     let client = refreshing(&server).await;
@@ -112,8 +115,9 @@ async fn a_refresh_that_is_refused_is_logged_out() {
     }
 }
 
+/// It is tried again.
 #[tokio::test]
-async fn a_refresh_that_fails_for_now_is_an_outage_and_is_tried_again() {
+async fn a_failed_refresh_is_an_outage() {
     let server = Homeserver::start().await;
     server.answers_to("/refresh", 502, json!({ "errcode": "M_UNKNOWN", "error": "no" }));
     let client = refreshing(&server).await;
@@ -131,8 +135,9 @@ async fn a_refresh_that_fails_for_now_is_an_outage_and_is_tried_again() {
     world.until(&SyncState::Live).await;
 }
 
+/// It goes live once it has a session.
 #[tokio::test]
-async fn a_client_without_a_session_is_connecting_and_goes_live_once_it_has_one() {
+async fn a_client_without_a_session_is_connecting() {
     let server = Homeserver::start().await;
     let client = anonymous_client(&server).await;
     let mut world = World::of(server, client);
@@ -155,8 +160,9 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
+/// The next call inside a runtime starts the task.
 #[test]
-fn a_call_outside_a_runtime_starts_nothing_and_the_next_one_inside_does() {
+fn a_call_outside_a_runtime_starts_nothing() {
     let runtime = runtime();
     let (mut server, client) = runtime.block_on(async {
         let server = Homeserver::start().await;
@@ -178,8 +184,9 @@ fn a_call_outside_a_runtime_starts_nothing_and_the_next_one_inside_does() {
     });
 }
 
+/// The next call starts it again.
 #[test]
-fn a_task_whose_runtime_is_gone_starts_again_at_the_next_call() {
+fn a_task_restarts_in_another_runtime() {
     let server_runtime = runtime();
     let (mut server, client) = server_runtime.block_on(async {
         let server = Homeserver::start().await;
@@ -197,8 +204,9 @@ fn a_task_whose_runtime_is_gone_starts_again_at_the_next_call() {
     });
 }
 
+/// A view or a stream keeps the task. Once it has stopped, nothing is asked.
 #[tokio::test]
-async fn dropping_the_last_handle_stops_the_task_and_a_view_or_a_stream_keeps_it() {
+async fn dropping_the_last_handle_stops_the_task() {
     let (world, poll) = World::live(vec![event("a")]).await;
     let World { sticky, server, .. } = world;
     let view = sticky.events();
@@ -214,8 +222,9 @@ async fn dropping_the_last_handle_stops_the_task_and_a_view_or_a_stream_keeps_it
     within("the task to end", given_up).await;
 }
 
+/// The server refuses each token that it gives.
 #[tokio::test]
-async fn a_server_that_refuses_each_token_that_it_gives_is_not_asked_in_a_hot_loop() {
+async fn refused_new_tokens_make_no_hot_loop() {
     let server = Homeserver::start().await;
     let answers = server.answers();
     let client = refreshing(&server).await;

@@ -9,8 +9,9 @@ use crate::support::{
     Homeserver, ManualClock, ROOM, World, client, event, log, until_state, within,
 };
 
+/// It can start again when the first is gone.
 #[tokio::test]
-async fn a_client_is_started_once_and_again_when_the_first_is_gone() {
+async fn a_client_is_started_once() {
     let server = Homeserver::start().await;
     let client = client(&server).await;
     let first = Sticky::builder(&client).start().unwrap();

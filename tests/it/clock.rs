@@ -5,8 +5,9 @@ use matrix_sdk_sticky::{EntryChange, RemovalReason, StickyKey, SyncState};
 
 use crate::support::{ALICE, ROOM, World, event, event_lasting, millis, next_change, secs, within};
 
+/// Not even before a timer has run.
 #[tokio::test]
-async fn after_a_suspend_no_ghost_is_shown_even_before_a_timer_has_run() {
+async fn after_a_suspend_no_ghost_is_shown() {
     let events = vec![event_lasting("a", 60_000), event_lasting("b", 3_599_000)];
     let (world, _poll) = World::live(events).await;
     assert_eq!(world.event_ids(), ["$a", "$b"]);
@@ -26,7 +27,7 @@ async fn after_a_suspend_no_ghost_is_shown_even_before_a_timer_has_run() {
 }
 
 #[tokio::test]
-async fn after_a_suspend_the_stream_pushes_what_has_expired_as_one_change() {
+async fn after_a_suspend_expiries_are_one_change() {
     let events = vec![event_lasting("a", 60_000), event_lasting("b", 1_800_000), event("c")];
     let (world, _poll) = World::live(events).await;
     let mut changes = world.sticky.events().subscribe().changes;
@@ -49,8 +50,9 @@ async fn after_a_suspend_the_stream_pushes_what_has_expired_as_one_change() {
     assert!(changes.next().now_or_never().is_none());
 }
 
+/// Nobody else polls the stream.
 #[tokio::test]
-async fn the_timer_wakes_a_waiting_stream_that_nobody_polls() {
+async fn the_timer_wakes_a_waiting_stream() {
     let (world, _poll) = World::live(vec![event_lasting("a", 60_000)]).await;
     let mut changes = world.sticky.events().subscribe().changes;
     let told = tokio::spawn(async move { changes.next().await.unwrap() });
@@ -63,8 +65,9 @@ async fn the_timer_wakes_a_waiting_stream_that_nobody_polls() {
     assert_eq!(change.entries.len(), 1);
 }
 
+/// No timer runs while there are no entries.
 #[tokio::test]
-async fn one_timer_serves_all_entries_and_none_runs_while_there_are_none() {
+async fn one_timer_serves_all_entries() {
     let (mut world, poll) = World::live(vec![]).await;
     assert_eq!(world.clock.sleepers(), 0);
     let events = (1..=50).map(|i| event_lasting(&format!("e-{i:02}"), i * 60_000)).collect();
@@ -82,8 +85,9 @@ async fn one_timer_serves_all_entries_and_none_runs_while_there_are_none() {
     assert_eq!(world.sticky.state(), SyncState::Live);
 }
 
+/// It comes later than the entry that the timer was set for.
 #[tokio::test]
-async fn an_entry_that_comes_later_and_ends_sooner_moves_the_timer() {
+async fn an_entry_that_ends_sooner_moves_the_timer() {
     let (mut world, poll) = World::live(vec![event_lasting("long", 600_000)]).await;
     let mut changes = world.sticky.events().subscribe().changes;
     poll.page("pos-2", "batch-2", ROOM, vec![event_lasting("short", 1_000)]).await;

@@ -5,8 +5,9 @@ use serde_json::json;
 
 use crate::support::{ALICE, OTHER_ROOM, ROOM, START_MS, TOKEN, World, body, event, events};
 
+/// It names no room, and so asks for all of them.
 #[tokio::test]
-async fn the_request_asks_for_sticky_events_of_all_rooms_and_nothing_else() {
+async fn the_request_asks_for_sticky_events_only() {
     let mut world = World::start().await;
     let ask = world.server.ask().await;
 
@@ -36,8 +37,9 @@ async fn the_request_asks_for_sticky_events_of_all_rooms_and_nothing_else() {
     assert_eq!(world.server.ask().await.param("timeout"), Some("30000"), "held from then on");
 }
 
+/// An absent `next_batch` keeps the old `since`.
 #[tokio::test]
-async fn pos_and_since_are_carried_and_an_absent_next_batch_keeps_the_old_since() {
+async fn pos_and_since_are_carried() {
     let mut world = World::start().await;
     let ask = world.server.ask().await;
     assert_eq!((ask.pos(), ask.since()), (None, None));
@@ -66,8 +68,9 @@ async fn two_clients_have_connections_of_different_names() {
     assert_ne!(one.body["conn_id"], other.body["conn_id"]);
 }
 
+/// It is live at the first page that is not full.
 #[tokio::test]
-async fn it_is_catching_up_while_pages_are_full_and_live_at_the_first_that_is_not() {
+async fn it_is_catching_up_while_pages_are_full() {
     let mut world = World::start().await;
     assert_eq!(world.sticky.state(), SyncState::Connecting);
     let ask = world.server.ask().await;
@@ -95,7 +98,7 @@ async fn it_is_catching_up_while_pages_are_full_and_live_at_the_first_that_is_no
 }
 
 #[tokio::test]
-async fn once_live_a_full_page_does_not_take_it_back() {
+async fn once_live_a_full_page_changes_nothing() {
     let (mut world, poll) = World::live(vec![]).await;
     poll.page("pos-2", "batch-2", ROOM, events("a", 100)).await;
     let _poll = world.server.ask().await;
@@ -136,8 +139,9 @@ async fn stable_names_are_read_as_well() {
     assert_eq!(entry.expires_in(snapshot.taken_at()), crate::support::secs(10));
 }
 
+/// Its subscribers are notified as soon as the long poll is answered.
 #[tokio::test]
-async fn an_event_is_visible_and_told_as_soon_as_the_long_poll_is_answered() {
+async fn an_event_is_visible_with_the_answer() {
     let (mut world, poll) = World::live(vec![event("a")]).await;
     let mut changes = world.sticky.events().subscribe().changes;
     poll.page("pos-2", "batch-2", ROOM, vec![event("b")]).await;

@@ -30,8 +30,9 @@ async fn goes_live_when_it_is_there(mut world: World) {
     assert_eq!(world.event_ids(), ["$a"]);
 }
 
+/// Until the server has them.
 #[tokio::test]
-async fn a_server_without_sticky_events_is_unsupported_until_it_has_them() {
+async fn without_sticky_events_it_is_unsupported() {
     for features in [&[SLIDING][..], &[]] {
         let world = start_with(features).await;
         let state = SyncState::Unsupported(Unsupported::StickyEvents);
@@ -41,8 +42,9 @@ async fn a_server_without_sticky_events_is_unsupported_until_it_has_them() {
     }
 }
 
+/// Until the server has it.
 #[tokio::test]
-async fn a_server_without_sliding_sync_is_unsupported_until_it_has_it() {
+async fn without_sliding_sync_it_is_unsupported() {
     let server = Homeserver::start().await;
     server.has(&[STICKY]);
     let client = client(&server).await;
@@ -54,7 +56,7 @@ async fn a_server_without_sliding_sync_is_unsupported_until_it_has_it() {
 }
 
 #[tokio::test]
-async fn a_feature_that_is_there_but_false_is_not_there() {
+async fn a_feature_that_is_false_is_absent() {
     let server = Homeserver::start().await;
     let features = json!({ STICKY: false, SLIDING: true });
     let versions = json!({ "versions": ["v1.14"], "unstable_features": features });
@@ -65,8 +67,9 @@ async fn a_feature_that_is_there_but_false_is_not_there() {
     world.until(&state).await;
 }
 
+/// Until the server has it.
 #[tokio::test]
-async fn an_endpoint_that_is_not_there_is_unsupported_until_it_is() {
+async fn a_missing_endpoint_is_unsupported() {
     let mut world = World::start().await;
     world.server.ask().await.refuse(404, "M_UNRECOGNIZED").await;
     let state = SyncState::Unsupported(Unsupported::SlidingSync);
@@ -74,8 +77,9 @@ async fn an_endpoint_that_is_not_there_is_unsupported_until_it_is() {
     goes_live_when_it_is_there(world).await;
 }
 
+/// However often the server is asked.
 #[tokio::test]
-async fn unsupported_is_said_once_in_the_log_however_often_it_is_asked() {
+async fn unsupported_is_logged_once() {
     let world = start_with(&[]).await;
     let state = SyncState::Unsupported(Unsupported::StickyEvents);
     world.until(&state).await;
@@ -91,7 +95,7 @@ async fn unsupported_is_said_once_in_the_log_however_often_it_is_asked() {
 }
 
 #[tokio::test]
-async fn a_server_that_loses_the_feature_while_it_is_away_is_unsupported() {
+async fn a_feature_lost_during_an_outage_is_unsupported() {
     let (mut world, poll) = World::live(vec![event("a")]).await;
     world.server.has(&[SLIDING]);
     poll.refuse(503, "M_UNKNOWN").await;
@@ -213,8 +217,9 @@ async fn an_extension_that_brings_anything_is_present() {
     );
 }
 
+/// It does not mean that the server lacks the feature.
 #[tokio::test]
-async fn versions_that_make_no_sense_are_an_outage_and_not_a_verdict() {
+async fn nonsense_from_versions_is_an_outage() {
     let answers = [
         (200, json!(5)),
         (200, json!({})),

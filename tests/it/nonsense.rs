@@ -99,7 +99,7 @@ async fn whatever_is_refused_what_comes_after_it_arrives() {
 }
 
 #[tokio::test]
-async fn nonsense_that_cannot_be_read_is_not_asked_for_in_a_hot_loop() {
+async fn unreadable_answers_make_no_hot_loop() {
     for (name, answer) in nonsense() {
         let mut world = World::start().await;
         let polls = world.polls_within(secs(120), async |ask| ask.answer(200, &answer).await).await;
@@ -107,8 +107,9 @@ async fn nonsense_that_cannot_be_read_is_not_asked_for_in_a_hot_loop() {
     }
 }
 
+/// It is logged with its event id.
 #[tokio::test]
-async fn a_malformed_event_is_dropped_alone_and_logged_with_its_id() {
+async fn a_malformed_event_is_dropped_alone() {
     let mut world = World::start().await;
     let mut no_sender = event("no-sender");
     no_sender["sender"] = json!(5);
@@ -175,15 +176,16 @@ async fn hostile_contents_cost_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_server_that_has_nothing_to_say_again_and_again_is_not_asked_in_a_hot_loop() {
+async fn empty_answers_at_once_make_no_hot_loop() {
     let mut world = World::start().await;
     let polls = world.polls_within(secs(600), async |ask| ask.nothing("pos").await).await;
     assert!((10..=60).contains(&polls), "{polls}");
     assert_eq!(world.sticky.state(), SyncState::Live, "that is no outage");
 }
 
+/// Each answer has nothing, and a new `next_batch` for it.
 #[tokio::test]
-async fn a_server_that_has_nothing_and_a_new_batch_for_it_is_not_asked_in_a_hot_loop() {
+async fn empty_pages_with_tokens_make_no_hot_loop() {
     let mut world = World::start().await;
     let mut batch = 0;
     let polls = world
@@ -196,7 +198,7 @@ async fn a_server_that_has_nothing_and_a_new_batch_for_it_is_not_asked_in_a_hot_
 }
 
 #[tokio::test]
-async fn the_same_full_page_for_ever_is_not_asked_for_in_a_hot_loop() {
+async fn the_same_full_page_makes_no_hot_loop() {
     let mut world = World::start().await;
     let polls = world
         .polls_within(secs(600), async |ask| {
@@ -207,8 +209,9 @@ async fn the_same_full_page_for_ever_is_not_asked_for_in_a_hot_loop() {
     assert_eq!(world.sticky.state(), SyncState::CatchingUp);
 }
 
+/// The events arrive, though they have no `next_batch`.
 #[tokio::test]
-async fn events_without_a_next_batch_arrive_and_are_not_asked_for_in_a_hot_loop() {
+async fn events_without_a_token_make_no_hot_loop() {
     let mut world = World::start().await;
     let answer = body("pos", None, json!({ ROOM: { "events": [event("a")] } })).to_string();
     let polls = world.polls_within(secs(50), async |ask| ask.answer(200, &answer).await).await;
@@ -216,8 +219,9 @@ async fn events_without_a_next_batch_arrive_and_are_not_asked_for_in_a_hot_loop(
     assert_eq!(world.sticky.state(), SyncState::Live);
 }
 
+/// After answers that came at once, the poll that follows a held one is asked at once.
 #[tokio::test]
-async fn after_a_server_that_answered_at_once_a_held_poll_is_asked_again_at_once() {
+async fn a_held_poll_ends_the_waits() {
     let mut world = World::start().await;
     for _ in 0..6 {
         world.ask_sometime().await.nothing("pos").await;

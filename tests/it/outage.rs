@@ -7,8 +7,9 @@ use serde_json::json;
 
 use crate::support::{ROOM, START_MS, World, event, event_lasting, millis, secs, until_state};
 
+/// Entries stay.
 #[tokio::test]
-async fn an_unknown_pos_starts_over_once_at_once_and_keeps_what_is_there() {
+async fn an_unknown_pos_starts_over_at_once() {
     let (mut world, poll) = World::live(vec![event("a")]).await;
     let name = poll.body["conn_id"].clone();
     poll.refuse(400, "M_UNKNOWN_POS").await;
@@ -28,7 +29,7 @@ async fn an_unknown_pos_starts_over_once_at_once_and_keeps_what_is_there() {
 }
 
 #[tokio::test]
-async fn a_since_that_the_server_cannot_read_starts_over_as_well() {
+async fn an_unreadable_since_starts_over() {
     for errcode in ["M_BAD_JSON", "M_INVALID_PARAM"] {
         let (mut world, poll) = World::live(vec![]).await;
         poll.refuse(400, errcode).await;
@@ -41,8 +42,9 @@ async fn a_since_that_the_server_cannot_read_starts_over_as_well() {
     }
 }
 
+/// It makes no hot loop.
 #[tokio::test]
-async fn a_server_that_refuses_even_a_fresh_start_is_offline_and_not_asked_in_a_hot_loop() {
+async fn a_refused_fresh_start_is_offline() {
     for errcode in ["M_UNKNOWN_POS", "M_BAD_JSON", "M_INVALID_PARAM"] {
         let (mut world, poll) = World::live(vec![]).await;
         poll.refuse(400, errcode).await;
@@ -65,8 +67,9 @@ async fn a_server_that_refuses_even_a_fresh_start_is_offline_and_not_asked_in_a_
     }
 }
 
+/// The server forgets each position that it gives.
 #[tokio::test]
-async fn a_server_that_forgets_each_position_that_it_gives_is_not_asked_in_a_hot_loop() {
+async fn forgotten_positions_make_no_hot_loop() {
     let mut world = World::start().await;
     let mut batch = 0;
     let polls = world
@@ -81,8 +84,9 @@ async fn a_server_that_forgets_each_position_that_it_gives_is_not_asked_in_a_hot
     assert!((10..=120).contains(&polls), "{polls}");
 }
 
+/// It has jitter, and starts over after a success.
 #[tokio::test]
-async fn the_wait_grows_is_jittered_and_at_most_30_seconds_and_starts_over_after_a_success() {
+async fn the_wait_grows_to_30_seconds() {
     let (mut world, mut poll) = World::live(vec![]).await;
     let mut off_the_middle = 0;
     for failure in 0..12 {
@@ -104,8 +108,9 @@ async fn the_wait_grows_is_jittered_and_at_most_30_seconds_and_starts_over_after
     assert!(world.sleep_over().await <= millis(375));
 }
 
+/// Through many failures. It is live again on recovery.
 #[tokio::test]
-async fn offline_says_since_when_through_many_failures_and_is_live_again_on_recovery() {
+async fn offline_says_since_when() {
     let (mut world, mut poll) = World::live(vec![event("a")]).await;
     world.clock.advance(secs(7));
     let asked_before = world.server.count("/versions");
@@ -133,8 +138,9 @@ async fn offline_says_since_when_through_many_failures_and_is_live_again_on_reco
     assert!(since >= millis(START_MS) + secs(12));
 }
 
+/// Not only when there is something new.
 #[tokio::test]
-async fn recovery_shows_at_once_and_not_only_when_there_is_something_new() {
+async fn recovery_shows_at_once() {
     let (mut world, poll) = World::live(vec![]).await;
     assert_eq!(poll.param("timeout"), Some("30000"));
     poll.refuse(500, "M_UNKNOWN").await;
@@ -162,7 +168,7 @@ async fn what_expires_while_offline_leaves() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_gone_is_found_again_when_it_is_back() {
+async fn a_server_that_returns_is_found_again() {
     let (mut world, poll) = World::live(vec![event("a")]).await;
     world.server.shut_down().await;
     drop(poll);
@@ -183,7 +189,7 @@ async fn a_server_that_is_gone_is_found_again_when_it_is_back() {
 }
 
 #[tokio::test]
-async fn what_went_wrong_is_said_in_words_and_without_the_request() {
+async fn an_outage_is_described_without_the_request() {
     let (mut world, poll) = World::live(vec![]).await;
     world.server.shut_down().await;
     drop(poll);
@@ -206,8 +212,9 @@ async fn what_went_wrong_is_said_in_words_and_without_the_request() {
     assert!(refused.contains("refused"), "{refused:?}");
 }
 
+/// When the server is there.
 #[tokio::test]
-async fn a_client_that_starts_while_the_server_is_gone_goes_live_when_it_is_there() {
+async fn a_start_during_an_outage_goes_live_later() {
     let mut server = crate::support::Homeserver::start().await;
     let client = crate::support::client(&server).await;
     server.shut_down().await;
@@ -253,8 +260,9 @@ async fn retry_after_is_respected_and_the_entries_stay() {
     world.until_event_ids(&["$a", "$b"]).await;
 }
 
+/// A limit without a time is backed off from, and an absurd time is cut.
 #[tokio::test]
-async fn a_rate_limit_without_a_time_is_backed_off_from_and_an_absurd_one_is_not_for_ever() {
+async fn rate_limits_without_a_sane_time_end() {
     let (mut world, poll) = World::live(vec![]).await;
     poll.refuse(429, "M_LIMIT_EXCEEDED").await;
     assert!(world.sleep_over().await <= millis(375));

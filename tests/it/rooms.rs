@@ -48,8 +48,9 @@ fn reason(change: &EntryChange) -> Option<RemovalReason> {
     }
 }
 
+/// On a connection just for that.
 #[tokio::test]
-async fn a_room_that_is_joined_is_asked_for_at_once_on_a_connection_just_for_that() {
+async fn a_joined_room_is_asked_for_at_once() {
     let (mut world, poll) = World::live(vec![event("a")]).await;
     world.main_loop(joined(OTHER_ROOM, 10)).await;
 
@@ -68,8 +69,9 @@ async fn a_room_that_is_joined_is_asked_for_at_once_on_a_connection_just_for_tha
     world.until_event_ids(&["$before", "$a", "$b"]).await;
 }
 
+/// We were in it before we asked for anything.
 #[tokio::test]
-async fn a_room_that_we_were_in_before_we_asked_for_anything_is_not_asked_for_again() {
+async fn an_old_room_is_not_asked_for_again() {
     let (mut world, _poll) = World::live(vec![event("a")]).await;
     world.main_loop(joined(ROOM, 86_400_000)).await;
     world.settle().await;
@@ -95,8 +97,9 @@ async fn a_fresh_start_covers_rooms_from_before_it() {
     assert!(!world.server.is_asked());
 }
 
+/// Until all is there.
 #[tokio::test]
-async fn a_joined_room_with_more_than_a_page_is_asked_for_until_all_is_there() {
+async fn a_joined_room_is_fetched_page_by_page() {
     let (mut world, _poll) = World::live(vec![]).await;
     world.main_loop(joined(ROOM, 10)).await;
     let page = events("a", 100);
@@ -110,8 +113,9 @@ async fn a_joined_room_with_more_than_a_page_is_asked_for_until_all_is_there() {
     assert!(!world.server.is_asked());
 }
 
+/// Its entries leave for that reason, and stay away.
 #[tokio::test]
-async fn a_room_that_is_left_is_cleared_for_that_reason_and_stays_so() {
+async fn a_room_that_is_left_is_cleared() {
     let (mut world, poll) = World::live(vec![event("a")]).await;
     world.is_in(ROOM).await;
     let mut changes = world.sticky.events().subscribe().changes;
@@ -191,8 +195,9 @@ async fn a_redaction_in_a_timeline_removes_the_entry() {
     assert_eq!(world.event_ids(), ["$b"]);
 }
 
+/// All is asked for when the sender is not ignored any more.
 #[tokio::test]
-async fn an_ignored_senders_entries_hide_at_once_and_all_is_asked_for_when_they_are_back() {
+async fn an_ignored_senders_entries_hide_at_once() {
     let (mut world, _poll) = World::live(vec![event("a")]).await;
     let mut changes = world.sticky.events().subscribe().changes;
     world.main_loop_with(ignoring(&[ALICE])).await;
@@ -235,7 +240,7 @@ async fn a_room_is_hidden_until_it_is_listed() {
 }
 
 #[tokio::test]
-async fn a_hidden_room_is_shown_by_the_main_loop() {
+async fn the_main_loop_shows_a_hidden_room() {
     let mut world = World::start().await;
     world.server.lists(&[]);
     world.server.ask().await.page("pos-1", "batch-1", ROOM, vec![event("a")]).await;
@@ -260,7 +265,7 @@ async fn a_list_that_fails_holds_nothing_up() {
 }
 
 #[tokio::test]
-async fn gaps_are_gathered_before_their_rooms_are_asked_for() {
+async fn gaps_are_gathered_before_a_fetch() {
     let (mut world, _poll) = World::live(vec![event("a")]).await;
     world.is_in(ROOM).await;
     // Nothing is known there, so there is nothing to lose.
@@ -284,8 +289,9 @@ async fn gaps_are_gathered_before_their_rooms_are_asked_for() {
     assert!(!world.server.is_asked(), "once for all of them");
 }
 
+/// Without a hot loop.
 #[tokio::test]
-async fn a_joined_room_that_cannot_be_fetched_is_tried_again_and_not_in_a_hot_loop() {
+async fn a_joined_room_is_fetched_until_it_comes() {
     let (mut world, _poll) = World::live(vec![]).await;
     world.main_loop(joined(ROOM, 10)).await;
     let polls = world
@@ -302,8 +308,9 @@ async fn a_joined_room_that_cannot_be_fetched_is_tried_again_and_not_in_a_hot_lo
     world.until_event_ids(&["$before"]).await;
 }
 
+/// After the outage, and not before.
 #[tokio::test]
-async fn a_room_that_is_joined_during_an_outage_is_fetched_after_it_and_not_before() {
+async fn a_room_joined_during_outage_is_fetched_later() {
     let (mut world, poll) = World::live(vec![]).await;
     poll.refuse(500, "M_UNKNOWN").await;
     world.until_offline().await;
@@ -323,7 +330,7 @@ async fn a_room_that_is_joined_during_an_outage_is_fetched_after_it_and_not_befo
 }
 
 #[tokio::test]
-async fn a_room_that_is_joined_while_logged_out_is_not_asked_for() {
+async fn a_room_joined_while_logged_out_waits() {
     let (mut world, poll) = World::live(vec![]).await;
     poll.refuse(401, "M_UNKNOWN_TOKEN").await;
     world.until(&SyncState::LoggedOut).await;

@@ -42,7 +42,7 @@ fn assert_no_secret(what: &str, text: &str) {
 }
 
 #[tokio::test]
-async fn no_log_line_of_ours_has_a_token_or_a_text() {
+async fn no_log_line_has_a_token_or_text() {
     let server = Homeserver::start().await;
     let refused = json!({ "errcode": "M_UNKNOWN_TOKEN", "error": "no" });
     server.answers_to("/refresh", 401, refused);
@@ -100,7 +100,7 @@ impl StickyContent for Greeting {
 }
 
 #[tokio::test]
-async fn no_debug_of_anything_public_has_a_token_or_a_text() {
+async fn no_public_debug_has_a_token_or_text() {
     let server = Homeserver::start().await;
     let client = client_builder(&server).build().await.unwrap();
     log_in(&client, Some(REFRESH_TOKEN)).await;
@@ -175,7 +175,7 @@ async fn no_debug_of_anything_public_has_a_token_or_a_text() {
 }
 
 #[test]
-fn no_debug_of_a_whole_response_has_a_text() {
+fn no_debug_of_a_response_has_text() {
     let rooms = json!({ ROOM: { "events": [secret_event("a")] } });
     let body = crate::support::body("pos", None, rooms.clone());
     show("SlidingResponse", &wire::read_sliding(body.to_string().as_bytes()).unwrap());

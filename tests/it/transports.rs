@@ -31,8 +31,9 @@ fn types(discovered: &Discovered) -> Vec<&str> {
     discovered.transports.iter().map(|it| it.transport_type()).collect()
 }
 
+/// Where there is no unstable one.
 #[tokio::test]
-async fn the_stable_endpoint_is_asked_where_there_is_no_unstable_one() {
+async fn the_stable_endpoint_is_asked_second() {
     let answers = [
         (UNSTABLE, 404, unrecognized()),
         (STABLE, 200, json!({ "rtc_transports": [{ "type": "livekit" }] })),
@@ -43,15 +44,17 @@ async fn the_stable_endpoint_is_asked_where_there_is_no_unstable_one() {
     assert_eq!(discovered.transports[0].as_livekit().unwrap().service_url, None);
 }
 
+/// The order of the others stays.
 #[tokio::test]
-async fn a_malformed_transport_is_left_out_alone_and_the_order_stays() {
+async fn a_malformed_transport_is_left_out_alone() {
     let list = json!([{ "type": "b" }, 1, { "type": 5 }, {}, "x", { "type": "a", "type2": null }]);
     let discovered = discover(&[(UNSTABLE, 200, json!({ "rtc_transports": list }))]).await.unwrap();
     assert_eq!(types(&discovered), ["b", "a"]);
 }
 
+/// The unstable one counts.
 #[tokio::test]
-async fn the_well_known_is_read_in_both_spellings_and_the_unstable_one_counts() {
+async fn the_well_known_is_read_in_both_spellings() {
     let nowhere = [(UNSTABLE, 404, unrecognized()), (STABLE, 404, unrecognized())];
     for (content, wanted) in [
         (json!({ "m.rtc_foci": [{ "type": "a" }] }), "a"),
@@ -89,7 +92,7 @@ async fn a_server_that_offers_none_is_no_error() {
 }
 
 #[tokio::test]
-async fn an_endpoint_that_knows_of_none_does_not_hide_the_well_known() {
+async fn an_empty_endpoint_hides_no_well_known() {
     for answer in [json!({}), json!({ "rtc_transports": [] })] {
         let well_known = json!({ "m.rtc_foci": [{ "type": "a" }] });
         let answers = [(UNSTABLE, 200, answer), (WELL_KNOWN, 200, well_known)];
@@ -99,8 +102,9 @@ async fn an_endpoint_that_knows_of_none_does_not_hide_the_well_known() {
     }
 }
 
+/// It may be there all the same.
 #[tokio::test]
-async fn a_well_known_that_may_be_there_is_not_taken_for_none() {
+async fn a_well_known_that_fails_is_an_error() {
     for status in [500, 502, 429] {
         let away = (WELL_KNOWN, status, json!({}));
         let discovered = discover(std::slice::from_ref(&away)).await;
@@ -111,8 +115,9 @@ async fn a_well_known_that_may_be_there_is_not_taken_for_none() {
     }
 }
 
+/// Before the one under the homeserver's own URL.
 #[tokio::test]
-async fn the_well_known_under_the_name_of_the_users_server_counts_before_the_homeservers() {
+async fn the_users_own_well_known_counts_first() {
     let (homeserver, named) = (Homeserver::start().await, Homeserver::start().await);
     homeserver.answers_to(WELL_KNOWN, 200, json!({ "m.rtc_foci": [{ "type": "homeserver" }] }));
     let client = anonymous_client(&homeserver).await;
@@ -129,7 +134,7 @@ async fn the_well_known_under_the_name_of_the_users_server_counts_before_the_hom
 }
 
 #[tokio::test]
-async fn a_name_that_is_no_host_is_a_server_without_a_well_known() {
+async fn a_hostless_name_has_no_well_known() {
     let homeserver = Homeserver::start().await;
     let client = anonymous_client(&homeserver).await;
     let mut gone = Homeserver::start().await;
@@ -173,7 +178,7 @@ async fn a_homeserver_that_is_away_is_unreachable() {
 }
 
 #[tokio::test]
-async fn what_goes_wrong_is_told_and_an_error_has_no_token() {
+async fn an_error_says_what_failed_without_a_token() {
     let no_such = |status| Err(TransportsError::NoSuchAnswer { status });
     for (status, answer, wanted) in [
         (

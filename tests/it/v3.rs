@@ -144,8 +144,9 @@ fn incomplete_in(rooms: &[&str]) -> SyncState {
     SyncState::Incomplete { rooms: rooms.iter().map(|room| (*room).try_into().unwrap()).collect() }
 }
 
+/// It asks for sticky events only.
 #[tokio::test]
-async fn the_first_question_has_no_token_and_asks_for_sticky_events_only() {
+async fn the_first_question_has_no_token() {
     let mut world = started().await;
     let ask = world.server.ask().await;
     assert_eq!(ask.path, V3_SYNC);
@@ -176,8 +177,9 @@ async fn the_first_question_has_no_token_and_asks_for_sticky_events_only() {
     assert_eq!(world.sticky.source(), SyncSource::V3);
 }
 
+/// With each token that the main loop has moved on from, and no other.
 #[tokio::test]
-async fn it_asks_with_each_token_that_the_main_loop_has_moved_on_from_and_no_other() {
+async fn it_asks_with_passed_tokens_only() {
     let mut world = following(vec![event("a")]).await;
     let at_first = "s1".to_owned();
     world.clock.advance(secs(60));
@@ -217,10 +219,12 @@ async fn what_a_section_repeats_is_told_once() {
     assert!(futures_util::poll!(next).is_pending());
 }
 
+/// All is asked for once more.
+///
 /// The server may have answered the first question before it had what the main loop's first answer
 /// has seen.
 #[tokio::test]
-async fn a_first_token_that_comes_during_the_first_question_asks_for_all_once_more() {
+async fn a_token_during_the_first_question_starts_over() {
     let mut world = started().await;
     let first = all(&mut world).await;
     let token = moved(&world).await;
@@ -236,7 +240,7 @@ async fn a_first_token_that_comes_during_the_first_question_asks_for_all_once_mo
 }
 
 #[tokio::test]
-async fn after_a_full_page_of_all_rooms_each_is_asked_for_by_itself() {
+async fn after_a_full_page_each_room_is_asked() {
     let mut world = in_rooms(&[ROOM, OTHER_ROOM]).await;
     let page = [(ROOM, events("a", 60)), (OTHER_ROOM, events("a", 40))];
     all(&mut world).await.sections(&page).await;
@@ -253,8 +257,9 @@ async fn after_a_full_page_of_all_rooms_each_is_asked_for_by_itself() {
     assert_eq!(world.event_ids().len(), 169);
 }
 
+/// The last hour of it.
 #[tokio::test]
-async fn of_a_room_with_more_than_a_page_the_last_hours_history_is_searched() {
+async fn a_full_room_has_its_history_searched() {
     // What ends it: a page in which all is too old, or the beginning of the room.
     for has_beginning in [false, true] {
         let mut world = in_rooms(&[ROOM]).await;
@@ -281,7 +286,7 @@ async fn of_a_room_with_more_than_a_page_the_last_hours_history_is_searched() {
 }
 
 #[tokio::test]
-async fn a_room_whose_history_is_too_long_is_incomplete_until_the_hour_is_over() {
+async fn a_long_history_is_incomplete_for_an_hour() {
     let mut world = incomplete().await;
     assert_eq!(world.event_ids().len(), 101, "what is shown is right");
 
@@ -304,7 +309,7 @@ async fn a_room_whose_history_is_too_long_is_incomplete_until_the_hour_is_over()
 }
 
 #[tokio::test]
-async fn an_incomplete_room_that_is_left_or_fetched_whole_is_not_named_any_more() {
+async fn a_whole_or_left_room_is_not_incomplete() {
     let world = incomplete().await;
     let left = json!({ "timeline": { "events": [membership("leave", 10)] } });
     world.main_loop(json!({ "leave": { OTHER_ROOM: left } })).await;
@@ -318,8 +323,9 @@ async fn an_incomplete_room_that_is_left_or_fetched_whole_is_not_named_any_more(
     world.until(&SyncState::Live).await;
 }
 
+/// The next room cannot be fetched.
 #[tokio::test]
-async fn what_is_incomplete_stays_so_when_the_next_room_cannot_be_fetched() {
+async fn an_incomplete_room_outlasts_a_failed_fetch() {
     let mut world = in_rooms(&[ROOM, OTHER_ROOM]).await;
     let page = [(OTHER_ROOM, events("a", 99)), (ROOM, vec![event("r")])];
     all(&mut world).await.sections(&page).await;
@@ -334,7 +340,7 @@ async fn what_is_incomplete_stays_so_when_the_next_room_cannot_be_fetched() {
 
 /// One hostile member can fill a page, and the account has thousands of rooms.
 #[tokio::test]
-async fn a_full_page_asks_only_rooms_with_a_reason() {
+async fn a_full_page_asks_rooms_with_reason() {
     let names: Vec<_> = (0..3_000).map(|n| format!("!{n:04}:hs")).collect();
     let names: Vec<_> = names.iter().map(String::as_str).collect();
     let mut world = in_rooms(&names).await;
@@ -366,7 +372,7 @@ async fn a_full_page_asks_only_rooms_with_a_reason() {
 }
 
 #[tokio::test]
-async fn a_history_that_we_may_not_read_is_incomplete_as_well() {
+async fn an_unreadable_history_is_incomplete() {
     let mut world = in_rooms(&[ROOM]).await;
     all(&mut world).await.sections(&[(ROOM, events("a", 100))]).await;
     all_of(&mut world, ROOM).await.sections(&[(ROOM, events("a", 100))]).await;
@@ -375,7 +381,7 @@ async fn a_history_that_we_may_not_read_is_incomplete_as_well() {
 }
 
 #[tokio::test]
-async fn a_room_that_is_joined_is_asked_for_by_itself() {
+async fn a_joined_room_is_asked_for_alone() {
     let mut world = following(vec![event("a")]).await;
     let joined = json!({ "timeline": { "events": [membership("join", 10)] } });
     world.main_loop(json!({ "join": { OTHER_ROOM: joined } })).await;
@@ -389,7 +395,7 @@ async fn a_room_that_is_joined_is_asked_for_by_itself() {
 }
 
 #[tokio::test]
-async fn an_outage_is_shown_and_over_with_the_same_question() {
+async fn an_outage_ends_with_the_same_question() {
     for outage in ["an error", "hung up", "half an answer"] {
         let mut world = following(vec![event("a")]).await;
         world.clock.advance(secs(7));
@@ -420,7 +426,7 @@ async fn an_outage_is_shown_and_over_with_the_same_question() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_gone_is_found_again_when_it_is_back() {
+async fn a_server_that_returns_is_found_again() {
     let mut world = following(vec![event("a")]).await;
     moved(&world).await;
     let ask = after(&mut world, "s1").await;
@@ -439,7 +445,7 @@ async fn a_server_that_is_gone_is_found_again_when_it_is_back() {
 }
 
 #[tokio::test]
-async fn a_first_question_that_is_refused_is_not_asked_in_a_hot_loop() {
+async fn a_refused_first_question_makes_no_hot_loop() {
     for (status, errcode) in [
         (500, "M_UNKNOWN"),
         (400, "M_INVALID_PARAM"),
@@ -462,7 +468,7 @@ async fn a_first_question_that_is_refused_is_not_asked_in_a_hot_loop() {
 }
 
 #[tokio::test]
-async fn a_token_that_the_server_cannot_read_is_not_asked_with_again() {
+async fn an_unreadable_token_is_not_used_again() {
     let mut world = following(vec![event("a")]).await;
     moved(&world).await;
     after(&mut world, "s1").await.refuse(400, "M_INVALID_PARAM").await;
@@ -473,8 +479,9 @@ async fn a_token_that_the_server_cannot_read_is_not_asked_with_again() {
     world.until(&SyncState::Live).await;
 }
 
+/// It makes no hot loop.
 #[tokio::test]
-async fn a_room_that_cannot_be_fetched_is_an_outage_too_and_not_asked_in_a_hot_loop() {
+async fn a_room_that_fails_is_an_outage() {
     let mut world = in_rooms(&[ROOM]).await;
     all(&mut world).await.sections(&[(ROOM, events("a", 100))]).await;
     let polls = world
@@ -489,8 +496,9 @@ async fn a_room_that_cannot_be_fetched_is_an_outage_too_and_not_asked_in_a_hot_l
     world.until(&SyncState::Live).await;
 }
 
+/// It could not be fetched before.
 #[tokio::test]
-async fn a_room_that_is_left_while_it_cannot_be_fetched_is_given_up() {
+async fn a_left_room_is_not_fetched_again() {
     let mut world = in_rooms(&[ROOM]).await;
     all(&mut world).await.sections(&[(ROOM, events("a", 100))]).await;
     let ask = all_of(&mut world, ROOM).await;
@@ -534,7 +542,7 @@ async fn retry_after_is_respected_and_the_entries_stay() {
 }
 
 #[tokio::test]
-async fn retry_after_is_respected_where_a_room_is_fetched() {
+async fn retry_after_holds_for_fetches_too() {
     let mut world = in_rooms(&[ROOM]).await;
     all(&mut world).await.sections(&[(ROOM, events("a", 100))]).await;
     all_of(&mut world, ROOM).await.limit(100_000).await;
@@ -547,8 +555,9 @@ async fn retry_after_is_respected_where_a_room_is_fetched() {
     world.until(&SyncState::Live).await;
 }
 
+/// Until there is another.
 #[tokio::test]
-async fn a_refused_token_is_logged_out_until_there_is_another() {
+async fn a_refused_token_is_logged_out() {
     let server = Homeserver::start().await;
     let client = refreshable(&server).await;
     let world = World::over(SyncSource::V3, server, client);
@@ -576,7 +585,7 @@ async fn a_refused_token_is_logged_out_until_there_is_another() {
 }
 
 #[tokio::test]
-async fn a_token_that_is_refused_where_a_room_is_fetched_is_logged_out_too() {
+async fn a_fetch_with_refused_token_logs_out() {
     let mut world = in_rooms(&[ROOM]).await;
     all(&mut world).await.sections(&[(ROOM, events("a", 100))]).await;
     all_of(&mut world, ROOM).await.refuse(401, "M_UNKNOWN_TOKEN").await;
@@ -590,7 +599,7 @@ async fn a_token_that_is_refused_where_a_room_is_fetched_is_logged_out_too() {
 }
 
 #[tokio::test]
-async fn a_room_that_was_fetched_does_not_end_an_outage() {
+async fn a_fetched_room_does_not_end_an_outage() {
     let mut world = in_rooms(&[ROOM]).await;
     all(&mut world).await.sections(&[(ROOM, events("a", 100))]).await;
     let ask = all_of(&mut world, ROOM).await;
@@ -602,8 +611,9 @@ async fn a_room_that_was_fetched_does_not_end_an_outage() {
     assert_eq!(world.sticky.state(), SyncState::LoggedOut);
 }
 
+/// It is logged with its event id.
 #[tokio::test]
-async fn a_malformed_event_is_dropped_alone_and_logged_with_its_id() {
+async fn a_malformed_event_is_dropped_alone() {
     let mut world = following(vec![]).await;
     let mut no_sender = event("no-sender");
     no_sender["sender"] = json!(5);
@@ -641,7 +651,7 @@ async fn a_malformed_event_is_dropped_alone_and_logged_with_its_id() {
 }
 
 #[tokio::test]
-async fn a_section_that_is_none_does_not_stop_the_next_one() {
+async fn a_malformed_section_does_not_stop_the_next() {
     let mut world = following(vec![]).await;
     let mut before = "s1".to_owned();
     for (i, section) in [json!(5), json!([]), json!({}), json!({ "events": 5 }), json!(null)]
@@ -679,8 +689,9 @@ async fn what_expires_while_offline_leaves() {
     let _ask = after(&mut world, "s1").await;
 }
 
+/// Until the server has them.
 #[tokio::test]
-async fn a_server_without_sticky_events_is_unsupported_over_v3_until_it_has_them() {
+async fn without_sticky_events_v3_is_unsupported() {
     for source in [SyncSource::V3, SyncSource::Auto] {
         let server = Homeserver::start().await;
         server.has(&[]);
@@ -700,8 +711,9 @@ async fn a_server_without_sticky_events_is_unsupported_over_v3_until_it_has_them
     }
 }
 
+/// Only then.
 #[tokio::test]
-async fn auto_is_v3_only_where_the_server_has_no_sliding_sync() {
+async fn auto_is_v3_without_sliding_sync() {
     for (features, is_v3) in [(&[STICKY][..], true), (&[STICKY, SLIDING], false)] {
         let server = Homeserver::start().await;
         server.has(features);

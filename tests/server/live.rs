@@ -18,7 +18,7 @@ use crate::{
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_another_user_sends_is_added_updated_and_removed() {
+async fn another_users_events_come_change_and_go() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = bob.room_with(&[&alice]);
     let mut alice = Watcher::of(&alice, &[&room]).await;
@@ -54,8 +54,9 @@ async fn what_another_user_sends_is_added_updated_and_removed() {
     alice.assert_silent();
 }
 
+/// What is left of the key decides.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_redaction_removes_the_event_and_what_is_left_of_the_key_decides() {
+async fn a_redaction_removes_the_event() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = bob.room_with(&[&alice]);
     let mut alice = Watcher::of(&alice, &[&room]).await;
@@ -76,7 +77,7 @@ async fn a_redaction_removes_the_event_and_what_is_left_of_the_key_decides() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_comes_late_sees_a_redacted_refresh_as_if_it_had_never_been() {
+async fn a_late_client_never_sees_a_redacted_refresh() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = bob.room_with(&[&alice]);
     bob.send(&room, "k", "first", LONG);
@@ -92,7 +93,7 @@ async fn who_comes_late_sees_a_redacted_refresh_as_if_it_had_never_been() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ones_own_events_are_in_the_map_like_anyones() {
+async fn our_own_events_are_in_the_map() {
     let alice = Person::new("alice");
     let room = alice.room();
     let mut watcher = Watcher::of(&alice, &[&room]).await;
@@ -132,8 +133,9 @@ async fn odd_events_are_taken_for_what_they_are() {
     assert!(too_long.expires_in(snapshot.taken_at()) <= Duration::from_secs(3600));
 }
 
+/// Live is not said before the last page.
 #[tokio::test(flavor = "multi_thread")]
-async fn events_sent_before_the_start_come_in_pages_and_live_is_not_said_before_the_last() {
+async fn earlier_events_come_in_pages() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let rooms = [(); 3].map(|()| bob.room_with(&[&alice]));
     let wanted: Vec<_> = (0..350).map(|n| (n % 3, format!("{n:03}"))).collect();
@@ -192,8 +194,9 @@ async fn events_sent_before_the_start_come_in_pages_and_live_is_not_said_before_
     watch.assert_silent();
 }
 
+/// Its subscribers are notified within a second.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_is_gone_when_it_ends_and_that_is_told_within_a_second() {
+async fn an_event_is_gone_when_it_ends() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = bob.room_with(&[&alice]);
     let mut alice = Watcher::of(&alice, &[&room]).await;
@@ -245,8 +248,9 @@ async fn an_event_is_gone_when_it_ends_and_that_is_told_within_a_second() {
     alice.assert_silent();
 }
 
+/// The older event ends in silence.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refresh_before_the_end_keeps_the_entry_and_the_older_one_ends_in_silence() {
+async fn a_refresh_keeps_the_entry() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = bob.room_with(&[&alice]);
     let mut alice = Watcher::of(&alice, &[&room]).await;
@@ -259,8 +263,9 @@ async fn a_refresh_before_the_end_keeps_the_entry_and_the_older_one_ends_in_sile
     alice.assert_silent();
 }
 
+/// A stream alone keeps it.
 #[tokio::test(flavor = "multi_thread")]
-async fn all_handles_of_a_client_are_one_map_and_a_stream_alone_keeps_it() {
+async fn all_handles_share_one_map() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = bob.room_with(&[&alice]);
     let proxy = Proxy::before(server().url()).await;
@@ -286,7 +291,7 @@ async fn all_handles_of_a_client_are_one_map_and_a_stream_alone_keeps_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_handle_from_before_the_login_goes_live_after_it() {
+async fn an_early_handle_goes_live_after_the_login() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = bob.room_with(&[&alice]);
     bob.send(&room, "k", "", LONG);
@@ -307,8 +312,9 @@ fn unix_ms() -> u64 {
     millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap())
 }
 
+/// The number of events fills the last page.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_number_of_events_that_fills_its_last_page_is_live_at_once() {
+async fn a_full_last_page_is_live_at_once() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = bob.room_with(&[&alice]);
     for count in [100, 200] {

@@ -23,8 +23,9 @@ fn is_live(state: &SyncState) -> bool {
     *state == SyncState::Live
 }
 
+/// And no change comes twice.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restart_of_the_server_is_survived_and_nothing_is_lost_or_told_twice() {
+async fn a_restart_of_the_server_loses_nothing() {
     let mut server = start(&Options::default());
     let (alice, bob) = (Person::on(&server, "alice"), Person::on(&server, "bob"));
     let room = bob.room_with(&[&alice]);
@@ -51,7 +52,7 @@ async fn a_restart_of_the_server_is_survived_and_nothing_is_lost_or_told_twice()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_without_sticky_events_is_named_as_one() {
+async fn a_server_without_sticky_events_is_named() {
     let server = start(&Options { sticky: false, ..Options::default() });
     let alice = Person::on(&server, "alice");
     for source in [SyncSource::Auto, SyncSource::Sliding, SyncSource::V3] {
@@ -66,8 +67,9 @@ async fn a_server_without_sticky_events_is_named_as_one() {
     assert!(said.contains("MSC4354"), "{said}");
 }
 
+/// Entries stay.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lost_token_is_noticed_and_what_was_there_stays() {
+async fn a_lost_token_is_noticed() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = bob.room_with(&[&alice]);
     let mut watcher = Watcher::of(&alice, &[&room]).await;
@@ -82,8 +84,9 @@ async fn a_lost_token_is_noticed_and_what_was_there_stays() {
     assert_eq!(keys(&watcher.sticky.events().snapshot()), ["k", "last"]);
 }
 
+/// Then all is there.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cut_line_is_offline_until_it_is_mended_and_then_all_is_there() {
+async fn a_cut_line_is_offline_until_mended() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = bob.room_with(&[&alice]);
     let proxy = Proxy::before(server().url()).await;
@@ -120,8 +123,9 @@ async fn a_cut_line_is_offline_until_it_is_mended_and_then_all_is_there() {
     assert_eq!(proxy.sticky_connections().len(), 1, "it goes on where it was");
 }
 
+/// No change comes twice.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_forgets_our_position_is_asked_for_all_and_nothing_is_told_twice() {
+async fn a_forgotten_position_asks_for_all() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = bob.room_with(&[&alice]);
     let proxy = Proxy::before(server().url()).await;
@@ -146,9 +150,11 @@ async fn a_server_that_forgets_our_position_is_asked_for_all_and_nothing_is_told
     watcher.assert_silent();
 }
 
+/// After the time that a request may take.
+///
 /// As when the machine moves to another network: connections stay open, and nothing comes.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_line_on_which_nothing_comes_is_offline_after_the_time_of_a_request() {
+async fn a_silent_line_is_offline() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = bob.room_with(&[&alice]);
     let proxy = Proxy::before(server().url()).await;
@@ -169,8 +175,9 @@ async fn a_line_on_which_nothing_comes_is_offline_after_the_time_of_a_request() 
     watcher.assert_silent();
 }
 
+/// It goes on later.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_hangs_and_goes_on_loses_nothing() {
+async fn a_server_that_hangs_loses_nothing() {
     let mut server = start(&Options::default());
     let (alice, bob) = (Person::on(&server, "alice"), Person::on(&server, "bob"));
     let room = bob.room_with(&[&alice]);
@@ -186,8 +193,9 @@ async fn a_server_that_hangs_and_goes_on_loses_nothing() {
     watcher.assert_silent();
 }
 
+/// And the last stream.
 #[tokio::test(flavor = "multi_thread")]
-async fn dropping_the_last_handle_and_stream_ends_all_requests() {
+async fn dropping_the_last_handle_ends_all_requests() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = bob.room_with(&[&alice]);
     let proxy = Proxy::before(server().url()).await;

@@ -15,8 +15,9 @@ use serde_json::json;
 
 use crate::support::{LONG, Person, TYPE, Watch, Watcher, eventually, in_room, keys, live, status};
 
+/// More than a page of them.
 #[tokio::test(flavor = "multi_thread")]
-async fn joining_a_room_brings_what_was_sticky_there_before_more_than_a_page() {
+async fn joining_brings_earlier_events() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let home = bob.room_with(&[&alice]);
     let mut watcher = Watcher::of(&alice, &[&home]).await;
@@ -40,8 +41,9 @@ async fn joining_a_room_brings_what_was_sticky_there_before_more_than_a_page() {
     watcher.assert_silent();
 }
 
+/// Then it shows what was sticky there.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_invite_shows_nothing_until_it_is_accepted_and_then_what_was_sticky_there() {
+async fn an_invite_shows_nothing_until_accepted() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let home = bob.room_with(&[&alice]);
     let mut watcher = Watcher::of(&alice, &[&home]).await;
@@ -99,7 +101,7 @@ async fn an_unheard_invite_shows_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_entries_of_a_room_leave_with_it_and_come_back_with_it() {
+async fn entries_leave_and_return_with_their_room() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let [home, left, kicked, banned] = [(); 4].map(|()| bob.room_with(&[&alice]));
     let rooms = [&*home, &left, &kicked, &banned];
@@ -137,8 +139,9 @@ async fn the_entries_of_a_room_leave_with_it_and_come_back_with_it() {
     watcher.assert_silent();
 }
 
+/// It is left through the SDK.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_room_left_through_the_sdk_is_gone_and_so_is_one_that_is_forgotten() {
+async fn a_left_or_forgotten_room_is_gone() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let rooms = [(); 2].map(|()| bob.room_with(&[&alice]));
     let mut watcher = Watcher::of(&alice, &[&rooms[0], &rooms[1]]).await;
@@ -157,9 +160,11 @@ async fn a_room_left_through_the_sdk_is_gone_and_so_is_one_that_is_forgotten() {
     watcher.assert_silent();
 }
 
+/// The gap is one of the main loop's timeline.
+///
 /// The redaction itself never comes: it is in the gap.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_redaction_in_a_gap_of_the_main_loop_reaches_the_map() {
+async fn a_redaction_in_a_gap_counts() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = bob.room_with(&[&alice]);
     let client = alice.client().await;

@@ -25,8 +25,9 @@ async fn follower(person: &Person, rooms: &[&RoomId]) -> Watcher {
     watcher
 }
 
+/// Added, updated, removed and redacted.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_another_user_sends_is_added_updated_removed_and_redacted_over_v3() {
+async fn v3_brings_another_users_events() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = bob.room_with(&[&alice]);
     bob.send(&room, "there before", "", LONG);
@@ -48,8 +49,9 @@ async fn what_another_user_sends_is_added_updated_removed_and_redacted_over_v3()
     alice.assert_silent();
 }
 
+/// Many events, of three rooms.
 #[tokio::test(flavor = "multi_thread")]
-async fn over_v3_many_events_of_three_rooms_are_all_there_when_it_is_live() {
+async fn over_v3_live_means_all_is_there() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let rooms = [(); 3].map(|()| bob.room_with(&[&alice]));
     let mut wanted = BTreeMap::new();
@@ -71,7 +73,7 @@ async fn over_v3_many_events_of_three_rooms_are_all_there_when_it_is_live() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn over_v3_joining_a_room_brings_what_was_there_and_leaving_clears_it() {
+async fn over_v3_joining_brings_and_leaving_clears() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let home = bob.room_with(&[&alice]);
     let mut watcher = follower(&alice, &[&home]).await;
@@ -90,8 +92,9 @@ async fn over_v3_joining_a_room_brings_what_was_there_and_leaving_clears_it() {
     watcher.assert_silent();
 }
 
+/// With a stored token.
 #[tokio::test(flavor = "multi_thread")]
-async fn over_v3_a_relaunch_with_a_stored_token_shows_all_that_is_live() {
+async fn over_v3_a_relaunch_shows_all() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = bob.room_with(&[&alice]);
     let wanted: Vec<_> = (0..350).map(|n| format!("{n:03}")).collect();
@@ -122,7 +125,7 @@ async fn over_v3_a_relaunch_with_a_stored_token_shows_all_that_is_live() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn over_v3_the_main_loop_loses_no_room_key() {
+async fn v3_loses_the_main_loop_no_key() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = bob.encrypted_room_with(&[&alice]);
     let mut watcher = follower(&alice, &[&room]).await;
@@ -154,8 +157,9 @@ async fn over_v3_the_main_loop_loses_no_room_key() {
     watcher.assert_in_step();
 }
 
+/// The state says why.
 #[tokio::test(flavor = "multi_thread")]
-async fn beside_the_sync_service_v3_says_that_it_is_unsupported_and_why() {
+async fn v3_is_unsupported_beside_the_sync_service() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = bob.room_with(&[&alice]);
     let client = alice.client().await;
@@ -169,15 +173,16 @@ async fn beside_the_sync_service_v3_says_that_it_is_unsupported_and_why() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn auto_is_sliding_sync_where_the_server_has_it() {
+async fn auto_is_sliding_sync_if_supported() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = bob.room_with(&[&alice]);
     let watcher = Watcher::of(&alice, &[&room]).await;
     assert_eq!(watcher.sticky.source(), SyncSource::Sliding);
 }
 
+/// After the main loop was away.
 #[tokio::test(flavor = "multi_thread")]
-async fn over_v3_the_sticky_events_go_on_after_the_main_loop_was_away() {
+async fn v3_goes_on_with_the_main_loop() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = bob.room_with(&[&alice]);
     let client = alice.client().await;
