@@ -44,12 +44,14 @@
 //! [MSC4143]: https://github.com/matrix-org/matrix-spec-proposals/pull/4143
 
 mod content;
+mod dialect;
 #[cfg(feature = "client")]
 mod discovery;
 #[cfg(feature = "client")]
 mod join;
 #[cfg(any(test, feature = "media-keys"))]
 pub mod keys;
+mod leave;
 mod member;
 #[cfg(feature = "client")]
 mod open;
@@ -67,6 +69,15 @@ mod transport;
 
 #[cfg(feature = "client")]
 pub(crate) use self::discovery::discover;
+pub use self::{
+    dialect::{Dialect, Form},
+    leave::Leave,
+    member::{Candidate, Device, KnownBy, Member, NotJoined},
+    roster::{Roster, SessionChange, What},
+    slot::{Application, ClosedBy, ROOM_CALL, Slot},
+    snapshot::{RtcSnapshot, SessionSnapshot},
+    transport::{LiveKit, Transport, Transports},
+};
 #[cfg(feature = "client")]
 pub use self::{
     discovery::{Discovered, DiscoveredFrom, TransportsError},
@@ -76,13 +87,6 @@ pub use self::{
         Rtc, RtcChange, RtcChanges, RtcSubscription, Session, SessionChanges, SessionSubscription,
         SessionUpdate,
     },
-};
-pub use self::{
-    member::{Candidate, Device, Dialect, Form, KnownBy, Leave, Member, NotJoined},
-    roster::{Roster, SessionChange, What},
-    slot::{Application, ClosedBy, ROOM_CALL, Slot},
-    snapshot::{RtcSnapshot, SessionSnapshot},
-    transport::{LiveKit, Transport, Transports},
 };
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Contents: what a membership says, in each form that is out there, and how ours are written.
+//! Contents: what a membership says, in each form that clients write. `own.rs` writes ours.
 //!
 //! In: the content of one event, who sent it and under which key. Out: a join, a leave, or the field
 //! that is not as it has to be. Nothing here knows of a room, or of another event.
@@ -12,7 +12,8 @@ use serde::{
 use serde_json::{Map, Value, value::RawValue};
 
 use super::{
-    member::{Form, Leave},
+    dialect::Form,
+    leave::Leave,
     slot::Application,
     transport::{Transport, Transports},
 };

@@ -22,7 +22,8 @@ use tracing::warn;
 #[cfg(feature = "media-keys")]
 use super::keys::{KeyConfig, KeyInbox, MediaKeys, MediaKeysError};
 use super::{
-    member::{Dialect, Leave},
+    dialect::Dialect,
+    leave::Leave,
     own::Own,
     session::{Session, SessionChanges, SessionSubscription},
     slot::{Application, ClosedBy},
@@ -119,8 +120,33 @@ impl fmt::Display for JoinError {
 
 impl std::error::Error for JoinError {}
 
+impl Session {
+    /// Joins, as a member that is there for as long as the handle is: a heartbeat. Awaiting it
+    /// resolves when the heartbeat has been started; [`Membership::state`]
+    /// tells when everybody can see the member.
+    ///
+    /// ```no_run
+    /// # use matrix_sdk_sticky::{RoomExt as _, rtc::{JoinError, ROOM_CALL, Transport}};
+    /// # async fn example(room: matrix_sdk::Room) -> Result<(), JoinError> {
+    /// let call = room.sticky().rtc().session(ROOM_CALL);
+    /// let membership = call
+    ///     .join([Transport::livekit("https://livekit.example.org")])
+    ///     .intent("video")
+    ///     .await?;
+    /// membership.leave().await;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`JoinError`]. Nothing was sent.
+    pub fn join(&self, transports: impl Into<Transports>) -> JoinSession {
+        JoinSession::new(self.clone(), transports.into())
+    }
+}
+
 impl JoinSession {
-    pub(super) fn new(session: Session, transports: Transports) -> Self {
+    fn new(session: Session, transports: Transports) -> Self {
         Self {
             session,
             transports,

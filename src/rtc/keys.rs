@@ -94,7 +94,8 @@ pub use self::{
     outbound::{Failure, SendId, Sending},
 };
 use super::{
-    member::{Dialect, Form, Member},
+    dialect::{Dialect, Form},
+    member::Member,
     snapshot::SessionSnapshot,
 };
 use crate::{

@@ -6,6 +6,8 @@ use ruma::{OwnedDeviceId, OwnedEventId, OwnedUserId, UserId};
 
 use super::{
     content::Join,
+    dialect::Form,
+    leave::Leave,
     slot::{Application, ClosedBy},
     transport::Transports,
 };
@@ -13,47 +15,6 @@ use crate::{
     event::{StickyEvent, Verification},
     time::{Deadline, Moment},
 };
-
-/// The dialect that a membership of ours is written in, and what is expected of the slot.
-///
-/// The contents are the same: one that both sides read right. They differ in this: to MSC4143 a
-/// session takes place only in a slot that is open, to Element Call also where there is no slot. Only
-/// to MSC4143 a slot of an encrypted room has to say how media are encrypted. And the media keys go
-/// out in messages of their own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Dialect {
-    /// [MSC4143](https://github.com/matrix-org/matrix-spec-proposals/pull/4143), as of July 2026.
-    Msc4143,
-    /// What matrix-js-sdk 43 and Element Call send and accept.
-    ElementCall,
-}
-
-/// The form in which a membership was written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Form {
-    /// As MSC4143 has it, and not as Element Call does.
-    Msc4143,
-    /// As Element Call has it, and not as MSC4143 does.
-    ElementCall,
-    /// Right for both. Such a one is there if it is by the rules of either.
-    Both,
-    /// A sticky event of an earlier version of MSC4143, with `rtc_transports`.
-    RtcTransports,
-    /// A state event, as before sticky events: `org.matrix.msc3401.call.member`.
-    CallMember,
-}
-
-impl Form {
-    /// Whether the client that wrote it reads that dialect.
-    pub fn reads(self, dialect: Dialect) -> bool {
-        match dialect {
-            Dialect::Msc4143 => matches!(self, Self::Msc4143 | Self::Both),
-            Dialect::ElementCall => !matches!(self, Self::Msc4143),
-        }
-    }
-}
 
 /// A member's device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -317,38 +278,5 @@ impl fmt::Display for NotJoined {
             Self::Superseded { by } => write!(f, "superseded by {by}"),
             _ => f.write_str(&self.as_str().replace('_', " ")),
         }
-    }
-}
-
-/// How somebody left ([MSC4143], `leave_reason`).
-///
-/// [MSC4143]: https://github.com/matrix-org/matrix-spec-proposals/pull/4143
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Leave {
-    /// What kind of leave it was, e.g. `leave` for hanging up, [`Leave::DELAYED`] where the server sent
-    /// it as the member was gone. `None` where it was not said, as by Element Call.
-    pub code: Option<String>,
-    /// In words, for people.
-    pub reason: Option<String>,
-}
-
-impl Leave {
-    /// The code of one who left on purpose.
-    pub const ON_PURPOSE: &str = "leave";
-    /// The code of a leave that the server sent, as nobody told it not to.
-    pub const DELAYED: &str = "delayed_leave";
-    /// The code of one who left as the slot was closed.
-    pub const SLOT_CLOSED: &str = "slot_closed";
-
-    /// A leave with this code.
-    pub fn with_code(code: impl Into<String>) -> Self {
-        Self { code: Some(code.into()), reason: None }
-    }
-
-    /// The same, in words too.
-    #[must_use]
-    pub fn and_reason(mut self, reason: impl Into<String>) -> Self {
-        self.reason = Some(reason.into());
-        self
     }
 }

@@ -93,8 +93,37 @@ impl fmt::Display for SlotError {
 
 impl std::error::Error for SlotError {}
 
+impl Session {
+    /// Opens its slot, for who follows MSC4143. In an encrypted room it says that each member has a media
+    /// key of its own (`m.per_member`), as the proposal requires. Nothing is sent where it is open so
+    /// already. Takes the right to send such state events.
+    ///
+    /// ```no_run
+    /// # use matrix_sdk_sticky::{RoomExt as _, rtc::{ROOM_CALL, SlotError}};
+    /// # async fn example(room: matrix_sdk::Room) -> Result<(), SlotError> {
+    /// room.sticky().rtc().session(ROOM_CALL).open().await
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`SlotError`].
+    pub fn open(&self) -> OpenSlot {
+        OpenSlot::new(self.clone())
+    }
+
+    /// Closes its slot: nobody is there any more, and members who follow the proposal leave.
+    ///
+    /// # Errors
+    ///
+    /// [`SlotError`].
+    pub async fn close(&self) -> Result<(), SlotError> {
+        close(self).await
+    }
+}
+
 impl OpenSlot {
-    pub(super) fn new(session: Session) -> Self {
+    fn new(session: Session) -> Self {
         Self { session, application: None }
     }
 
@@ -143,7 +172,7 @@ impl IntoFuture for OpenSlot {
     }
 }
 
-pub(super) async fn close(session: &Session) -> Result<(), SlotError> {
+async fn close(session: &Session) -> Result<(), SlotError> {
     let room = session.rtc().room();
     ensure_in(room)?;
     for slot_id in slots_of(session_of(session.slot_id())) {

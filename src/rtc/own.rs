@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{member::Leave, slot::Application, transport::Transports};
+use super::{leave::Leave, slot::Application, transport::Transports};
 use crate::wire::insert_sticky_key;
 
 /// What a join of ours is made of.

@@ -26,9 +26,9 @@ use tracing::debug;
 
 use super::{
     content::{self, Content, Reading, Says},
-    member::{
-        Candidate, Device, Dialect, Form, Inner, Key, KnownBy, Leave, Member, NotJoined, Place,
-    },
+    dialect::{Dialect, Form},
+    leave::Leave,
+    member::{Candidate, Device, Inner, Key, KnownBy, Member, NotJoined, Place},
     slot::{Slot, session_of, slots_of},
     snapshot::{RtcSnapshot, View, closed_to},
     stay::{Stay, Told},

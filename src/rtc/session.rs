@@ -13,15 +13,12 @@ use ruma::{OwnedUserId, RoomId, UserId};
 use tracing::debug;
 
 use super::{
-    join::JoinSession,
-    member::Leave,
-    open::{self, OpenSlot, SlotError},
+    leave::Leave,
     own::Own,
     roster::{Leftover, Roster, SessionChange, What},
     slot::session_of,
     snapshot::{RtcSnapshot, SessionSnapshot},
     state::{Fetched, News, NoAnswer, Source, is_of_a_session},
-    transport::Transports,
 };
 use crate::{
     context::RoomContext,
@@ -152,56 +149,6 @@ impl Session {
             std::future::ready(update)
         });
         SessionSubscription { snapshot, changes: SessionChanges { changes: changes.boxed() } }
-    }
-
-    /// Joins, as a member that is there for as long as the handle is: a heartbeat. Awaiting it
-    /// resolves when the heartbeat has been started; [`Membership::state`](super::Membership::state)
-    /// tells when everybody can see the member.
-    ///
-    /// ```no_run
-    /// # use matrix_sdk_sticky::{RoomExt as _, rtc::{JoinError, ROOM_CALL, Transport}};
-    /// # async fn example(room: matrix_sdk::Room) -> Result<(), JoinError> {
-    /// let call = room.sticky().rtc().session(ROOM_CALL);
-    /// let membership = call
-    ///     .join([Transport::livekit("https://livekit.example.org")])
-    ///     .intent("video")
-    ///     .await?;
-    /// membership.leave().await;
-    /// # Ok(()) }
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// [`JoinError`](super::JoinError). Nothing was sent.
-    pub fn join(&self, transports: impl Into<Transports>) -> JoinSession {
-        JoinSession::new(self.clone(), transports.into())
-    }
-
-    /// Opens its slot, for who follows MSC4143. In an encrypted room it says that each member has a media
-    /// key of its own (`m.per_member`), as the proposal requires. Nothing is sent where it is open so
-    /// already. Takes the right to send such state events.
-    ///
-    /// ```no_run
-    /// # use matrix_sdk_sticky::{RoomExt as _, rtc::{ROOM_CALL, SlotError}};
-    /// # async fn example(room: matrix_sdk::Room) -> Result<(), SlotError> {
-    /// room.sticky().rtc().session(ROOM_CALL).open().await
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// [`SlotError`](super::SlotError).
-    pub fn open(&self) -> OpenSlot {
-        OpenSlot::new(self.clone())
-    }
-
-    /// Closes its slot: nobody is there any more, and members who follow the proposal leave.
-    ///
-    /// # Errors
-    ///
-    /// [`SlotError`](super::SlotError).
-    pub async fn close(&self) -> Result<(), SlotError> {
-        open::close(self).await
     }
 
     pub(super) fn rtc(&self) -> &Rtc {

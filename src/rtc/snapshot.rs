@@ -6,7 +6,8 @@ use imbl::OrdMap;
 use ruma::UserId;
 
 use super::{
-    member::{Candidate, Dialect, Form, Key, Member},
+    dialect::{Dialect, Form},
+    member::{Candidate, Key, Member},
     slot::{ClosedBy, Slot},
 };
 use crate::time::Moment;

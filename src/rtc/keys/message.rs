@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
 use super::{MediaKey, Participant};
-use crate::{rtc::member::Dialect, wire::names};
+use crate::{rtc::dialect::Dialect, wire::names};
 
 /// How long a key of an Element Call client may be, in bytes: matrix-js-sdk 43 makes 16. From 256 bits
 /// on more is no better, and 64 bytes is the most that a hash makes use of as it stands.

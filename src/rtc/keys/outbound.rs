@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 use super::{Dice, KeyConfig, MediaKey, Participant, Peer};
 use crate::{
-    rtc::member::Dialect,
+    rtc::dialect::Dialect,
     time::{Deadline, Moment},
 };
 

@@ -46,7 +46,7 @@ use crate::{
     driver::{BoxFuture, Task, Timer, before, optional, random_bytes, random_seed, until},
     encrypt::{Told, listening},
     event::Verification,
-    rtc::{member::Dialect, snapshot::SessionSnapshot},
+    rtc::{dialect::Dialect, snapshot::SessionSnapshot},
 };
 
 /// How long one send may take, with all that it needs first.
