@@ -81,7 +81,7 @@ pub use self::{
 #[cfg(feature = "client")]
 pub use self::{
     discovery::{Discovered, DiscoveredFrom, TransportsError},
-    join::{JoinError, JoinSession, Membership},
+    join::{JoinError, JoinSession, OwnMembership},
     open::{OpenSlot, SlotError},
     session::{
         Rtc, RtcChange, RtcChanges, RtcSubscription, Session, SessionChanges, SessionSubscription,

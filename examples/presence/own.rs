@@ -6,13 +6,13 @@ use eyeball::Subscriber;
 use futures_util::{FutureExt as _, future::OptionFuture};
 use matrix_sdk_sticky::{
     heartbeat::State,
-    rtc::{self, Membership, RtcSnapshot, Session, Transport},
+    rtc::{self, OwnMembership, RtcSnapshot, Session, Transport},
 };
 
 use crate::{Dialect, Options, common::Result};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
-type Joining = Pin<Box<dyn Future<Output = Result<Membership>> + Send>>;
+type Joining = Pin<Box<dyn Future<Output = Result<OwnMembership>> + Send>>;
 
 /// What becomes of us.
 pub(crate) enum News {
@@ -26,7 +26,7 @@ pub(crate) struct Own {
     session_slot_id: String,
     options: Options,
     joining: Option<Joining>,
-    membership: Option<Membership>,
+    membership: Option<OwnMembership>,
     states: Option<Subscriber<State>>,
     /// That it is on its way is said, however soon it has arrived.
     is_new: bool,
@@ -59,12 +59,12 @@ impl Own {
         &self.session_slot_id
     }
 
-    pub(crate) fn membership(&self) -> Option<&Membership> {
+    pub(crate) fn membership(&self) -> Option<&OwnMembership> {
         self.membership.as_ref()
     }
 
     pub(crate) fn last_error(&self) -> Option<String> {
-        self.membership.as_ref().and_then(Membership::last_error)
+        self.membership.as_ref().and_then(OwnMembership::last_error)
     }
 
     /// Joins, if we are not there. [`next`](Self::next) tells how that goes.
@@ -113,7 +113,7 @@ impl Own {
         }
     }
 
-    fn handle_joined(&mut self, membership: Membership) {
+    fn handle_joined(&mut self, membership: OwnMembership) {
         let mut states = membership.subscribe_state();
         // How it stands already is to be said too.
         states.reset();
@@ -128,7 +128,7 @@ impl Own {
     }
 }
 
-async fn join(session: Session, options: Options) -> Result<Membership> {
+async fn join(session: Session, options: Options) -> Result<OwnMembership> {
     if options.open {
         session.open().await?;
     }

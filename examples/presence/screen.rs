@@ -11,8 +11,8 @@ use matrix_sdk_sticky::{
     Sticky, SyncState,
     heartbeat::State,
     rtc::{
-        Candidate, Leave, Member, Membership, NotJoined, RtcChange, RtcSnapshot, SessionSnapshot,
-        What,
+        Candidate, Leave, Member, NotJoined, OwnMembership, RtcChange, RtcSnapshot,
+        SessionSnapshot, What,
     },
     time::{Deadline, MAX_STICKY_DURATION, Moment},
 };
@@ -109,10 +109,10 @@ impl View {
         self.model.note = Some(harmless(note));
     }
 
-    pub(crate) fn draw(&mut self, sticky: &Sticky, membership: Option<&Membership>) -> Result {
+    pub(crate) fn draw(&mut self, sticky: &Sticky, membership: Option<&OwnMembership>) -> Result {
         self.model.sync = sticky.state();
-        self.model.own_id = membership.map(Membership::member_id);
-        self.model.look_at_lease(membership.and_then(Membership::armed_until));
+        self.model.own_id = membership.map(OwnMembership::member_id);
+        self.model.look_at_lease(membership.and_then(OwnMembership::armed_until));
         let (now, model) = (sticky.now(), &self.model);
         self.screen.draw(|frame| draw(frame, model, now))?;
         Ok(())

@@ -122,7 +122,7 @@ impl std::error::Error for JoinError {}
 
 impl Session {
     /// Joins, as a member that is there for as long as the handle is: a heartbeat. Awaiting it
-    /// resolves when the heartbeat has been started; [`Membership::state`]
+    /// resolves when the heartbeat has been started; [`OwnMembership::state`]
     /// tells when everybody can see the member.
     ///
     /// ```no_run
@@ -199,7 +199,7 @@ impl JoinSession {
         self
     }
 
-    async fn join(self) -> Result<Membership, JoinError> {
+    async fn join(self) -> Result<OwnMembership, JoinError> {
         let Self { session, transports, dialect, application, intent, member_id, .. } = self;
         let client = session.rtc().room().client();
         let (user_id, device_id) =
@@ -265,7 +265,7 @@ impl JoinSession {
             confirm_at: None,
         };
         let task = Task::spawn(run.run(wished, changes));
-        Ok(Membership {
+        Ok(OwnMembership {
             shared,
             wishes,
             _task: task,
@@ -276,7 +276,7 @@ impl JoinSession {
 }
 
 impl IntoFuture for JoinSession {
-    type Output = Result<Membership, JoinError>;
+    type Output = Result<OwnMembership, JoinError>;
     type IntoFuture = BoxFuture<'static, Self::Output>;
 
     fn into_future(self) -> Self::IntoFuture {
@@ -320,7 +320,7 @@ fn check(
 /// the delay. Where the server has said that it left although it did not want to, as after an outage
 /// longer than the delay, it joins again, under another [`member_id`](Self::member_id). Where the slot
 /// is closed, it leaves.
-pub struct Membership {
+pub struct OwnMembership {
     shared: Arc<Shared>,
     wishes: mpsc::UnboundedSender<Wish>,
     _task: Option<Task>,
@@ -329,7 +329,7 @@ pub struct Membership {
     inbox: Arc<Mutex<Option<KeyInbox>>>,
 }
 
-impl Membership {
+impl OwnMembership {
     /// How the member stands; see [`State`].
     pub fn state(&self) -> State {
         self.shared.state.get()
@@ -470,7 +470,7 @@ impl Membership {
     }
 }
 
-impl Drop for Membership {
+impl Drop for OwnMembership {
     fn drop(&mut self) {
         // At once, and not when the task has ended.
         let mut now = self.shared.now();
@@ -479,9 +479,9 @@ impl Drop for Membership {
     }
 }
 
-impl fmt::Debug for Membership {
+impl fmt::Debug for OwnMembership {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Membership")
+        f.debug_struct("OwnMembership")
             .field("slot_id", &self.shared.slot_id)
             .field("member_id", &self.member_id())
             .field("state", &self.state())

@@ -27,7 +27,7 @@
 //!
 //! ```no_run
 //! # #[cfg(feature = "media-keys")]
-//! # async fn example(membership: matrix_sdk_sticky::rtc::Membership) -> Result<(), Box<dyn std::error::Error>> {
+//! # async fn example(membership: matrix_sdk_sticky::rtc::OwnMembership) -> Result<(), Box<dyn std::error::Error>> {
 //! use futures_util::StreamExt as _;
 //! use matrix_sdk_sticky::rtc::keys::{KeyChange, KeyConfig, MediaKey};
 //!

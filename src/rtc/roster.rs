@@ -106,7 +106,7 @@ pub struct Roster {
     unknown: BTreeSet<OwnedUserId>,
     /// The users who are held back: nothing is told of them for now.
     held_back: BTreeSet<OwnedUserId>,
-    memberships: BTreeMap<Arc<Key>, Membership>,
+    memberships: BTreeMap<Arc<Key>, MembershipRecord>,
     by_slot: HashMap<String, BTreeSet<Arc<Key>>>,
     /// Who would be there if it were not for the same device's others.
     by_device: BTreeSet<(OnDevice, Arc<Key>)>,
@@ -144,7 +144,7 @@ impl OnDevice {
 
 /// What is known of one membership.
 #[derive(Debug)]
-struct Membership {
+struct MembershipRecord {
     reading: Reading,
     device: Option<Device>,
     is_encrypted: bool,
@@ -570,12 +570,12 @@ impl Roster {
             known.filter(|known| known.goes_on_in(&reading)).map(|it| it.since_ms.min(ts));
         self.insert(
             key,
-            Membership {
+            MembershipRecord {
                 is_encrypted: event.is_encrypted(),
                 event: Some(event.clone()),
                 since_ms: since_ms.unwrap_or(ts),
                 outlived,
-                ..Membership::new(reading, device, event.event_id().to_owned(), ts)
+                ..MembershipRecord::new(reading, device, event.event_id().to_owned(), ts)
             },
         );
     }
@@ -644,10 +644,10 @@ impl Roster {
             .map(|device_id| Device { device_id: device_id.into(), known_by: KnownBy::Claim });
         self.insert(
             key,
-            Membership {
+            MembershipRecord {
                 since_ms: created_ms.unwrap_or(origin_server_ts_ms),
                 ends,
-                ..Membership::new(reading, device, event_id, origin_server_ts_ms)
+                ..MembershipRecord::new(reading, device, event_id, origin_server_ts_ms)
             },
         );
     }
@@ -677,7 +677,7 @@ impl Roster {
     }
 
     /// Puts a membership in the place of the one before.
-    fn insert(&mut self, key: impl Into<Arc<Key>>, mut new: Membership) {
+    fn insert(&mut self, key: impl Into<Arc<Key>>, mut new: MembershipRecord) {
         let key = key.into();
         let key = self.memberships.get_key_value(&key).map_or(key, |(known, _)| known.clone());
         if let Some(old) = self.memberships.remove(&key) {
@@ -780,7 +780,7 @@ impl Roster {
     }
 
     /// Takes a membership out of where it is found by something else than its key.
-    fn unlist(&mut self, key: &Arc<Key>, membership: &Membership) {
+    fn unlist(&mut self, key: &Arc<Key>, membership: &MembershipRecord) {
         if let Some(noted) = membership.noted {
             self.deadlines.remove(&(noted, key.clone()));
         }
@@ -812,7 +812,7 @@ impl Roster {
     }
 
     /// Whether it counts, the device's other memberships apart.
-    fn verdict(&self, key: &Key, membership: &Membership) -> Result<(), NotJoined> {
+    fn verdict(&self, key: &Key, membership: &MembershipRecord) -> Result<(), NotJoined> {
         if let Some(ended) = &membership.ended {
             return Err(ended.clone());
         }
@@ -1111,7 +1111,7 @@ impl Roster {
     }
 }
 
-impl Membership {
+impl MembershipRecord {
     /// One in plaintext, of which nothing has been told, and which ends only when somebody says so.
     fn new(
         reading: Reading,

@@ -7,7 +7,7 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use matrix_sdk_sticky::{
     heartbeat::State,
     rtc::{
-        Application, ClosedBy, Dialect, JoinError, JoinSession, Leave, Membership, NotJoined,
+        Application, ClosedBy, Dialect, JoinError, JoinSession, Leave, NotJoined, OwnMembership,
         ROOM_CALL, RtcSubscription, SessionSnapshot, Transports, What,
     },
 };
@@ -547,12 +547,14 @@ async fn serve(ask: Ask, sent: &mut usize, status: &str) {
 }
 
 /// One who has joined the room's call.
-async fn joined() -> (World, Membership, usize) {
+async fn joined() -> (World, OwnMembership, usize) {
     joined_with(|join| join).await
 }
 
 /// As [`joined`], with what `set` sets.
-async fn joined_with(set: impl FnOnce(JoinSession) -> JoinSession) -> (World, Membership, usize) {
+async fn joined_with(
+    set: impl FnOnce(JoinSession) -> JoinSession,
+) -> (World, OwnMembership, usize) {
     let mut world = World::start().await;
     world.server.has(&[
         "org.matrix.msc4354",

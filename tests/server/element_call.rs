@@ -8,7 +8,7 @@ use matrix_sdk::ruma::{OwnedRoomId, RoomId};
 #[cfg(feature = "media-keys")]
 use matrix_sdk_sticky::rtc::keys::{DevicePolicy, KeyChange, KeyConfig};
 use matrix_sdk_sticky::rtc::{
-    self, ClosedBy, Dialect, Form, Membership, NotJoined, ROOM_CALL, SessionSnapshot, Transport,
+    self, ClosedBy, Dialect, Form, NotJoined, OwnMembership, ROOM_CALL, SessionSnapshot, Transport,
 };
 use serde_json::json;
 #[cfg(feature = "media-keys")]
@@ -38,7 +38,7 @@ impl Ours {
     }
 
     /// Joins the call, as a client does that wants to be seen by Element Call.
-    async fn join(&self, intent: &str) -> (Membership, Member) {
+    async fn join(&self, intent: &str) -> (OwnMembership, Member) {
         let session = self.watcher.room(&self.room).rtc().session(ROOM_CALL);
         let membership = session
             .join([Transport::livekit("https://sfu.example.org")])

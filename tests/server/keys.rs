@@ -18,7 +18,7 @@ use matrix_sdk_sticky::{
     heartbeat::State,
     matrix_sdk_base::crypto::{CollectStrategy, LocalTrust},
     rtc::{
-        Membership, ROOM_CALL, Transports,
+        OwnMembership, ROOM_CALL, Transports,
         keys::{
             DevicePolicy, DiscardReason, KeyChange, KeyChanges, KeyConfig, MediaKeys,
             MediaKeysError, Participant,
@@ -44,14 +44,14 @@ pub(crate) type Keys = BTreeMap<u8, Vec<u8>>;
 struct Guest {
     person: Person,
     watch: Watcher,
-    membership: Membership,
+    membership: OwnMembership,
 }
 
 /// A device in a call: its membership, and a frame cryptor that remembers what it is told.
 pub(crate) struct Caller {
     pub(crate) person: Person,
     pub(crate) watch: Watcher,
-    membership: Membership,
+    membership: OwnMembership,
     keys: MediaKeys,
     changes: KeyChanges,
     pub(crate) own: Option<(u8, Vec<u8>)>,

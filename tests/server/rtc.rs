@@ -9,7 +9,7 @@ use matrix_sdk_sticky::{
     heartbeat::State,
     rtc::{
         Application, ClosedBy, Dialect, Discovered, DiscoveredFrom, Form, JoinError, Leave,
-        Membership, NotJoined, ROOM_CALL, Rtc, SessionChanges, SessionSnapshot,
+        NotJoined, OwnMembership, ROOM_CALL, Rtc, SessionChanges, SessionSnapshot,
         SessionSubscription, SlotError, Transport, What,
     },
 };
@@ -111,7 +111,7 @@ fn set_slot(person: &Person, room: &RoomId, content: &Value) {
     person.api.set_state(room.as_str(), SLOT, ROOM_CALL, content).unwrap();
 }
 
-pub(crate) async fn until(membership: &Membership, wanted: State) {
+pub(crate) async fn until(membership: &OwnMembership, wanted: State) {
     let mut states = membership.subscribe_state();
     let wait = async {
         while states.get() != wanted {

@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt as _, StreamExt as _, stream};
 use matrix_sdk_sticky::rtc::{
-    Membership as SdkMembership,
+    OwnMembership as SdkMembership,
     keys::{
         DevicePolicy as SdkPolicy, KeyChange as SdkChange, KeyConfig as SdkConfig,
         MediaKey as SdkKey, MediaKeys as SdkKeys, MediaKeysError, Participant as SdkParticipant,

@@ -11,7 +11,7 @@ use matrix_sdk_sticky::{
         self, Application as SdkApplication, Candidate as SdkCandidate, ClosedBy,
         Device as SdkDevice, Discovered, DiscoveredFrom as SdkDiscoveredFrom,
         JoinError as SdkJoinError, KnownBy, Leave as SdkLeave, Member as SdkMember,
-        Membership as SdkMembership, NotJoined as SdkNotJoined, RtcSnapshot as SdkRtcSnapshot,
+        NotJoined as SdkNotJoined, OwnMembership as SdkMembership, RtcSnapshot as SdkRtcSnapshot,
         RtcSubscription, SessionChange as SdkSessionChange, SessionSnapshot as SdkSession,
         SessionSubscription, SlotError as SdkSlotError, What,
     },
