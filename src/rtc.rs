@@ -12,7 +12,7 @@
 //! # Dialects
 //!
 //! Two are in use, and both are read at once: what the proposal says, and what matrix-js-sdk and
-//! Element Call send and accept ([`Dialect`]); and two older [`Form`]s, sticky events with
+//! Element Call send and accept ([`Dialect`]); and two older [`MembershipForm`]s, sticky events with
 //! `rtc_transports` and the state events `org.matrix.msc3401.call.member`. What this crate writes is
 //! right for both.
 //!
@@ -70,7 +70,7 @@ mod transport;
 #[cfg(feature = "client")]
 pub(crate) use self::discovery::discover;
 pub use self::{
-    dialect::{Dialect, Form},
+    dialect::{Dialect, MembershipForm},
     leave::Leave,
     member::{Candidate, Device, KnownBy, Member, NotJoined},
     roster::{Roster, SessionChange, What},

@@ -2,7 +2,7 @@
 
 use matrix_sdk_sticky::{
     heartbeat::State,
-    rtc::{Candidate, Form, Member, SessionSnapshot},
+    rtc::{Candidate, Member, MembershipForm, SessionSnapshot},
 };
 use serde_json::{Value, json};
 
@@ -57,13 +57,13 @@ fn candidate(candidate: &Candidate) -> Value {
 }
 
 /// The names of `--dialect`, where a form is of one dialect alone.
-fn form(form: Form) -> &'static str {
+fn form(form: MembershipForm) -> &'static str {
     match form {
-        Form::Msc4143 => "msc4143",
-        Form::ElementCall => "element-call",
-        Form::Both => "both",
-        Form::RtcTransports => "rtc-transports",
-        Form::CallMember => "call-member",
+        MembershipForm::Msc4143 => "msc4143",
+        MembershipForm::ElementCall => "element-call",
+        MembershipForm::Both => "both",
+        MembershipForm::RtcTransports => "rtc-transports",
+        MembershipForm::CallMember => "call-member",
         _ => "other",
     }
 }

@@ -12,7 +12,7 @@ use serde::{
 use serde_json::{Map, Value, value::RawValue};
 
 use super::{
-    dialect::Form,
+    dialect::MembershipForm,
     leave::Leave,
     slot::Application,
     transport::{Transport, Transports},
@@ -63,7 +63,7 @@ pub(super) enum Says {
 /// much, and every stream of a session keeps its own.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Join {
-    pub(super) form: Form,
+    pub(super) form: MembershipForm,
     pub(super) application_type: String,
     pub(super) intent: Option<String>,
     application: Box<str>,
@@ -74,7 +74,7 @@ pub(super) struct Join {
 }
 
 impl Join {
-    fn new(form: Form, application: &Application, transports: &Transports) -> Self {
+    fn new(form: MembershipForm, application: &Application, transports: &Transports) -> Self {
         Self {
             form,
             application_type: application.application_type.clone(),
@@ -215,23 +215,23 @@ fn says(
         Some(membership) if membership == "join" => {
             let is_both =
                 element_call(content, member, slot_id, sticky_key).is_ok() && is_of_the_slot;
-            (if is_both { Form::Both } else { Form::Msc4143 }, transports?)
+            (if is_both { MembershipForm::Both } else { MembershipForm::Msc4143 }, transports?)
         }
         Some(_) => return Err("member.membership"),
         None if content.contains_key("rtc_transports") => {
             string(device_id, "member.device_id")?;
             let published = read_published(content.get("rtc_transports"), "rtc_transports")?;
-            (Form::RtcTransports, Transports::publishing(published))
+            (MembershipForm::RtcTransports, Transports::publishing(published))
         }
         None if content.contains_key("versions") || content.contains_key("transports") => {
             element_call(content, member, slot_id, sticky_key)?;
-            (Form::ElementCall, transports?)
+            (MembershipForm::ElementCall, transports?)
         }
         None => return Err("member.membership"),
     };
     if !is_of_the_slot {
         // MSC4143 compares it with the slot's event, where there is one.
-        if form != Form::Msc4143 {
+        if form != MembershipForm::Msc4143 {
             return Ok(Says::OtherApplication);
         }
     }
@@ -384,7 +384,7 @@ fn call_member_says(
     Ok(Says::Join(Arc::new(Join {
         created_ms: Some(created_ms),
         expires_ms: Some(created_ms.saturating_add(expires_ms)),
-        ..Join::new(Form::CallMember, &application, &transports)
+        ..Join::new(MembershipForm::CallMember, &application, &transports)
     })))
 }
 

@@ -20,7 +20,7 @@ pub enum Dialect {
 /// The form in which a membership was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Form {
+pub enum MembershipForm {
     /// As MSC4143 has it, and not as Element Call does.
     Msc4143,
     /// As Element Call has it, and not as MSC4143 does.
@@ -33,7 +33,7 @@ pub enum Form {
     CallMember,
 }
 
-impl Form {
+impl MembershipForm {
     /// Whether the client that wrote it reads that dialect.
     pub fn reads(self, dialect: Dialect) -> bool {
         match dialect {

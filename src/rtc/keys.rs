@@ -94,7 +94,7 @@ pub use self::{
     outbound::{Failure, SendId, Sending},
 };
 use super::{
-    dialect::{Dialect, Form},
+    dialect::{Dialect, MembershipForm},
     member::Member,
     snapshot::SessionSnapshot,
 };
@@ -192,10 +192,10 @@ impl Peer {
     pub fn of(member: &Member, session: Dialect) -> Option<Self> {
         let device = member.device().filter(|device| device.is_proven())?;
         let reads = match member.form() {
-            Form::CallMember => return None,
-            Form::Both => session,
-            Form::Msc4143 => Dialect::Msc4143,
-            Form::ElementCall | Form::RtcTransports => Dialect::ElementCall,
+            MembershipForm::CallMember => return None,
+            MembershipForm::Both => session,
+            MembershipForm::Msc4143 => Dialect::Msc4143,
+            MembershipForm::ElementCall | MembershipForm::RtcTransports => Dialect::ElementCall,
         };
         let participant =
             Participant::new(member.user_id(), member.member_id(), device.device_id.clone());

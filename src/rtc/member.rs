@@ -6,7 +6,7 @@ use ruma::{OwnedDeviceId, OwnedEventId, OwnedUserId, UserId};
 
 use super::{
     content::Join,
-    dialect::Form,
+    dialect::MembershipForm,
     leave::Leave,
     slot::{Application, ClosedBy},
     transport::Transports,
@@ -110,7 +110,7 @@ impl Member {
     }
 
     /// In which form the membership was written.
-    pub fn form(&self) -> Form {
+    pub fn form(&self) -> MembershipForm {
         self.inner.join.form
     }
 

@@ -26,7 +26,7 @@ use tracing::debug;
 
 use super::{
     content::{self, Content, Reading, Says},
-    dialect::{Dialect, Form},
+    dialect::{Dialect, MembershipForm},
     leave::Leave,
     member::{Candidate, Device, Inner, Key, KnownBy, Member, NotJoined, Place},
     slot::{Slot, session_of, slots_of},
@@ -845,11 +845,11 @@ impl Roster {
             None => Ok(()),
         };
         match join.form {
-            Form::Msc4143 => by_dialect(Dialect::Msc4143),
-            Form::ElementCall | Form::RtcTransports | Form::CallMember => {
-                by_dialect(Dialect::ElementCall)
-            }
-            Form::Both => by_dialect(Dialect::Msc4143)
+            MembershipForm::Msc4143 => by_dialect(Dialect::Msc4143),
+            MembershipForm::ElementCall
+            | MembershipForm::RtcTransports
+            | MembershipForm::CallMember => by_dialect(Dialect::ElementCall),
+            MembershipForm::Both => by_dialect(Dialect::Msc4143)
                 .or_else(|why| by_dialect(Dialect::ElementCall).map_err(|_| why)),
         }
     }

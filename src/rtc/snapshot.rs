@@ -6,7 +6,7 @@ use imbl::OrdMap;
 use ruma::UserId;
 
 use super::{
-    dialect::{Dialect, Form},
+    dialect::{Dialect, MembershipForm},
     member::{Candidate, Key, Member},
     slot::{ClosedBy, Slot},
 };
@@ -184,9 +184,12 @@ impl SessionSnapshot {
     /// where the slot is open by its rules, and Element Call's otherwise, as there one that is missing
     /// is open.
     pub fn dialect(&self) -> Dialect {
-        let mut forms = self.members().map(Member::form).filter(|form| *form != Form::Both);
+        let mut forms =
+            self.members().map(Member::form).filter(|form| *form != MembershipForm::Both);
         match forms.next() {
-            Some(form) if forms.all(|it| it == form) && form == Form::Msc4143 => Dialect::Msc4143,
+            Some(form) if forms.all(|it| it == form) && form == MembershipForm::Msc4143 => {
+                Dialect::Msc4143
+            }
             Some(_) => Dialect::ElementCall,
             None if self.closed_by().is_none() => Dialect::Msc4143,
             None => Dialect::ElementCall,

@@ -8,7 +8,8 @@ use matrix_sdk::ruma::{OwnedRoomId, RoomId};
 #[cfg(feature = "media-keys")]
 use matrix_sdk_sticky::rtc::keys::{DevicePolicy, KeyChange, KeyConfig};
 use matrix_sdk_sticky::rtc::{
-    self, ClosedBy, Dialect, Form, NotJoined, OwnMembership, ROOM_CALL, SessionSnapshot, Transport,
+    self, ClosedBy, Dialect, MembershipForm, NotJoined, OwnMembership, ROOM_CALL, SessionSnapshot,
+    Transport,
 };
 use serde_json::json;
 #[cfg(feature = "media-keys")]
@@ -134,7 +135,7 @@ async fn ours_sees_js(encrypted: bool, sticky: bool) {
     js.until_session_is(&[&member]).await;
     {
         let member = ours.call.now.members().next().unwrap();
-        let form = if sticky { Form::ElementCall } else { Form::CallMember };
+        let form = if sticky { MembershipForm::ElementCall } else { MembershipForm::CallMember };
         assert_eq!(member.form(), form);
         assert_eq!(member.device().unwrap().is_proven(), encrypted);
         assert!(member.transports().published[0].as_livekit().is_some());

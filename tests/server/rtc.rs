@@ -8,8 +8,8 @@ use matrix_sdk_sticky::{
     ClientExt as _, RoomExt as _,
     heartbeat::State,
     rtc::{
-        Application, ClosedBy, Dialect, Discovered, DiscoveredFrom, Form, JoinError, Leave,
-        NotJoined, OwnMembership, ROOM_CALL, Rtc, SessionChanges, SessionSnapshot,
+        Application, ClosedBy, Dialect, Discovered, DiscoveredFrom, JoinError, Leave,
+        MembershipForm, NotJoined, OwnMembership, ROOM_CALL, Rtc, SessionChanges, SessionSnapshot,
         SessionSubscription, SlotError, Transport, What,
     },
 };
@@ -150,7 +150,7 @@ async fn joins_updates_and_leaves(encrypted: bool) {
     let member = seen.now.members().next().unwrap().clone();
     assert_eq!(member.user_id(), alice.id());
     assert_eq!(member.member_id(), membership.member_id());
-    assert_eq!(member.form(), Form::Both);
+    assert_eq!(member.form(), MembershipForm::Both);
     assert_eq!(member.intent(), Some("audio"));
     assert_eq!(member.transports().published, call());
     let device = member.device().unwrap();

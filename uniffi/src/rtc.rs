@@ -1005,13 +1005,13 @@ impl From<SdkLeave> for Leave {
     }
 }
 
-impl From<rtc::Form> for MembershipForm {
-    fn from(form: rtc::Form) -> Self {
+impl From<rtc::MembershipForm> for MembershipForm {
+    fn from(form: rtc::MembershipForm) -> Self {
         match form {
-            rtc::Form::Msc4143 => Self::Msc4143,
-            rtc::Form::ElementCall => Self::ElementCall,
-            rtc::Form::RtcTransports => Self::RtcTransports,
-            rtc::Form::CallMember => Self::CallMember,
+            rtc::MembershipForm::Msc4143 => Self::Msc4143,
+            rtc::MembershipForm::ElementCall => Self::ElementCall,
+            rtc::MembershipForm::RtcTransports => Self::RtcTransports,
+            rtc::MembershipForm::CallMember => Self::CallMember,
             _ => Self::Both,
         }
     }

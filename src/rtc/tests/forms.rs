@@ -1,9 +1,9 @@
 //! The forms that are out there, and what each says.
 
 use super::*;
-use crate::rtc::{ClosedBy, Dialect, Form};
+use crate::rtc::{ClosedBy, Dialect, MembershipForm};
 
-fn form_of(content: Value) -> Form {
+fn form_of(content: Value) -> MembershipForm {
     let mut world = World::new();
     world.slot(&open_slot());
     world.receive(&[sent("$1", content)]);
@@ -16,10 +16,10 @@ fn form_of(content: Value) -> Form {
 
 #[test]
 fn each_form_is_told_by_what_it_has() {
-    assert_eq!(form_of(msc4143("a")), Form::Msc4143);
-    assert_eq!(form_of(both(ALICE, "a")), Form::Both);
-    assert_eq!(form_of(element_call(ALICE, "a")), Form::ElementCall);
-    assert_eq!(form_of(rtc_transports(ALICE, "a")), Form::RtcTransports);
+    assert_eq!(form_of(msc4143("a")), MembershipForm::Msc4143);
+    assert_eq!(form_of(both(ALICE, "a")), MembershipForm::Both);
+    assert_eq!(form_of(element_call(ALICE, "a")), MembershipForm::ElementCall);
+    assert_eq!(form_of(rtc_transports(ALICE, "a")), MembershipForm::RtcTransports);
 }
 
 #[test]
@@ -42,7 +42,10 @@ fn a_membership_in_the_state_is_over_at_its_own_time_and_since_it_was_created() 
     world.state(CALL_MEMBER, "_@bob:hs_X_m.call", BOB, &content);
     let call = world.call();
     let member = call.members().next().unwrap();
-    assert_eq!((member.form(), member.since_ms()), (Form::CallMember, START_MS - 1_000_000));
+    assert_eq!(
+        (member.form(), member.since_ms()),
+        (MembershipForm::CallMember, START_MS - 1_000_000)
+    );
     assert_eq!(member.intent(), Some("audio"));
     assert_eq!(member.application().fields["com.example.hand"], true);
     assert_eq!(member.expires_in(world.clock.now()), secs(2_600));
@@ -177,7 +180,10 @@ fn what_matrix_js_sdk_refuses_is_not_right_for_both() {
         refused(join("$1", "a").with("/m.relates_to", odd), "m.relates_to");
     }
     let related = json!({ "rel_type": "m.reference", "event_id": "$x" });
-    assert_eq!(form_of(join("$1", "a").with("/m.relates_to", related).content), Form::Both);
+    assert_eq!(
+        form_of(join("$1", "a").with("/m.relates_to", related).content),
+        MembershipForm::Both
+    );
 }
 
 #[test]
