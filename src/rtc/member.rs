@@ -47,20 +47,20 @@ impl Device {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Key {
     pub(super) sender: OwnedUserId,
-    pub(super) place: Place,
+    pub(super) place: MembershipPlace,
 }
 
 impl Key {
     /// The first that a user's can be.
     pub(super) fn first_of(user_id: &UserId) -> Self {
-        let place = Place::Keyed { sticky_key: String::new(), stable: false };
+        let place = MembershipPlace::Keyed { sticky_key: String::new(), stable: false };
         Self { sender: user_id.to_owned(), place }
     }
 }
 
 /// Where a membership stands.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Place {
+pub(super) enum MembershipPlace {
     /// In the ephemeral map, under a key, in events of the stable or the unstable type.
     Keyed { sticky_key: String, stable: bool },
     /// In the ephemeral map, without a key: under its event id.

@@ -28,9 +28,9 @@ use super::{
     content::{self, Content, Reading, Says},
     dialect::{Dialect, MembershipForm},
     leave::Leave,
-    member::{Candidate, Device, Inner, Key, KnownBy, Member, NotJoined, Place},
+    member::{Candidate, Device, Inner, Key, KnownBy, Member, MembershipPlace, NotJoined},
     slot::{Slot, session_of, slots_of},
-    snapshot::{RtcSnapshot, View, closed_to},
+    snapshot::{RtcSnapshot, SessionView, closed_to},
     stay::{Stay, Told},
 };
 use crate::{
@@ -119,7 +119,7 @@ pub struct Roster {
     deadlines: BTreeSet<(Deadline, Arc<Key>)>,
     touched: BTreeSet<Arc<Key>>,
     touched_slots: BTreeSet<String>,
-    sessions: OrdMap<Arc<str>, View>,
+    sessions: OrdMap<Arc<str>, SessionView>,
     strays: OrdMap<Arc<Key>, Candidate>,
 }
 
@@ -371,7 +371,7 @@ impl Roster {
                     &state_key,
                     origin_server_ts,
                 );
-                let key = Key { sender, place: Place::State(state_key) };
+                let key = Key { sender, place: MembershipPlace::State(state_key) };
                 self.handle_call_member(now, key, event_id, origin_server_ts, reading);
             }
             other => {
@@ -487,7 +487,7 @@ impl Roster {
             keys.filter(|(_, it)| stay.was_out_after(it.origin_server_ts_ms))
         });
         of_user.filter_map(move |(key, it)| {
-            let Place::Keyed { stable, .. } = key.place else { return None };
+            let MembershipPlace::Keyed { stable, .. } = key.place else { return None };
             let is_ours = it.device.as_ref().is_some_and(|device| device.device_id == device_id);
             let is_join = matches!(it.reading.says, Says::Join(_));
             let stands = is_join && it.ended.is_none() && it.outlived.is_none();
@@ -588,7 +588,7 @@ impl Roster {
         origin_server_ts_ms: u64,
         reading: Reading,
     ) {
-        let Place::State(state_key) = &key.place else { return };
+        let MembershipPlace::State(state_key) = &key.place else { return };
         let state_key = state_key.clone();
         let key = match self.memberships.get_key_value(&key) {
             // The same one again; unless another counted meanwhile, or this one has been redacted.
@@ -953,7 +953,7 @@ impl Roster {
             return slot_id.clone();
         }
         let slot_id: Arc<str> = session.into();
-        self.sessions.insert(slot_id.clone(), View::default());
+        self.sessions.insert(slot_id.clone(), SessionView::default());
         slot_id
     }
 
@@ -1105,7 +1105,7 @@ impl Roster {
     }
 
     fn drop_if_empty(&mut self, session: &Arc<str>) {
-        if self.sessions.get(session).is_some_and(View::is_empty) {
+        if self.sessions.get(session).is_some_and(SessionView::is_empty) {
             self.sessions.remove(session);
         }
     }
@@ -1194,8 +1194,8 @@ pub(super) struct Leftover {
 fn key_of(event: &StickyEvent) -> Option<Key> {
     let spelling = names::RTC_MEMBER.iter().position(|name| *name == event.event_type())?;
     let place = match event.sticky_key() {
-        Some(key) => Place::Keyed { sticky_key: key.to_owned(), stable: spelling == 0 },
-        None => Place::Unkeyed(event.event_id().to_owned()),
+        Some(key) => MembershipPlace::Keyed { sticky_key: key.to_owned(), stable: spelling == 0 },
+        None => MembershipPlace::Unkeyed(event.event_id().to_owned()),
     };
     Some(Key { sender: event.sender().to_owned(), place })
 }
@@ -1243,7 +1243,7 @@ impl Roster {
             deadlines.extend(membership.noted.map(|noted| (noted, key.clone())));
             if membership.ended.is_some() && membership.noted.is_some() {
                 ended.insert(key.clone());
-            } else if matches!(key.place, Place::State(_)) {
+            } else if matches!(key.place, MembershipPlace::State(_)) {
                 in_state.insert(key.clone());
             }
             match &membership.shown {

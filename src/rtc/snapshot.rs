@@ -15,7 +15,7 @@ use crate::time::Moment;
 /// The sessions of a room at one moment. Cheap to take and to clone.
 #[derive(Clone, Debug)]
 pub struct RtcSnapshot {
-    pub(super) sessions: OrdMap<Arc<str>, View>,
+    pub(super) sessions: OrdMap<Arc<str>, SessionView>,
     pub(super) strays: OrdMap<Arc<Key>, Candidate>,
     pub(super) is_encrypted: bool,
     pub(super) is_state_known: bool,
@@ -24,7 +24,7 @@ pub struct RtcSnapshot {
 
 /// What is shown of one session.
 #[derive(Clone, Debug, Default)]
-pub(super) struct View {
+pub(super) struct SessionView {
     /// The one that is shown, and another that the session has by its older name. Shared, as a view is
     /// copied where a snapshot was taken before.
     pub(super) slots: Vec<Arc<Slot>>,
@@ -34,7 +34,7 @@ pub(super) struct View {
     pub(super) candidates: OrdMap<Arc<Key>, Candidate>,
 }
 
-impl View {
+impl SessionView {
     pub(super) fn is_empty(&self) -> bool {
         self.slots.is_empty() && self.members.is_empty() && self.candidates.is_empty()
     }
@@ -52,11 +52,11 @@ impl RtcSnapshot {
         let slot_id = super::slot::session_of(slot_id);
         match self.sessions.get_key_value(slot_id) {
             Some((slot_id, view)) => self.of(slot_id.clone(), view.clone()),
-            None => self.of(slot_id.into(), View::default()),
+            None => self.of(slot_id.into(), SessionView::default()),
         }
     }
 
-    fn of(&self, slot_id: Arc<str>, view: View) -> SessionSnapshot {
+    fn of(&self, slot_id: Arc<str>, view: SessionView) -> SessionSnapshot {
         SessionSnapshot {
             slot_id,
             view,
@@ -93,7 +93,7 @@ impl RtcSnapshot {
 #[derive(Clone, Debug)]
 pub struct SessionSnapshot {
     slot_id: Arc<str>,
-    view: View,
+    view: SessionView,
     is_encrypted: bool,
     is_state_known: bool,
     taken_at: Moment,
