@@ -73,7 +73,7 @@ pub use self::{
     dialect::{Dialect, MembershipForm},
     leave::Leave,
     member::{Candidate, Device, KnownBy, Member, NotJoined},
-    roster::{Roster, SessionChange, What},
+    roster::{Roster, RtcChange, SessionChange},
     slot::{Application, ClosedBy, ROOM_CALL, Slot},
     snapshot::{RtcSnapshot, SessionSnapshot},
     transport::{LiveKit, Transport, Transports},
@@ -84,7 +84,7 @@ pub use self::{
     join::{JoinError, JoinSession, OwnMembership},
     open::{OpenSlot, SlotError},
     session::{
-        Rtc, RtcChange, RtcChanges, RtcSubscription, Session, SessionChanges, SessionSubscription,
+        Rtc, RtcChanges, RtcSubscription, RtcUpdate, Session, SessionChanges, SessionSubscription,
         SessionUpdate,
     },
 };

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use matrix_sdk_sticky::{
-    rtc::{Roster, RtcSnapshot, SessionChange},
+    rtc::{Roster, RtcChange, RtcSnapshot},
     view::{Change, Delivery},
 };
 use serde_json::{Value, json, value::RawValue};
@@ -129,7 +129,7 @@ pub struct Meeting {
     watched: Watched,
     roster: Roster,
     due: Vec<Change>,
-    told: Vec<(Vec<SessionChange>, RtcSnapshot)>,
+    told: Vec<(Vec<RtcChange>, RtcSnapshot)>,
 }
 
 /// What members of a session do.

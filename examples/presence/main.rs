@@ -36,7 +36,7 @@ use matrix_sdk::{Client, Room};
 use matrix_sdk_sticky::{
     Sticky,
     heartbeat::State,
-    rtc::{ROOM_CALL, RtcChange, RtcChanges, RtcSnapshot, RtcSubscription, SessionChange},
+    rtc::{ROOM_CALL, RtcChange, RtcChanges, RtcSnapshot, RtcSubscription, RtcUpdate},
 };
 use tokio::{
     sync::oneshot,
@@ -168,14 +168,14 @@ impl Ui {
         }
     }
 
-    fn update(&mut self, own: &Own, change: RtcChange) -> Result {
+    fn update(&mut self, own: &Own, change: RtcUpdate) -> Result {
         let is_here =
-            |change: &&SessionChange| change.slot_id.as_deref() == Some(own.session_slot_id());
+            |change: &&RtcChange| change.slot_id.as_deref() == Some(own.session_slot_id());
         match self {
             Self::Json(json) => say_if(json.members(&change.snapshot.session(own.slot_id())))?,
             Self::Plain(_) => {
                 let changes = change.changes.iter().filter(is_here);
-                let mut lines = changes.filter_map(|change| plain::line(&change.what));
+                let mut lines = changes.filter_map(|change| plain::line(&change.change));
                 lines.try_for_each(|line| say(&line))?;
             }
             Self::Screen(view) => view.update(change),

@@ -2,7 +2,7 @@
 
 use matrix_sdk_sticky::{
     heartbeat::{Failure, State},
-    rtc::{Candidate, Leave, Member, NotJoined, SessionSnapshot, What},
+    rtc::{Candidate, Leave, Member, NotJoined, SessionChange, SessionSnapshot},
 };
 
 use crate::terminal::harmless;
@@ -55,23 +55,23 @@ pub(crate) fn at_first(snapshot: &SessionSnapshot) -> Vec<String> {
 }
 
 /// The line of a change; `None` where nobody need be told.
-pub(crate) fn line(change: &What) -> Option<String> {
+pub(crate) fn line(change: &SessionChange) -> Option<String> {
     Some(match change {
-        What::Joined(member) => format!("{} joined", who(member)),
-        What::Left { member, reason } => match goodbye(reason) {
+        SessionChange::Joined(member) => format!("{} joined", who(member)),
+        SessionChange::Left { member, reason } => match goodbye(reason) {
             Some(words) => format!("{} left{words}", who(member)),
             None => format!("{} is gone: {}", who(member), why(reason)),
         },
-        What::Updated { member, previous } if member.intent() != previous.intent() => {
+        SessionChange::Updated { member, previous } if member.intent() != previous.intent() => {
             format!("{} changed", who(member))
         }
-        What::Refused(candidate) => refused(candidate),
-        What::Slot(Some(slot)) => {
+        SessionChange::Refused(candidate) => refused(candidate),
+        SessionChange::Slot(Some(slot)) => {
             let application = slot.application.as_ref();
             let application = application.map_or("", |it| &it.application_type);
             format!("the slot has changed ({})", harmless(application))
         }
-        What::Slot(None) => "the slot is gone".to_owned(),
+        SessionChange::Slot(None) => "the slot is gone".to_owned(),
         _ => return None,
     })
 }

@@ -11,8 +11,8 @@ use matrix_sdk_sticky::{
     Sticky, SyncState,
     heartbeat::State,
     rtc::{
-        Candidate, Leave, Member, NotJoined, OwnMembership, RtcChange, RtcSnapshot,
-        SessionSnapshot, What,
+        Candidate, Leave, Member, NotJoined, OwnMembership, RtcSnapshot, RtcUpdate, SessionChange,
+        SessionSnapshot,
     },
     time::{Deadline, MAX_STICKY_DURATION, Moment},
 };
@@ -96,7 +96,7 @@ impl View {
         Ok(Self { screen: Screen::open()?, keys: keys(key_of), tick, model })
     }
 
-    pub(crate) fn update(&mut self, change: RtcChange) {
+    pub(crate) fn update(&mut self, change: RtcUpdate) {
         self.model.update(change);
     }
 
@@ -161,10 +161,10 @@ impl Model {
         }
     }
 
-    fn update(&mut self, change: RtcChange) {
+    fn update(&mut self, change: RtcUpdate) {
         let at = change.snapshot.taken_at();
         for change in &change.changes {
-            if let Some(told) = told(&change.what) {
+            if let Some(told) = told(&change.change) {
                 self.changes.push_front((told, at));
             }
         }
@@ -222,19 +222,19 @@ fn is_refused(reason: &NotJoined) -> bool {
     )
 }
 
-fn told(what: &What) -> Option<Told> {
-    let (mark, color) = match what {
-        What::Joined(_) => ('+', Color::Green),
-        What::Left { reason: NotJoined::Left(leave), .. }
+fn told(change: &SessionChange) -> Option<Told> {
+    let (mark, color) = match change {
+        SessionChange::Joined(_) => ('+', Color::Green),
+        SessionChange::Left { reason: NotJoined::Left(leave), .. }
             if leave.code.as_deref() != Some(Leave::DELAYED) =>
         {
             ('-', Color::Yellow)
         }
-        What::Left { .. } => ('†', Color::Red),
-        What::Refused(_) => ('x', Color::Magenta),
+        SessionChange::Left { .. } => ('†', Color::Red),
+        SessionChange::Refused(_) => ('x', Color::Magenta),
         _ => ('~', Color::Cyan),
     };
-    plain::line(what).map(|text| Told { mark, color, text })
+    plain::line(change).map(|text| Told { mark, color, text })
 }
 
 fn draw(frame: &mut Frame<'_>, model: &Model, now: Moment) {
@@ -277,7 +277,7 @@ fn draw(frame: &mut Frame<'_>, model: &Model, now: Moment) {
         frame.render_widget(Line::from(format!("    and {} more", rows.len() - shown)).dim(), area);
     }
 
-    frame.render_widget(Line::from(" What happened").bold(), heading);
+    frame.render_widget(Line::from(" SessionChange happened").bold(), heading);
     for ((told, at), area) in model.changes.iter().zip(changes.rows()) {
         let ago = Duration::from_millis(now.unix_ms().saturating_sub(at.unix_ms()));
         let line = Line::from(vec![
@@ -486,7 +486,7 @@ mod tests {
                 self.roster.handle_in_room(&user_id, true);
             }
             let told = self.roster.poll_changes(now);
-            let told = told.iter().filter_map(|change| told_at(&change.what, now));
+            let told = told.iter().filter_map(|change| told_at(&change.change, now));
             told.for_each(|told| self.model.changes.push_front(told));
             self.model.snapshot = self.roster.snapshot(now);
         }
@@ -572,8 +572,8 @@ mod tests {
         }
     }
 
-    fn told_at(what: &What, now: Moment) -> Option<(Told, Moment)> {
-        told(what).map(|told| (told, now))
+    fn told_at(change: &SessionChange, now: Moment) -> Option<(Told, Moment)> {
+        told(change).map(|told| (told, now))
     }
 
     /// Half a minute of a call: carol's crash is seen, bob leaves, and eve would be there.

@@ -54,17 +54,17 @@ const IN_STATE_OF_ONE: usize = 1_000;
 /// One change of one session.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
-pub struct SessionChange {
+pub struct RtcChange {
     /// The session, by the id of its slot; `None` for memberships that name none.
     pub slot_id: Option<Arc<str>>,
     /// What changed.
-    pub what: What,
+    pub change: SessionChange,
 }
 
 /// What changed in a session.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
-pub enum What {
+pub enum SessionChange {
     /// The slot was opened, closed, or is another application's; or the other one was, where a call has two
     /// ([`Slot::id`]).
     Slot(Option<Slot>),
@@ -524,7 +524,7 @@ impl Roster {
     }
 
     /// What changed since it was last asked: slots first, then by user.
-    pub fn poll_changes(&mut self, now: Moment) -> Vec<SessionChange> {
+    pub fn poll_changes(&mut self, now: Moment) -> Vec<RtcChange> {
         self.advance(now);
         let mut changes = Vec::new();
         for slot_id in std::mem::take(&mut self.touched_slots) {
@@ -925,7 +925,7 @@ impl Roster {
         later.is_with(&place.0).then_some(key)
     }
 
-    fn show_slot(&mut self, session: &str, changes: &mut Vec<SessionChange>) {
+    fn show_slot(&mut self, session: &str, changes: &mut Vec<RtcChange>) {
         let is_encrypted = self.is_encrypted != Some(false);
         // One session may have two names. What is open is shown first, and else by the newer name.
         let mut slots: Vec<_> =
@@ -941,7 +941,7 @@ impl Roster {
             view.slots = slots;
             view.closed = closed;
             let slot = shown.map(Arc::unwrap_or_clone);
-            changes.push(SessionChange { slot_id: Some(slot_id), what: What::Slot(slot) });
+            changes.push(RtcChange { slot_id: Some(slot_id), change: SessionChange::Slot(slot) });
         } else if view.is_empty() {
             self.sessions.remove(&slot_id);
         }
@@ -958,7 +958,7 @@ impl Roster {
     }
 
     /// Tells how a membership stands, where that is not how it was told last.
-    fn show(&mut self, key: &Arc<Key>, changes: &mut Vec<SessionChange>) {
+    fn show(&mut self, key: &Arc<Key>, changes: &mut Vec<RtcChange>) {
         let Some(membership) = self.memberships.get(key) else { return };
         let slot_id = membership.reading.slot_id.clone();
         let mut verdict = self.verdict(key, membership);
@@ -992,7 +992,7 @@ impl Roster {
         self.tell(key, before, now, reason, changes);
         if let Some(candidate) = forgotten {
             let slot_id = session.clone();
-            changes.push(SessionChange { slot_id, what: What::Forgotten(candidate) });
+            changes.push(RtcChange { slot_id, change: SessionChange::Forgotten(candidate) });
         }
         if is_forgotten && let Some(membership) = self.memberships.remove(key) {
             self.unlist(key, &membership);
@@ -1012,10 +1012,10 @@ impl Roster {
         before: Shown,
         now: Shown,
         reason: Option<NotJoined>,
-        changes: &mut Vec<SessionChange>,
+        changes: &mut Vec<RtcChange>,
     ) {
-        let mut change = |slot_id: Option<&Arc<str>>, what| {
-            changes.push(SessionChange { slot_id: slot_id.cloned(), what });
+        let mut tell = |slot_id: Option<&Arc<str>>, change| {
+            changes.push(RtcChange { slot_id: slot_id.cloned(), change });
         };
         let mut previous = None;
         match before {
@@ -1033,7 +1033,7 @@ impl Roster {
                     };
                     let reason = reason.clone().filter(|_| !is_elsewhere);
                     let reason = reason.unwrap_or(NotJoined::Moved);
-                    change(Some(&session), What::Left { member, reason });
+                    tell(Some(&session), SessionChange::Left { member, reason });
                     self.drop_if_empty(&session);
                 }
             },
@@ -1058,7 +1058,7 @@ impl Roster {
                     Shown::Candidate(other, _) => *other == session,
                 };
                 if !is_replaced {
-                    change(session.as_ref(), What::Forgotten(candidate));
+                    tell(session.as_ref(), SessionChange::Forgotten(candidate));
                 }
                 if let Some(session) = &session {
                     self.drop_if_empty(session);
@@ -1075,11 +1075,11 @@ impl Roster {
                 if let Some(view) = self.sessions.get_mut(&session) {
                     view.members.insert(key.clone(), member.clone());
                 }
-                let what = match previous {
-                    Some(previous) => What::Updated { member, previous },
-                    None => What::Joined(member),
+                let change = match previous {
+                    Some(previous) => SessionChange::Updated { member, previous },
+                    None => SessionChange::Joined(member),
                 };
-                changes.push(SessionChange { slot_id: Some(session), what });
+                changes.push(RtcChange { slot_id: Some(session), change });
             }
             Shown::Candidate(session, candidate) => {
                 match &session {
@@ -1093,12 +1093,14 @@ impl Roster {
                 }
                 let left = changes.last().is_some_and(|last| {
                     last.slot_id == session
-                        && matches!(&last.what, What::Left { member, .. } if member.inner.key == *key)
+                        && matches!(&last.change, SessionChange::Left { member, .. } if member.inner.key == *key)
                 });
                 // Who has just left is not refused as well.
                 if !left {
-                    changes
-                        .push(SessionChange { slot_id: session, what: What::Refused(candidate) });
+                    changes.push(RtcChange {
+                        slot_id: session,
+                        change: SessionChange::Refused(candidate),
+                    });
                 }
             }
         }

@@ -15,7 +15,7 @@ use tracing::debug;
 use super::{
     leave::Leave,
     own::Own,
-    roster::{Leftover, Roster, SessionChange, What},
+    roster::{Leftover, Roster, RtcChange, SessionChange},
     slot::session_of,
     snapshot::{RtcSnapshot, SessionSnapshot},
     state::{Fetched, News, NoAnswer, Source, is_of_a_session},
@@ -142,7 +142,7 @@ impl Session {
                 .changes
                 .into_iter()
                 .filter(|change| change.slot_id.as_ref() == Some(&slot_id))
-                .map(|change| change.what);
+                .map(|change| change.change);
             let changes: Vec<_> = of_it.collect();
             let update = (!changes.is_empty())
                 .then(|| SessionUpdate { changes, snapshot: change.snapshot.session(&slot_id) });
@@ -169,16 +169,16 @@ pub struct RtcSubscription {
 /// What changed in a room's sessions. Never empty.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct RtcChange {
+pub struct RtcUpdate {
     /// What changed: slots first, then in the order of the members' user ids.
-    pub changes: Vec<SessionChange>,
+    pub changes: Vec<RtcChange>,
     /// The sessions from now on.
     pub snapshot: RtcSnapshot,
 }
 
-/// A stream of [`RtcChange`]s. It never fails, never lags and never ends.
+/// A stream of [`RtcUpdate`]s. It never fails, never lags and never ends.
 pub struct RtcChanges {
-    changes: Pin<Box<dyn Stream<Item = RtcChange> + Send>>,
+    changes: Pin<Box<dyn Stream<Item = RtcUpdate> + Send>>,
 }
 
 /// A session, and the changes that follow.
@@ -196,7 +196,7 @@ pub struct SessionSubscription {
 #[non_exhaustive]
 pub struct SessionUpdate {
     /// What changed: the slot first, then in the order of the members' user ids.
-    pub changes: Vec<What>,
+    pub changes: Vec<SessionChange>,
     /// The session from now on.
     pub snapshot: SessionSnapshot,
 }
@@ -207,12 +207,12 @@ pub struct SessionChanges {
 }
 
 impl Stream for RtcChanges {
-    type Item = RtcChange;
+    type Item = RtcUpdate;
 
     fn poll_next(
         mut self: Pin<&mut Self>,
         cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<RtcChange>> {
+    ) -> std::task::Poll<Option<RtcUpdate>> {
         self.changes.poll_next_unpin(cx)
     }
 }
@@ -317,13 +317,13 @@ impl Watch {
         }
     }
 
-    async fn next(&mut self) -> RtcChange {
+    async fn next(&mut self) -> RtcUpdate {
         loop {
             self.look_up().await;
             let now = self.now();
             let changes = self.roster.poll_changes(now);
             if !changes.is_empty() {
-                return RtcChange { changes, snapshot: self.roster.snapshot(now) };
+                return RtcUpdate { changes, snapshot: self.roster.snapshot(now) };
             }
             let is_due = |at: Option<Deadline>| at.is_some_and(|at| at.is_over(now));
             let is_fetch_due = is_due(self.fetch_at);

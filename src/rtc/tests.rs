@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use super::{
     member::{Candidate, Key, Member, NotJoined},
-    roster::{Roster, SessionChange, What},
+    roster::{Roster, RtcChange, SessionChange},
     slot::{ROOM_CALL, Slot},
     snapshot::{RtcSnapshot, SessionSnapshot},
 };
@@ -292,26 +292,26 @@ impl Told {
         told
     }
 
-    fn handle(&mut self, change: &SessionChange) {
+    fn handle(&mut self, change: &RtcChange) {
         let slot_id = change.slot_id.as_ref().map(ToString::to_string);
         let of = |slot_id: &Option<String>| slot_id.clone().expect("a member without a slot");
-        match &change.what {
-            What::Slot(slot) => {
+        match &change.change {
+            SessionChange::Slot(slot) => {
                 self.slots.insert(of(&slot_id), slot.clone().expect("no slot ceases to be"));
             }
-            What::Joined(member) => {
+            SessionChange::Joined(member) => {
                 self.candidates.remove(&(slot_id.clone(), member.inner.key.clone()));
                 let before =
                     self.members.insert((of(&slot_id), member.inner.key.clone()), member.clone());
                 assert_eq!(before, None, "joined twice");
             }
-            What::Updated { member, previous } => {
+            SessionChange::Updated { member, previous } => {
                 let before =
                     self.members.insert((of(&slot_id), member.inner.key.clone()), member.clone());
                 assert_eq!(before.as_ref(), Some(previous));
                 assert_ne!(member, previous, "nothing visible changed");
             }
-            What::Left { member, reason } => {
+            SessionChange::Left { member, reason } => {
                 let place = (of(&slot_id), member.inner.key.clone());
                 assert_eq!(self.members.remove(&place).as_ref(), Some(member));
                 if !matches!(reason, NotJoined::Ignored | NotJoined::RoomLeft | NotJoined::Moved) {
@@ -319,12 +319,12 @@ impl Told {
                     self.candidates.insert((slot_id, place.1), candidate);
                 }
             }
-            What::Refused(candidate) => {
+            SessionChange::Refused(candidate) => {
                 let place = (slot_id, candidate.key.clone());
                 let before = self.candidates.insert(place, candidate.clone());
                 assert_ne!(before.as_ref(), Some(candidate), "nothing visible changed");
             }
-            What::Forgotten(candidate) => {
+            SessionChange::Forgotten(candidate) => {
                 let before = self.candidates.remove(&(slot_id, candidate.key.clone()));
                 let before = before.map(|before| (before.key, before.reason));
                 assert_eq!(before, Some((candidate.key.clone(), candidate.reason.clone())));
@@ -508,21 +508,21 @@ fn candidate(candidate: &Candidate) -> String {
 }
 
 /// A change in words; the session is named where it is not the room's call.
-fn words(change: &SessionChange) -> String {
-    let told = match &change.what {
-        What::Slot(Some(slot)) => match slot.closed_by(false) {
+fn words(change: &RtcChange) -> String {
+    let told = match &change.change {
+        SessionChange::Slot(Some(slot)) => match slot.closed_by(false) {
             None => "open".to_owned(),
             Some(closed) => format!("closed: {closed:?}"),
         },
-        What::Slot(None) => "no slot".to_owned(),
-        What::Joined(member) => format!("+{}", who(member)),
-        What::Updated { member, previous } => {
+        SessionChange::Slot(None) => "no slot".to_owned(),
+        SessionChange::Joined(member) => format!("+{}", who(member)),
+        SessionChange::Updated { member, previous } => {
             assert_eq!(who(member), who(previous));
             format!("{} {}>{}", who(member), previous.event_id(), member.event_id())
         }
-        What::Left { member, reason } => format!("-{}: {reason}", who(member)),
-        What::Refused(refused) => format!("?{}", candidate(refused)),
-        What::Forgotten(forgotten) => format!("!{}", candidate(forgotten)),
+        SessionChange::Left { member, reason } => format!("-{}: {reason}", who(member)),
+        SessionChange::Refused(refused) => format!("?{}", candidate(refused)),
+        SessionChange::Forgotten(forgotten) => format!("!{}", candidate(forgotten)),
     };
     match change.slot_id.as_deref() {
         Some(ROOM_CALL) => told,

@@ -8,7 +8,7 @@ use matrix_sdk_sticky::{
     heartbeat::State,
     rtc::{
         Application, ClosedBy, Dialect, JoinError, JoinSession, Leave, NotJoined, OwnMembership,
-        ROOM_CALL, RtcSubscription, SessionSnapshot, Transports, What,
+        ROOM_CALL, RtcSubscription, SessionChange, SessionSnapshot, Transports,
     },
 };
 use serde_json::{Value, json};
@@ -188,13 +188,13 @@ async fn with_bob_in_the_call() -> (World, Ask, RtcSubscription) {
 async fn now(
     world: &mut World,
     sessions: &mut RtcSubscription,
-) -> (Vec<What>, Vec<Ask>, Option<Ask>) {
+) -> (Vec<SessionChange>, Vec<Ask>, Option<Ask>) {
     let (mut told, mut asks, mut poll) = (Vec::new(), Vec::new(), None);
     for _ in 0..8 {
         world.settle().await;
         while let Some(change) = sessions.changes.next().now_or_never() {
             let change = change.unwrap();
-            told.extend(change.changes.into_iter().map(|it| it.what));
+            told.extend(change.changes.into_iter().map(|it| it.change));
             sessions.snapshot = change.snapshot;
         }
         while world.server.is_asked() {
@@ -208,8 +208,9 @@ async fn now(
     (told, asks, poll)
 }
 
-fn has_left(told: &[What], user_id: &str) -> bool {
-    told.iter().any(|it| matches!(it, What::Left { member, .. } if member.user_id() == user_id))
+fn has_left(told: &[SessionChange], user_id: &str) -> bool {
+    told.iter()
+        .any(|it| matches!(it, SessionChange::Left { member, .. } if member.user_id() == user_id))
 }
 
 /// A new user every 100 ms, and each answer takes 150 ms.
@@ -274,7 +275,10 @@ async fn an_answer_that_never_comes_holds_back_newcomers_alone() {
     // What the client's store says of alice counts once the server has had its time.
     world.clock.advance(secs(12));
     let (told, ..) = now(&mut world, &mut sessions).await;
-    assert!(matches!(&told[..], [What::Joined(member)] if member.user_id() == ALICE), "{told:?}");
+    assert!(
+        matches!(&told[..], [SessionChange::Joined(member)] if member.user_id() == ALICE),
+        "{told:?}"
+    );
 }
 
 #[tokio::test]
@@ -287,7 +291,10 @@ async fn newcomers_are_asked_about_again_after_a_failure() {
         ask.refuse(500, "M_UNKNOWN").await;
     }
     let (told, asks, _) = now(&mut world, &mut sessions).await;
-    assert!(matches!(&told[..], [What::Joined(member)] if member.user_id() == ALICE), "{told:?}");
+    assert!(
+        matches!(&told[..], [SessionChange::Joined(member)] if member.user_id() == ALICE),
+        "{told:?}"
+    );
     assert!(asks.is_empty());
     world.clock.advance(secs(15));
     let (_, asks, _) = now(&mut world, &mut sessions).await;
@@ -327,7 +334,7 @@ async fn who_is_in_the_room_by_the_clients_store_alone_is_asked_for_and_not_ther
     tell(ask, &[slot("$open", "open"), member(ALICE, "leave")]).await;
     let change = within("a change", sessions.changes.next()).await.unwrap();
     assert!(
-        matches!(&change.changes[..], [it] if matches!(it.what, What::Refused(_))),
+        matches!(&change.changes[..], [it] if matches!(it.change, SessionChange::Refused(_))),
         "{change:?}"
     );
     let call = change.snapshot.session(ROOM_CALL);
@@ -408,7 +415,7 @@ async fn that_we_left_is_found_also_where_too_much_else_came() {
         }
         world.clock.advance(secs(1));
     }
-    let [What::Left { reason, .. }, ..] = &told[..] else { panic!("{told:?}") };
+    let [SessionChange::Left { reason, .. }, ..] = &told[..] else { panic!("{told:?}") };
     assert_eq!(*reason, NotJoined::RoomLeft);
 }
 

@@ -9,8 +9,8 @@ use matrix_sdk_sticky::{
     heartbeat::State,
     rtc::{
         Application, ClosedBy, Dialect, Discovered, DiscoveredFrom, JoinError, Leave,
-        MembershipForm, NotJoined, OwnMembership, ROOM_CALL, Rtc, SessionChanges, SessionSnapshot,
-        SessionSubscription, SlotError, Transport, What,
+        MembershipForm, NotJoined, OwnMembership, ROOM_CALL, Rtc, SessionChange, SessionChanges,
+        SessionSnapshot, SessionSubscription, SlotError, Transport,
     },
 };
 use serde_json::{Value, json};
@@ -31,7 +31,7 @@ pub(crate) struct Call {
     pub(crate) now: SessionSnapshot,
     changes: SessionChanges,
     /// What was told, and not taken by the test yet.
-    told: Vec<What>,
+    told: Vec<SessionChange>,
 }
 
 impl Call {
@@ -64,11 +64,11 @@ impl Call {
     pub(crate) async fn left(&mut self, member_id: &str) -> NotJoined {
         loop {
             let left = self.told.iter().position(
-                |what| matches!(what, What::Left { member, .. } if member.member_id() == member_id),
+                |change| matches!(change, SessionChange::Left { member, .. } if member.member_id() == member_id),
             );
             if let Some(at) = left {
                 match self.told.remove(at) {
-                    What::Left { reason, .. } => return reason,
+                    SessionChange::Left { reason, .. } => return reason,
                     other => panic!("{other:?}"),
                 }
             }
@@ -84,7 +84,7 @@ impl Call {
     }
 
     /// All that was told, and not taken by the test yet.
-    pub(crate) fn told(&self) -> &[What] {
+    pub(crate) fn told(&self) -> &[SessionChange] {
         &self.told
     }
 

@@ -4,7 +4,7 @@ use matrix_sdk::ruma::{OwnedEventId, RoomId};
 use matrix_sdk_sticky::{
     StickyKey,
     heartbeat::State,
-    rtc::{ROOM_CALL, Transport, What},
+    rtc::{ROOM_CALL, SessionChange, Transport},
 };
 use serde_json::{Value, json};
 
@@ -159,7 +159,8 @@ async fn a_call_stays(is_encrypted: bool) {
     assert_eq!(seen.now.closed_by(), None);
     let members: Vec<_> = seen.now.members().map(|it| it.member_id()).collect();
     assert_eq!(members, [before.member_id()]);
-    let left = seen.told().iter().filter(|what| matches!(what, What::Left { .. })).count();
+    let left =
+        seen.told().iter().filter(|change| matches!(change, SessionChange::Left { .. })).count();
     assert_eq!((left, seen.reason(&alice)), (0, None), "{:#?}", seen.told());
     assert_eq!(membership.state(), State::Joined);
     assert_eq!(membership.member_id(), before.member_id());

@@ -11,9 +11,9 @@ use matrix_sdk_sticky::{
         self, Application as SdkApplication, Candidate as SdkCandidate, ClosedBy,
         Device as SdkDevice, Discovered, DiscoveredFrom as SdkDiscoveredFrom,
         JoinError as SdkJoinError, KnownBy, Leave as SdkLeave, Member as SdkMember,
-        NotJoined as SdkNotJoined, OwnMembership as SdkMembership, RtcSnapshot as SdkRtcSnapshot,
-        RtcSubscription, SessionChange as SdkSessionChange, SessionSnapshot as SdkSession,
-        SessionSubscription, SlotError as SdkSlotError, What,
+        NotJoined as SdkNotJoined, OwnMembership as SdkMembership, RtcChange as SdkRtcChange,
+        RtcSnapshot as SdkRtcSnapshot, RtcSubscription, SessionChange as SdkSessionChange,
+        SessionSnapshot as SdkSession, SessionSubscription, SlotError as SdkSlotError,
     },
     time::Moment,
 };
@@ -580,9 +580,9 @@ impl Rtc {
                     change.snapshot.taken_at(),
                     change.snapshot.is_encrypted(),
                 );
-                let of = |SdkSessionChange { slot_id, what, .. }: &SdkSessionChange| RtcChange {
+                let of = |SdkRtcChange { slot_id, change, .. }: &SdkRtcChange| RtcChange {
                     slot_id: slot_id.as_deref().map(str::to_owned),
-                    change: of(what),
+                    change: of(change),
                 };
                 change.changes.iter().map(of).collect()
             });
@@ -889,9 +889,9 @@ impl SessionSnapshot {
 
 impl SessionChange {
     /// Tells changes, as of this moment, in a room that is encrypted or not.
-    fn teller(now: Moment, is_encrypted: bool) -> impl Fn(&What) -> Self {
-        move |what| match what {
-            What::Slot(slot) => Self::Slot {
+    fn teller(now: Moment, is_encrypted: bool) -> impl Fn(&SdkSessionChange) -> Self {
+        move |change| match change {
+            SdkSessionChange::Slot(slot) => Self::Slot {
                 application: slot
                     .as_ref()
                     .and_then(|slot| slot.application.as_ref())
@@ -901,13 +901,19 @@ impl SessionChange {
                     None => Some(Closed::Missing),
                 },
             },
-            What::Joined(member) => Self::Joined { member: Member::of(member, now) },
-            What::Updated { member, .. } => Self::Updated { member: Member::of(member, now) },
-            What::Left { member, reason } => {
+            SdkSessionChange::Joined(member) => Self::Joined { member: Member::of(member, now) },
+            SdkSessionChange::Updated { member, .. } => {
+                Self::Updated { member: Member::of(member, now) }
+            }
+            SdkSessionChange::Left { member, reason } => {
                 Self::Left { member: Member::of(member, now), reason: NotJoined::from(reason) }
             }
-            What::Refused(candidate) => Self::Refused { candidate: Candidate::of(candidate) },
-            What::Forgotten(candidate) => Self::Forgotten { candidate: Candidate::of(candidate) },
+            SdkSessionChange::Refused(candidate) => {
+                Self::Refused { candidate: Candidate::of(candidate) }
+            }
+            SdkSessionChange::Forgotten(candidate) => {
+                Self::Forgotten { candidate: Candidate::of(candidate) }
+            }
             // It is the same crate that has them all.
             _ => Self::Slot { application: None, closed: None },
         }
