@@ -71,7 +71,7 @@ mod transport;
 pub(crate) use self::discovery::discover;
 pub use self::{
     dialect::{Dialect, MembershipForm},
-    leave::Leave,
+    leave::LeaveReason,
     member::{Candidate, Device, KnownBy, Member, NotJoined},
     roster::{Roster, RtcChange, SessionChange},
     slot::{Application, ClosedBy, ROOM_CALL, Slot},

@@ -2,7 +2,7 @@
 
 use matrix_sdk_sticky::{
     heartbeat::{Failure, State},
-    rtc::{Candidate, Leave, Member, NotJoined, SessionChange, SessionSnapshot},
+    rtc::{Candidate, LeaveReason, Member, NotJoined, SessionChange, SessionSnapshot},
 };
 
 use crate::terminal::harmless;
@@ -100,12 +100,12 @@ pub(crate) fn why(reason: &NotJoined) -> String {
 
 /// The words with which somebody left who said so; `None` if nobody did.
 fn goodbye(reason: &NotJoined) -> Option<String> {
-    let NotJoined::Left(Leave { code, reason, .. }) = reason else { return None };
+    let NotJoined::Left(LeaveReason { code, reason, .. }) = reason else { return None };
     let code = code.as_deref();
-    if code == Some(Leave::DELAYED) {
+    if code == Some(LeaveReason::DELAYED) {
         return None;
     }
-    let code = code.filter(|code| *code != Leave::ON_PURPOSE);
+    let code = code.filter(|code| *code != LeaveReason::ON_PURPOSE);
     Some(
         code.into_iter().chain(reason.as_deref()).map(|it| format!(", {}", harmless(it))).collect(),
     )

@@ -11,8 +11,8 @@ use matrix_sdk_sticky::{
     Sticky, SyncState,
     heartbeat::State,
     rtc::{
-        Candidate, Leave, Member, NotJoined, OwnMembership, RtcSnapshot, RtcUpdate, SessionChange,
-        SessionSnapshot,
+        Candidate, LeaveReason, Member, NotJoined, OwnMembership, RtcSnapshot, RtcUpdate,
+        SessionChange, SessionSnapshot,
     },
     time::{Deadline, MAX_STICKY_DURATION, Moment},
 };
@@ -226,7 +226,7 @@ fn told(change: &SessionChange) -> Option<Told> {
     let (mark, color) = match change {
         SessionChange::Joined(_) => ('+', Color::Green),
         SessionChange::Left { reason: NotJoined::Left(leave), .. }
-            if leave.code.as_deref() != Some(Leave::DELAYED) =>
+            if leave.code.as_deref() != Some(LeaveReason::DELAYED) =>
         {
             ('-', Color::Yellow)
         }
@@ -586,9 +586,9 @@ mod tests {
         stage.join(bob, Some("BOB"), "b1")?;
         stage.join(carol, Some("CAROL"), "c1")?;
         stage.pass(9_000);
-        stage.leave(carol, "CAROL", "c1", Leave::DELAYED)?;
+        stage.leave(carol, "CAROL", "c1", LeaveReason::DELAYED)?;
         stage.pass(5_000);
-        stage.leave(bob, "BOB", "b1", Leave::ON_PURPOSE)?;
+        stage.leave(bob, "BOB", "b1", LeaveReason::ON_PURPOSE)?;
         stage.pass(5_000);
         stage.join(carol, Some("CAROL"), "c2")?;
         stage.join("@eve:example.org", None, "a1")?;

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, value::RawValue};
 
 use super::{
     dialect::MembershipForm,
-    leave::Leave,
+    leave::LeaveReason,
     slot::Application,
     transport::{Transport, Transports},
 };
@@ -52,7 +52,7 @@ pub(super) struct Reading {
 pub(super) enum Says {
     /// Shared with the member that is shown.
     Join(Arc<Join>),
-    Leave(Leave),
+    Leave(LeaveReason),
     /// The application is not the slot's.
     OtherApplication,
     /// This field is missing, or not what it has to be.
@@ -301,11 +301,11 @@ fn is_of_a_leave(name: &str) -> bool {
         || matches!(name, "slot_id" | "leave_reason" | "disconnect_reason" | names::RELATES_TO)
 }
 
-fn read_leave(content: &Map<String, Value>) -> Leave {
+fn read_leave(content: &Map<String, Value>) -> LeaveReason {
     let of = |object: &str, name: &str| {
         content.get(object).and_then(|it| it.get(name)).and_then(Value::as_str).map(str::to_owned)
     };
-    Leave {
+    LeaveReason {
         code: of("leave_reason", "code").or_else(|| of("disconnect_reason", "reason")),
         reason: of("leave_reason", "reason").or_else(|| of("disconnect_reason", "description")),
     }
@@ -345,7 +345,7 @@ fn call_member_says(
     origin_server_ts_ms: u64,
 ) -> Result<Says, &'static str> {
     if content.is_empty() {
-        return Ok(Says::Leave(Leave::default()));
+        return Ok(Says::Leave(LeaveReason::default()));
     }
     // The whole of it is one field elsewhere.
     if content.iter().map(|(name, value)| name.len() + value.to_string().len()).sum::<usize>()

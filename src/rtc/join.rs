@@ -23,7 +23,7 @@ use tracing::warn;
 use super::keys::{KeyConfig, KeyInbox, MediaKeys, MediaKeysError};
 use super::{
     dialect::Dialect,
-    leave::Leave,
+    leave::LeaveReason,
     own::Own,
     session::{Session, SessionChanges, SessionSubscription},
     slot::{Application, ClosedBy},
@@ -368,8 +368,8 @@ impl OwnMembership {
         of_heartbeat.or_else(|| now.last_error.clone())
     }
 
-    /// How it left, once it has: as it was told, or with [`Leave::SLOT_CLOSED`].
-    pub fn left_as(&self) -> Option<Leave> {
+    /// How it left, once it has: as it was told, or with [`LeaveReason::SLOT_CLOSED`].
+    pub fn left_as(&self) -> Option<LeaveReason> {
         self.shared.now().left_as.clone()
     }
 
@@ -401,11 +401,11 @@ impl OwnMembership {
     /// Leaves, on purpose. Returns when the server has the leave, or [`State::Failed`] is reached; until
     /// then it is tried again and again. Giving up waiting is safe: the armed leave fires all the same.
     pub async fn leave(&self) -> State {
-        self.leave_with(Leave::with_code(Leave::ON_PURPOSE)).await
+        self.leave_with(LeaveReason::with_code(LeaveReason::ON_PURPOSE)).await
     }
 
     /// As [`leave`](Self::leave), with another code, and a reason for people.
-    pub async fn leave_with(&self, leave: Leave) -> State {
+    pub async fn leave_with(&self, leave: LeaveReason) -> State {
         self.wish(Wish::Leave(leave));
         until_left(&self.shared.state).await
     }
@@ -492,7 +492,7 @@ impl fmt::Debug for OwnMembership {
 /// What the owner wants.
 enum Wish {
     Update,
-    Leave(Leave),
+    Leave(LeaveReason),
     Suspend { keep: bool },
     Resume,
 }
@@ -519,7 +519,7 @@ struct Now {
     heartbeat: Option<Arc<HeartbeatHandle>>,
     /// Until when what went out under a given id outranks what is sticky for a shorter time.
     outranked_until: Option<Deadline>,
-    left_as: Option<Leave>,
+    left_as: Option<LeaveReason>,
     last_error: Option<String>,
     is_dropped: bool,
 }
@@ -532,7 +532,8 @@ impl Shared {
             let mut now = self.now();
             now.member_id.clone_from(&member_id);
             let own = self.own(&now);
-            let leaves = [Leave::DELAYED, Leave::ON_PURPOSE].map(Leave::with_code);
+            let leaves =
+                [LeaveReason::DELAYED, LeaveReason::ON_PURPOSE].map(LeaveReason::with_code);
             let leaves = leaves.map(|leave| own.leave(&leave));
             (own.join(&now.application, &now.transports), leaves, now.outranked_until)
         };
@@ -687,7 +688,7 @@ impl Run {
                     self.wanted = Wanted::Away;
                     self.is_going_away = heartbeat.is_some();
                     self.shared.state.set_if_not_eq(State::Suspended { holds_until: None });
-                    self.send_leave(&Leave::with_code(Leave::ON_PURPOSE));
+                    self.send_leave(&LeaveReason::with_code(LeaveReason::ON_PURPOSE));
                 }
             }
             Wish::Resume => match self.wanted {
@@ -728,7 +729,7 @@ impl Run {
                     Wanted::Away => return false,
                     // All of the client's heartbeats leave, as before a logout.
                     _ if state == State::Left && !is_going_away => {
-                        let leave = || Leave::with_code(Leave::ON_PURPOSE);
+                        let leave = || LeaveReason::with_code(LeaveReason::ON_PURPOSE);
                         self.shared.now().left_as.get_or_insert_with(leave);
                     }
                     Wanted::In => {
@@ -778,7 +779,7 @@ impl Run {
         if !confirmed.is_state_known() {
             // It stays as it is: in, or not to be started.
         } else if self.is_closed(&confirmed) {
-            self.leave(Leave::with_code(Leave::SLOT_CLOSED));
+            self.leave(LeaveReason::with_code(LeaveReason::SLOT_CLOSED));
         } else {
             self.snapshot = confirmed;
         }
@@ -793,7 +794,7 @@ impl Run {
         check(snapshot, slot_id, *dialect, &self.shared.now().application).is_err()
     }
 
-    fn leave(&mut self, leave: Leave) {
+    fn leave(&mut self, leave: LeaveReason) {
         if self.wanted == Wanted::Out {
             return;
         }
@@ -804,7 +805,7 @@ impl Run {
         self.shared.now().left_as = Some(leave);
     }
 
-    fn send_leave(&mut self, leave: &Leave) {
+    fn send_leave(&mut self, leave: &LeaveReason) {
         let Some(heartbeat) = self.shared.heartbeat() else { return };
         let content = {
             let now = self.shared.now();

@@ -4,15 +4,15 @@
 ///
 /// [MSC4143]: https://github.com/matrix-org/matrix-spec-proposals/pull/4143
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Leave {
-    /// What kind of leave it was, e.g. `leave` for hanging up, [`Leave::DELAYED`] where the server sent
+pub struct LeaveReason {
+    /// What kind of leave it was, e.g. `leave` for hanging up, [`LeaveReason::DELAYED`] where the server sent
     /// it as the member was gone. `None` where it was not said, as by Element Call.
     pub code: Option<String>,
     /// In words, for people.
     pub reason: Option<String>,
 }
 
-impl Leave {
+impl LeaveReason {
     /// The code of one who left on purpose.
     pub const ON_PURPOSE: &str = "leave";
     /// The code of a leave that the server sent, as nobody told it not to.

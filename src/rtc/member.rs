@@ -7,7 +7,7 @@ use ruma::{OwnedDeviceId, OwnedEventId, OwnedUserId, UserId};
 use super::{
     content::Join,
     dialect::MembershipForm,
-    leave::Leave,
+    leave::LeaveReason,
     slot::{Application, ClosedBy},
     transport::Transports,
 };
@@ -215,7 +215,7 @@ pub enum NotJoined {
     /// The membership's application is not the slot's.
     OtherApplication,
     /// Left.
-    Left(Leave),
+    Left(LeaveReason),
     /// The membership is not encrypted, in an encrypted room: such a one can end a member, and make
     /// none.
     NotEncrypted,
@@ -270,10 +270,10 @@ impl fmt::Display for NotJoined {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Malformed(field) => write!(f, "malformed: `{field}`"),
-            Self::Left(Leave { code: Some(code), reason: Some(reason) }) => {
+            Self::Left(LeaveReason { code: Some(code), reason: Some(reason) }) => {
                 write!(f, "left ({code}: {reason})")
             }
-            Self::Left(Leave { code: Some(code), .. }) => write!(f, "left ({code})"),
+            Self::Left(LeaveReason { code: Some(code), .. }) => write!(f, "left ({code})"),
             Self::Slot(ClosedBy::Malformed(field)) => write!(f, "slot malformed: `{field}`"),
             Self::Superseded { by } => write!(f, "superseded by {by}"),
             _ => f.write_str(&self.as_str().replace('_', " ")),

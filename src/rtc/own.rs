@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{leave::Leave, slot::Application, transport::Transports};
+use super::{leave::LeaveReason, slot::Application, transport::Transports};
 use crate::wire::insert_sticky_key;
 
 /// What a join of ours is made of.
@@ -34,7 +34,7 @@ impl Own {
     }
 
     /// A leave that is right for both: without an application it is none to matrix-js-sdk.
-    pub(super) fn leave(&self, leave: &Leave) -> Map<String, Value> {
+    pub(super) fn leave(&self, leave: &LeaveReason) -> Map<String, Value> {
         let mut content = self.content(self.member("leave"));
         let mut why = Map::new();
         for (name, value) in [("code", &leave.code), ("reason", &leave.reason)] {

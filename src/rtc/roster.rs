@@ -27,7 +27,7 @@ use tracing::debug;
 use super::{
     content::{self, Content, Reading, Says},
     dialect::{Dialect, MembershipForm},
-    leave::Leave,
+    leave::LeaveReason,
     member::{Candidate, Device, Inner, Key, KnownBy, Member, MembershipPlace, NotJoined},
     slot::{Slot, session_of, slots_of},
     snapshot::{RtcSnapshot, SessionView, closed_to},
@@ -606,7 +606,7 @@ impl Roster {
         let before = self.in_state.get(&state_key).filter(|before| **before != key).cloned();
         if let Some(before) = before {
             self.unlist_state(&state_key);
-            self.end(now, before, NotJoined::Left(Leave::default()));
+            self.end(now, before, NotJoined::Left(LeaveReason::default()));
         }
         let known = self.memberships.get(&key);
         let mut created_ms = None;
@@ -722,7 +722,7 @@ impl Roster {
             RemovalReason::Expired if has_outlived => NotJoined::Redacted,
             RemovalReason::Expired => NotJoined::Expired,
             RemovalReason::Redacted => NotJoined::Redacted,
-            RemovalReason::Removed => NotJoined::Left(Leave::default()),
+            RemovalReason::Removed => NotJoined::Left(LeaveReason::default()),
             RemovalReason::Ignored => NotJoined::Ignored,
             RemovalReason::RoomLeft => NotJoined::RoomLeft,
         };

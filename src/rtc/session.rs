@@ -13,7 +13,7 @@ use ruma::{OwnedUserId, RoomId, UserId};
 use tracing::debug;
 
 use super::{
-    leave::Leave,
+    leave::LeaveReason,
     own::Own,
     roster::{Leftover, Roster, RtcChange, SessionChange},
     slot::session_of,
@@ -377,7 +377,7 @@ impl Watch {
         drop(leftovers);
         let (user_id, device_id) = (user_id.to_string(), device_id.to_string());
         let own = Own { slot_id, user_id, device_id, member_id };
-        let leave = own.leave(&Leave::with_code(Leave::DELAYED));
+        let leave = own.leave(&LeaveReason::with_code(LeaveReason::DELAYED));
         let sending = SendSticky::new(self.sticky.clone(), event_type, Ok(leave));
         let sticky = self.sticky.clone();
         let removing = async move {

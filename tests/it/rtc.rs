@@ -7,8 +7,8 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use matrix_sdk_sticky::{
     heartbeat::State,
     rtc::{
-        Application, ClosedBy, Dialect, JoinError, JoinSession, Leave, NotJoined, OwnMembership,
-        ROOM_CALL, RtcSubscription, SessionChange, SessionSnapshot, Transports,
+        Application, ClosedBy, Dialect, JoinError, JoinSession, LeaveReason, NotJoined,
+        OwnMembership, ROOM_CALL, RtcSubscription, SessionChange, SessionSnapshot, Transports,
     },
 };
 use serde_json::{Value, json};
@@ -619,7 +619,7 @@ async fn who_comes_back_from_the_background_does_not_join_a_slot_that_was_closed
     membership.resume();
     for_20_s(&mut world, &mut sent, "closed").await;
     assert_eq!((membership.state(), sent), (State::Left, 2));
-    assert_eq!(membership.left_as(), Some(Leave::with_code(Leave::SLOT_CLOSED)));
+    assert_eq!(membership.left_as(), Some(LeaveReason::with_code(LeaveReason::SLOT_CLOSED)));
 }
 
 /// Answers for so long in simulated time. How often the state was asked for.

@@ -8,7 +8,7 @@ use matrix_sdk_sticky::{
     ClientExt as _, RoomExt as _,
     heartbeat::State,
     rtc::{
-        Application, ClosedBy, Dialect, Discovered, DiscoveredFrom, JoinError, Leave,
+        Application, ClosedBy, Dialect, Discovered, DiscoveredFrom, JoinError, LeaveReason,
         MembershipForm, NotJoined, OwnMembership, ROOM_CALL, Rtc, SessionChange, SessionChanges,
         SessionSnapshot, SessionSubscription, SlotError, Transport,
     },
@@ -161,7 +161,7 @@ async fn joins_updates_and_leaves(encrypted: bool) {
     seen.until("an update", |now| now.members().all(|it| it.intent() == Some("video"))).await;
     assert_eq!(seen.now.members().next().unwrap().since_ms(), member.since_ms());
 
-    let leave = Leave::with_code("leave").and_reason("bye");
+    let leave = LeaveReason::with_code("leave").and_reason("bye");
     assert_eq!(membership.leave_with(leave.clone()).await, State::Left);
     assert_eq!(seen.left(&membership.member_id()).await, NotJoined::Left(leave));
     // To us it may come back later than to the others.
@@ -187,7 +187,10 @@ async fn who_crashes_has_left_by_the_delayed_leave() {
     until(&membership, State::Joined).await;
     let member_id = membership.member_id();
     drop(membership);
-    assert_eq!(seen.left(&member_id).await, NotJoined::Left(Leave::with_code(Leave::DELAYED)));
+    assert_eq!(
+        seen.left(&member_id).await,
+        NotJoined::Left(LeaveReason::with_code(LeaveReason::DELAYED))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -223,7 +226,7 @@ async fn who_was_cut_off_for_longer_than_the_delay_is_back_as_another_member() {
     let first = membership.member_id();
 
     proxy.cut();
-    let delayed = NotJoined::Left(Leave::with_code(Leave::DELAYED));
+    let delayed = NotJoined::Left(LeaveReason::with_code(LeaveReason::DELAYED));
     assert_eq!(seen.left(&first).await, delayed);
     proxy.mend();
     seen.len(1).await;
@@ -245,8 +248,8 @@ async fn a_slot_that_is_closed_under_us_makes_us_leave() {
     let reason = seen.left(&membership.member_id()).await;
     assert!(matches!(reason, NotJoined::Slot(ClosedBy::Status) | NotJoined::Left(_)), "{reason:?}");
     until(&membership, State::Left).await;
-    assert_eq!(membership.left_as(), Some(Leave::with_code(Leave::SLOT_CLOSED)));
-    let slot_closed = NotJoined::Left(Leave::with_code(Leave::SLOT_CLOSED));
+    assert_eq!(membership.left_as(), Some(LeaveReason::with_code(LeaveReason::SLOT_CLOSED)));
+    let slot_closed = NotJoined::Left(LeaveReason::with_code(LeaveReason::SLOT_CLOSED));
     seen.until("it says why", |now| now.candidates().any(|it| it.reason == slot_closed)).await;
     let again = own.session(ROOM_CALL).join(call()).await;
     assert!(matches!(again, Err(JoinError::Slot(ClosedBy::Status))));
@@ -260,7 +263,7 @@ async fn before_a_logout_the_member_says_that_it_leaves_on_purpose() {
     seen.len(1).await;
     until(&membership, State::Joined).await;
     ours.sticky.leave_heartbeats().await;
-    let on_purpose = Leave::with_code(Leave::ON_PURPOSE);
+    let on_purpose = LeaveReason::with_code(LeaveReason::ON_PURPOSE);
     assert_eq!(seen.left(&membership.member_id()).await, NotJoined::Left(on_purpose.clone()));
     until(&membership, State::Left).await;
     assert_eq!(membership.left_as(), Some(on_purpose));
@@ -295,7 +298,7 @@ async fn where_the_room_has_its_call_under_the_older_name_alone_a_member_names_i
         .unwrap();
     seen.len(0).await;
     until(&membership, State::Left).await;
-    assert_eq!(membership.left_as(), Some(Leave::with_code(Leave::SLOT_CLOSED)));
+    assert_eq!(membership.left_as(), Some(LeaveReason::with_code(LeaveReason::SLOT_CLOSED)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -310,7 +313,7 @@ async fn a_slot_that_is_redacted_is_closed() {
     let closed = Some(ClosedBy::Malformed("status"));
     seen.until("it is closed", |now| now.closed_by() == closed).await;
     until(&membership, State::Left).await;
-    assert_eq!(membership.left_as(), Some(Leave::with_code(Leave::SLOT_CLOSED)));
+    assert_eq!(membership.left_as(), Some(LeaveReason::with_code(LeaveReason::SLOT_CLOSED)));
 }
 
 async fn opens_and_closes(encrypted: bool) {
@@ -551,7 +554,7 @@ async fn comes_back_to_the_room(encrypted: bool, goes: impl Fn(&Person, &Person,
 
     // Two streams of one client.
     let mut bobs = [Call::of(&looking).await, Call::of(&looking).await];
-    let has_removed = NotJoined::Left(Leave::with_code(Leave::DELAYED));
+    let has_removed = NotJoined::Left(LeaveReason::with_code(LeaveReason::DELAYED));
     for bobs in &mut bobs {
         bobs.until("bob has left", |now| now.candidates().any(|it| it.reason == has_removed)).await;
     }
@@ -606,7 +609,7 @@ async fn in_an_encrypted_room_a_plaintext_event_ends_a_member_and_makes_none() {
     let id = membership.member_id();
     let leave = json!({ "slot_id": ROOM_CALL, "msc4354_sticky_key": id });
     alice.api.send(room.as_str(), MEMBER, "leave", &leave, Some(3_600_000)).unwrap();
-    assert_eq!(seen.left(&id).await, NotJoined::Left(Leave::default()));
+    assert_eq!(seen.left(&id).await, NotJoined::Left(LeaveReason::default()));
     membership.leave().await;
 }
 

@@ -10,7 +10,7 @@ use matrix_sdk_sticky::{
     rtc::{
         self, Application as SdkApplication, Candidate as SdkCandidate, ClosedBy,
         Device as SdkDevice, Discovered, DiscoveredFrom as SdkDiscoveredFrom,
-        JoinError as SdkJoinError, KnownBy, Leave as SdkLeave, Member as SdkMember,
+        JoinError as SdkJoinError, KnownBy, LeaveReason as SdkLeave, Member as SdkMember,
         NotJoined as SdkNotJoined, OwnMembership as SdkMembership, RtcChange as SdkRtcChange,
         RtcSnapshot as SdkRtcSnapshot, RtcSubscription, SessionChange as SdkSessionChange,
         SessionSnapshot as SdkSession, SessionSubscription, SlotError as SdkSlotError,

@@ -1,7 +1,7 @@
 //! Why somebody is not there: each reason comes and goes.
 
 use super::*;
-use crate::rtc::{ClosedBy, Leave};
+use crate::rtc::{ClosedBy, LeaveReason};
 
 /// A world with this member, and what it was told then.
 fn joined() -> World {
@@ -314,7 +314,7 @@ fn one_who_leaves_says_how() {
     let leave = leave("$leave", "a").at(1).with("/leave_reason", reason);
     assert_eq!(world.receive(&[leave]), ["-alice/a: left (leave: tired)"]);
     let reasons: Vec<_> = world.call().candidates().map(|it| it.reason.clone()).collect();
-    let how = Leave::with_code(Leave::ON_PURPOSE).and_reason("tired");
+    let how = LeaveReason::with_code(LeaveReason::ON_PURPOSE).and_reason("tired");
     assert_eq!(reasons, [NotJoined::Left(how)]);
     // It is told for as long as the leave is sticky.
     assert_eq!(world.pass(3_600), ["!alice/a: left (leave: tired)"]);
@@ -515,9 +515,9 @@ fn reasons_say_themselves_in_few_words() {
     for (reason, word, words) in [
         (NotJoined::Malformed("member.id"), "malformed", "malformed: `member.id`"),
         (NotJoined::OtherApplication, "other_application", "other application"),
-        (NotJoined::Left(Leave::default()), "left", "left"),
-        (NotJoined::Left(Leave::with_code("x")), "left", "left (x)"),
-        (NotJoined::Left(Leave::default().and_reason("x")), "left", "left"),
+        (NotJoined::Left(LeaveReason::default()), "left", "left"),
+        (NotJoined::Left(LeaveReason::with_code("x")), "left", "left (x)"),
+        (NotJoined::Left(LeaveReason::default().and_reason("x")), "left", "left"),
         (NotJoined::NotEncrypted, "not_encrypted", "not encrypted"),
         (NotJoined::NotInRoom, "not_in_room", "not in room"),
         (closed(ClosedBy::Missing), "slot_missing", "slot missing"),
