@@ -72,7 +72,7 @@ pub(crate) use self::discovery::discover;
 pub use self::{
     dialect::{Dialect, MembershipForm},
     leave::LeaveReason,
-    member::{Candidate, Device, KnownBy, Member, NotJoined},
+    member::{Candidate, KnownBy, Member, MemberDevice, NotJoined},
     roster::{Roster, RtcChange, SessionChange},
     slot::{Application, ClosedBy, ROOM_CALL, Slot},
     snapshot::{RtcSnapshot, SessionSnapshot},

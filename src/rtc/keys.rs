@@ -16,7 +16,7 @@
 //!   used at once: so the first to join somebody who was alone hears them from the start.
 //! - Nothing is sent before our own membership is seen: nobody could tell whose key it is.
 //! - What could not be sent is tried again, for those devices alone. Who has left gets nothing.
-//! - Only a device that is proven to be a member's ([`Device::is_proven`](super::Device::is_proven))
+//! - Only a device that is proven to be a member's ([`MemberDevice::is_proven`](super::Device::is_proven))
 //!   is sent anything.
 //!
 //! The rules for the keys of others: the message was Olm-encrypted; whoever sent it, by the device that

@@ -19,7 +19,7 @@ use crate::{
 /// A member's device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Device {
+pub struct MemberDevice {
     /// Its id.
     pub device_id: OwnedDeviceId,
     /// How that is known.
@@ -36,7 +36,7 @@ pub enum KnownBy {
     Claim,
 }
 
-impl Device {
+impl MemberDevice {
     /// Whether the membership was encrypted by this device.
     pub fn is_proven(&self) -> bool {
         matches!(self.known_by, KnownBy::Decryption(_))
@@ -79,7 +79,7 @@ pub(super) struct Inner {
     pub(super) key: Arc<Key>,
     pub(super) slot_id: String,
     pub(super) member_id: String,
-    pub(super) device: Option<Device>,
+    pub(super) device: Option<MemberDevice>,
     pub(super) join: Arc<Join>,
     pub(super) since_ms: u64,
     pub(super) event_id: OwnedEventId,
@@ -95,7 +95,7 @@ impl Member {
     }
 
     /// The device, and how it is known; `None` where the membership names none.
-    pub fn device(&self) -> Option<&Device> {
+    pub fn device(&self) -> Option<&MemberDevice> {
         self.inner.device.as_ref()
     }
 
@@ -195,7 +195,7 @@ pub struct Candidate {
     /// The slot, where the membership names one.
     pub slot_id: Option<String>,
     /// The device, and how it is known; `None` where the membership names none.
-    pub device: Option<Device>,
+    pub device: Option<MemberDevice>,
     /// The event that says so.
     pub event_id: OwnedEventId,
     /// Why it does not count.

@@ -28,7 +28,7 @@ use super::{
     content::{self, Content, Reading, Says},
     dialect::{Dialect, MembershipForm},
     leave::LeaveReason,
-    member::{Candidate, Device, Inner, Key, KnownBy, Member, MembershipPlace, NotJoined},
+    member::{Candidate, Inner, Key, KnownBy, Member, MemberDevice, MembershipPlace, NotJoined},
     slot::{Slot, session_of, slots_of},
     snapshot::{RtcSnapshot, SessionView, closed_to},
     stay::{Stay, Told},
@@ -146,7 +146,7 @@ impl OnDevice {
 #[derive(Debug)]
 struct MembershipRecord {
     reading: Reading,
-    device: Option<Device>,
+    device: Option<MemberDevice>,
     is_encrypted: bool,
     event_id: OwnedEventId,
     event: Option<Arc<StickyEvent>>,
@@ -638,10 +638,10 @@ impl Roster {
             debug!(sender = %key.sender, "one user has too many memberships in the state");
             return;
         }
-        let device = reading
-            .claimed_device
-            .as_deref()
-            .map(|device_id| Device { device_id: device_id.into(), known_by: KnownBy::Claim });
+        let device = reading.claimed_device.as_deref().map(|device_id| MemberDevice {
+            device_id: device_id.into(),
+            known_by: KnownBy::Claim,
+        });
         self.insert(
             key,
             MembershipRecord {
@@ -1117,7 +1117,7 @@ impl MembershipRecord {
     /// One in plaintext, of which nothing has been told, and which ends only when somebody says so.
     fn new(
         reading: Reading,
-        device: Option<Device>,
+        device: Option<MemberDevice>,
         event_id: OwnedEventId,
         origin_server_ts_ms: u64,
     ) -> Self {
@@ -1204,10 +1204,13 @@ fn key_of(event: &StickyEvent) -> Option<Key> {
 
 /// Which device a membership is of. The error is the one that encrypted it, where the membership names
 /// another.
-fn device_of(event: &StickyEvent, claimed: Option<&str>) -> Result<Option<Device>, Device> {
+fn device_of(
+    event: &StickyEvent,
+    claimed: Option<&str>,
+) -> Result<Option<MemberDevice>, MemberDevice> {
     let proven = match event.encryption() {
         Encryption::Encrypted(details) if details.verification != Verification::Unproven => {
-            details.device.clone().map(|device_id| Device {
+            details.device.clone().map(|device_id| MemberDevice {
                 device_id,
                 known_by: KnownBy::Decryption(details.verification),
             })
@@ -1218,7 +1221,7 @@ fn device_of(event: &StickyEvent, claimed: Option<&str>) -> Result<Option<Device
         (Some(proven), Some(claimed)) if proven.device_id != *claimed => Err(proven),
         (Some(proven), _) => Ok(Some(proven)),
         (None, Some(claimed)) => {
-            Ok(Some(Device { device_id: claimed.into(), known_by: KnownBy::Claim }))
+            Ok(Some(MemberDevice { device_id: claimed.into(), known_by: KnownBy::Claim }))
         }
         (None, None) => Ok(None),
     }

@@ -8,9 +8,9 @@ use std::{
 use futures_util::{StreamExt as _, stream};
 use matrix_sdk_sticky::{
     rtc::{
-        self, Application as SdkApplication, Candidate as SdkCandidate, ClosedBy,
-        Device as SdkDevice, Discovered, DiscoveredFrom as SdkDiscoveredFrom,
-        JoinError as SdkJoinError, KnownBy, LeaveReason as SdkLeave, Member as SdkMember,
+        self, Application as SdkApplication, Candidate as SdkCandidate, ClosedBy, Discovered,
+        DiscoveredFrom as SdkDiscoveredFrom, JoinError as SdkJoinError, KnownBy,
+        LeaveReason as SdkLeave, Member as SdkMember, MemberDevice as SdkDevice,
         NotJoined as SdkNotJoined, OwnMembership as SdkMembership, RtcChange as SdkRtcChange,
         RtcSnapshot as SdkRtcSnapshot, RtcSubscription, SessionChange as SdkSessionChange,
         SessionSnapshot as SdkSession, SessionSubscription, SlotError as SdkSlotError,
