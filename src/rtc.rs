@@ -74,9 +74,9 @@ pub use self::{
     leave::LeaveReason,
     member::{Candidate, KnownBy, Member, MemberDevice, NotJoined},
     roster::{Roster, RtcChange, SessionChange},
-    slot::{Application, ClosedBy, ROOM_CALL, Slot},
+    slot::{ClosedBy, ROOM_CALL, RtcApplication, Slot},
     snapshot::{RtcSnapshot, SessionSnapshot},
-    transport::{LiveKit, Transport, Transports},
+    transport::{LiveKit, RtcTransport, Transports},
 };
 #[cfg(feature = "client")]
 pub use self::{

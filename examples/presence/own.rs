@@ -6,7 +6,7 @@ use eyeball::Subscriber;
 use futures_util::{FutureExt as _, future::OptionFuture};
 use matrix_sdk_sticky::{
     heartbeat::State,
-    rtc::{self, OwnMembership, RtcSnapshot, Session, Transport},
+    rtc::{self, OwnMembership, RtcSnapshot, RtcTransport, Session},
 };
 
 use crate::{Dialect, Options, common::Result};
@@ -133,7 +133,7 @@ async fn join(session: Session, options: Options) -> Result<OwnMembership> {
         session.open().await?;
     }
     let mut join = session
-        .join([Transport::livekit(&options.livekit)])
+        .join([RtcTransport::livekit(&options.livekit)])
         .intent(&options.intent)
         .delay(Duration::from_secs(options.delay));
     if let Some(dialect) = options.dialect {

@@ -14,8 +14,8 @@ use serde_json::{Map, Value, value::RawValue};
 use super::{
     dialect::MembershipForm,
     leave::LeaveReason,
-    slot::Application,
-    transport::{Transport, Transports},
+    slot::RtcApplication,
+    transport::{RtcTransport, Transports},
 };
 use crate::wire::names;
 
@@ -74,7 +74,7 @@ pub(super) struct Join {
 }
 
 impl Join {
-    fn new(form: MembershipForm, application: &Application, transports: &Transports) -> Self {
+    fn new(form: MembershipForm, application: &RtcApplication, transports: &Transports) -> Self {
         Self {
             form,
             application_type: application.application_type.clone(),
@@ -86,10 +86,10 @@ impl Join {
         }
     }
 
-    pub(super) fn application(&self) -> Application {
+    pub(super) fn application(&self) -> RtcApplication {
         let read = serde_json::from_str(&self.application).ok();
-        let read = read.as_ref().and_then(Application::from_json);
-        read.unwrap_or_else(|| Application::new(&*self.application_type))
+        let read = read.as_ref().and_then(RtcApplication::from_json);
+        read.unwrap_or_else(|| RtcApplication::new(&*self.application_type))
     }
 
     pub(super) fn transports(&self) -> Transports {
@@ -205,7 +205,7 @@ fn says(
     let application = object(content.get("application"), "application")?;
     id(application.get("type"), "application.type")?;
     let application =
-        content.get("application").and_then(Application::from_json).ok_or("application")?;
+        content.get("application").and_then(RtcApplication::from_json).ok_or("application")?;
 
     let is_of_the_slot = slot_id
         .strip_prefix(&*application.application_type)
@@ -289,9 +289,9 @@ fn read_transports(transports: Option<&Value>) -> Result<Transports, &'static st
 fn read_published(
     published: Option<&Value>,
     field: &'static str,
-) -> Result<Vec<Transport>, &'static str> {
+) -> Result<Vec<RtcTransport>, &'static str> {
     let published = list(published, field)?.iter();
-    published.map(|it| Transport::from_json(it.clone()).ok_or(field)).collect()
+    published.map(|it| RtcTransport::from_json(it.clone()).ok_or(field)).collect()
 }
 
 /// Whether a content may hold this and still be nothing but a leave: what matrix-js-sdk leaves with,
@@ -374,7 +374,7 @@ fn call_member_says(
     };
     let created_ms = millis("created_ts", origin_server_ts_ms)?;
     let expires_ms = millis("expires", CALL_MEMBER_EXPIRES_MS)?;
-    let mut application = Application::new(application_type);
+    let mut application = RtcApplication::new(application_type);
     for (name, value) in content {
         if !CALL_MEMBER_FIELDS.contains(&&**name) {
             application.fields.insert(name.clone(), value.clone());

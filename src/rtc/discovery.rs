@@ -23,7 +23,7 @@ use ruma::{
 use serde_json::{Map, Value};
 use tracing::debug;
 
-use super::transport::Transport;
+use super::transport::RtcTransport;
 use crate::{
     driver::{Timer, before},
     request::{Verdict, describe, describe_network, is_refresh_refused, one_try},
@@ -45,7 +45,7 @@ const LONGEST: usize = 1 << 20;
 #[non_exhaustive]
 pub struct Discovered {
     /// The transports, the preferred ones first. None where the server offers none.
-    pub transports: Vec<Transport>,
+    pub transports: Vec<RtcTransport>,
     /// Who said so.
     pub from: DiscoveredFrom,
 }
@@ -158,9 +158,9 @@ pub(crate) async fn discover(
 }
 
 /// The transports in a list; one that is malformed is dropped alone.
-fn read(list: &Value) -> Option<Vec<Transport>> {
+fn read(list: &Value) -> Option<Vec<RtcTransport>> {
     let transports = list.as_array()?.iter().enumerate().filter_map(|(place, transport)| {
-        let read = Transport::from_json(transport.clone());
+        let read = RtcTransport::from_json(transport.clone());
         if read.is_none() {
             debug!(place, "a transport without a type is left out");
         }
@@ -199,8 +199,8 @@ impl Ask<'_> {
     /// It is never dropped halfway: that could break off a refresh of the access token.
     async fn endpoint<const SPELLING: usize>(
         &self,
-    ) -> Result<Option<Vec<Transport>>, TransportsError> {
-        let config = one_try(self.timeout());
+    ) -> Result<Option<Vec<RtcTransport>>, TransportsError> {
+        let config = RequestConfig::new().timeout(self.timeout()).disable_retry();
         let answer = self.client.send(Request::<SPELLING>).with_request_config(config).await;
         match answer {
             // Synapse leaves the list out where it would be empty.
@@ -220,7 +220,7 @@ impl Ask<'_> {
     /// # Errors
     ///
     /// In words, when it may be there all the same.
-    async fn well_known(&self, server: &str) -> Result<Vec<Transport>, String> {
+    async fn well_known(&self, server: &str) -> Result<Vec<RtcTransport>, String> {
         let (now, timeout) = (self.timer.now(), self.timeout());
         let url = format!("{server}/.well-known/matrix/client");
         let answered = async {

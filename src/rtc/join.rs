@@ -26,7 +26,7 @@ use super::{
     leave::LeaveReason,
     own::Own,
     session::{Session, SessionChanges, SessionSubscription},
-    slot::{Application, ClosedBy},
+    slot::{ClosedBy, RtcApplication},
     snapshot::{SessionSnapshot, closed_to},
     transport::Transports,
 };
@@ -53,7 +53,7 @@ pub struct JoinSession {
     session: Session,
     transports: Transports,
     dialect: Option<Dialect>,
-    application: Option<Application>,
+    application: Option<RtcApplication>,
     intent: Option<String>,
     member_id: Option<String>,
     delay: Duration,
@@ -126,11 +126,11 @@ impl Session {
     /// tells when everybody can see the member.
     ///
     /// ```no_run
-    /// # use matrix_sdk_sticky::{RoomExt as _, rtc::{JoinError, ROOM_CALL, Transport}};
+    /// # use matrix_sdk_sticky::{RoomExt as _, rtc::{JoinError, ROOM_CALL, RtcTransport}};
     /// # async fn example(room: matrix_sdk::Room) -> Result<(), JoinError> {
     /// let call = room.sticky().rtc().session(ROOM_CALL);
     /// let membership = call
-    ///     .join([Transport::livekit("https://livekit.example.org")])
+    ///     .join([RtcTransport::livekit("https://livekit.example.org")])
     ///     .intent("video")
     ///     .await?;
     /// membership.leave().await;
@@ -169,12 +169,12 @@ impl JoinSession {
 
     /// The application, with what the member says of it; of the slot's type and saying nothing unless
     /// told.
-    pub fn application(mut self, application: Application) -> Self {
+    pub fn application(mut self, application: RtcApplication) -> Self {
         self.application = Some(application);
         self
     }
 
-    /// What the member is there for, e.g. `audio` or `video`; see [`Application::intent`].
+    /// What the member is there for, e.g. `audio` or `video`; see [`RtcApplication::intent`].
     pub fn intent(mut self, intent: impl Into<String>) -> Self {
         self.intent = Some(intent.into());
         self
@@ -216,7 +216,7 @@ impl JoinSession {
         }
         let mut application = match application {
             Some(application) => application,
-            None => Application::new(application_of(&slot_id, &snapshot)?),
+            None => RtcApplication::new(application_of(&slot_id, &snapshot)?),
         };
         if let Some(intent) = intent {
             application.fields.insert(names::CALL_INTENT.to_owned(), Value::String(intent));
@@ -300,7 +300,7 @@ fn check(
     snapshot: &SessionSnapshot,
     slot_id: &str,
     dialect: Dialect,
-    application: &Application,
+    application: &RtcApplication,
 ) -> Result<(), JoinError> {
     let slot = snapshot.slot_called(slot_id);
     if let Some(closed) = closed_to(dialect, slot, snapshot.is_encrypted()) {
@@ -374,10 +374,10 @@ impl OwnMembership {
     }
 
     /// What the member says of the application from now on. Its type stays.
-    pub fn update_application(&self, application: Application) {
+    pub fn update_application(&self, application: RtcApplication) {
         {
             let mut now = self.shared.now();
-            now.application = Application {
+            now.application = RtcApplication {
                 application_type: now.application.application_type.clone(),
                 ..application
             };
@@ -385,7 +385,7 @@ impl OwnMembership {
         self.wish(Wish::Update);
     }
 
-    /// What the member is there for from now on; see [`Application::intent`].
+    /// What the member is there for from now on; see [`RtcApplication::intent`].
     pub fn update_intent(&self, intent: impl Into<String>) {
         let intent = Value::String(intent.into());
         self.shared.now().application.fields.insert(names::CALL_INTENT.to_owned(), intent);
@@ -514,7 +514,7 @@ struct Shared {
 
 struct Now {
     member_id: String,
-    application: Application,
+    application: RtcApplication,
     transports: Transports,
     heartbeat: Option<Arc<HeartbeatHandle>>,
     /// Until when what went out under a given id outranks what is sticky for a shorter time.

@@ -8,7 +8,7 @@ use super::{
     content::Join,
     dialect::MembershipForm,
     leave::LeaveReason,
-    slot::{Application, ClosedBy},
+    slot::{ClosedBy, RtcApplication},
     transport::Transports,
 };
 use crate::{
@@ -115,11 +115,11 @@ impl Member {
     }
 
     /// The application, with what the member says of it: up to 4 KB, and read anew by each call.
-    pub fn application(&self) -> Application {
+    pub fn application(&self) -> RtcApplication {
         self.inner.join.application()
     }
 
-    /// What the member is there for; see [`Application::intent`].
+    /// What the member is there for; see [`RtcApplication::intent`].
     pub fn intent(&self) -> Option<&str> {
         self.inner.join.intent.as_deref()
     }

@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json, value::to_raw_value};
 
 use super::{
     session::Session,
-    slot::{Application, session_of, slots_of},
+    slot::{RtcApplication, session_of, slots_of},
 };
 use crate::{
     driver::BoxFuture,
@@ -37,7 +37,7 @@ const LONGEST_STATE_KEY: usize = 255;
 #[derive(Debug)]
 pub struct OpenSlot {
     session: Session,
-    application: Option<Application>,
+    application: Option<RtcApplication>,
 }
 
 /// Why a slot was not opened or closed. Unless it says so, nothing was sent.
@@ -130,7 +130,7 @@ impl OpenSlot {
     /// The application that is to run there, with what it has to say; of the type that the slot's id
     /// begins with. Unless told, the one that the slot has, as a closed one may keep it, and else one
     /// that says nothing.
-    pub fn application(mut self, application: Application) -> Self {
+    pub fn application(mut self, application: RtcApplication) -> Self {
         self.application = Some(application);
         self
     }
@@ -142,7 +142,7 @@ impl OpenSlot {
         }
         // The proposal does not want it taken apart, so this is only where nobody says what it is.
         let (application_type, _) = slot_id.split_once('#').ok_or(SlotError::SlotId)?;
-        let plain = Application::new(application_type);
+        let plain = RtcApplication::new(application_type);
         if self.application.is_none() && !names_a_slot(&plain, slot_id) {
             return Err(SlotError::SlotId);
         }
@@ -151,7 +151,7 @@ impl OpenSlot {
         let is_encrypted = is_encrypted(room).await?;
         let before = read(room, slot_id).await?.unwrap_or_default();
         let application = self.application.or_else(|| {
-            let application = Application::from_json(before.get("application")?)?;
+            let application = RtcApplication::from_json(before.get("application")?)?;
             names_a_slot(&application, slot_id).then_some(application)
         });
         let application = application.unwrap_or(plain);
@@ -194,7 +194,7 @@ fn ensure_in(room: &Room) -> Result<(), SlotError> {
 /// same grammar in both parts, and itself has a `ROOM` in the second.
 ///
 /// [MSC4143]: https://github.com/matrix-org/matrix-spec-proposals/pull/4143
-fn names_a_slot(application: &Application, slot_id: &str) -> bool {
+fn names_a_slot(application: &RtcApplication, slot_id: &str) -> bool {
     let application_type = &*application.application_type;
     let own_name = slot_id.strip_prefix(application_type).and_then(|rest| rest.strip_prefix('#'));
     let is_of_a_name = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
@@ -207,7 +207,7 @@ fn names_a_slot(application: &Application, slot_id: &str) -> bool {
 /// The content that opens a slot. What else it says stays.
 fn opened(
     before: &Map<String, Value>,
-    application: &Application,
+    application: &RtcApplication,
     is_encrypted: bool,
 ) -> Map<String, Value> {
     let mut content = before.clone();
@@ -326,28 +326,28 @@ mod tests {
     #[test]
     fn what_opens_a_slot_reads_as_open_and_what_closes_it_as_closed() {
         for is_encrypted in [false, true] {
-            let content = opened(&Map::new(), &Application::new("m.call"), is_encrypted);
+            let content = opened(&Map::new(), &RtcApplication::new("m.call"), is_encrypted);
             assert_eq!(Slot::read(ROOM_CALL, &content).closed_by(is_encrypted), None);
             assert_eq!(content.contains_key("encryption"), is_encrypted);
             let content = closed(&content);
             let slot = Slot::read(ROOM_CALL, &content);
             assert_eq!(slot.closed_by(is_encrypted), Some(ClosedBy::Status));
-            assert_eq!(slot.application, Some(Application::new("m.call")));
+            assert_eq!(slot.application, Some(RtcApplication::new("m.call")));
         }
     }
 
     #[test]
     fn opening_keeps_what_else_a_slot_says() {
-        let mut before = opened(&Map::new(), &Application::new("m.call"), true);
+        let mut before = opened(&Map::new(), &RtcApplication::new("m.call"), true);
         before.insert("com.example.topic".to_owned(), "x".into());
-        let again = opened(&closed(&before), &Application::new("m.call"), true);
+        let again = opened(&closed(&before), &RtcApplication::new("m.call"), true);
         assert_eq!(again, before);
-        assert!(!opened(&before, &Application::new("m.call"), false).contains_key("encryption"));
+        assert!(!opened(&before, &RtcApplication::new("m.call"), false).contains_key("encryption"));
     }
 
     #[test]
     fn an_encryption_of_the_same_kind_stays_in_whichever_spelling_and_another_does_not() {
-        let call = Application::new("m.call");
+        let call = RtcApplication::new("m.call");
         for name in names::PER_MEMBER {
             let encryption = json!({ "type": name, "com.example.more": 1 });
             let before = object(json!({ "status": "closed", "encryption": encryption }));
@@ -361,7 +361,7 @@ mod tests {
 
     #[test]
     fn a_slots_id_is_its_applications_type_and_a_name() {
-        let is_one = |kind: &str, slot_id: &str| names_a_slot(&Application::new(kind), slot_id);
+        let is_one = |kind: &str, slot_id: &str| names_a_slot(&RtcApplication::new(kind), slot_id);
         for slot_id in ["m.call#ROOM", "m.call#room", "m.call#1", "m.call#a.b_c-d"] {
             assert!(is_one("m.call", slot_id), "{slot_id}");
         }

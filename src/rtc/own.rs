@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{leave::LeaveReason, slot::Application, transport::Transports};
+use super::{leave::LeaveReason, slot::RtcApplication, transport::Transports};
 use crate::wire::insert_sticky_key;
 
 /// What a join of ours is made of.
@@ -18,7 +18,7 @@ impl Own {
     /// A join that is right for both dialects.
     pub(super) fn join(
         &self,
-        application: &Application,
+        application: &RtcApplication,
         transports: &Transports,
     ) -> Map<String, Value> {
         let mut member = self.member("join");

@@ -29,7 +29,7 @@ pub(super) fn slots_of(session: &str) -> impl Iterator<Item = &str> {
 pub struct Slot {
     /// The application that runs in it, e.g. `m.call`, with what belongs to it. Also of a closed
     /// slot, where it is still said.
-    pub application: Option<Application>,
+    pub application: Option<RtcApplication>,
     /// How the media are encrypted, e.g. `m.per_member`; `None` where they are not.
     pub encryption: Option<String>,
     id: String,
@@ -52,14 +52,14 @@ pub enum ClosedBy {
 
 /// An application, as a slot or a membership says it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Application {
+pub struct RtcApplication {
     /// Its type, e.g. `m.call`.
     pub application_type: String,
     /// What else it says, without the `type`.
     pub fields: Map<String, Value>,
 }
 
-impl Application {
+impl RtcApplication {
     /// An application that says nothing but its type.
     pub fn new(application_type: impl Into<String>) -> Self {
         Self { application_type: application_type.into(), fields: Map::new() }
@@ -89,11 +89,11 @@ impl Application {
 impl Slot {
     /// Reads the content of a slot's state event.
     pub(super) fn read(slot_id: &str, content: &Map<String, Value>) -> Self {
-        let application = content.get("application").and_then(Application::from_json);
+        let application = content.get("application").and_then(RtcApplication::from_json);
         let encryption = content.get("encryption");
         let encryption_type =
             encryption.and_then(|it| it.get("type")).and_then(Value::as_str).map(str::to_owned);
-        let is_of_it = |application: &Application| {
+        let is_of_it = |application: &RtcApplication| {
             slot_id
                 .strip_prefix(&*application.application_type)
                 .is_some_and(|rest| rest.starts_with('#'))

@@ -12,11 +12,16 @@ use crate::wire::names;
 ///
 /// [MSC4143]: https://github.com/matrix-org/matrix-spec-proposals/pull/4143
 #[derive(Clone, PartialEq)]
-pub struct Transport {
+pub struct RtcTransport {
     transport_type: String,
     /// Without `type`.
     fields: Map<String, Value>,
 }
+
+/// The types that [`RtcTransport::livekit`] knows: today's ([MSC4195]), and that of an earlier version.
+///
+/// [MSC4195]: https://github.com/matrix-org/matrix-spec-proposals/pull/4195
+const LIVEKIT: [&str; 2] = ["livekit", "m.livekit"];
 
 /// A transport over a LiveKit SFU ([MSC4195]).
 ///
@@ -31,7 +36,7 @@ pub struct LiveKit<'a> {
     pub alias: Option<&'a str>,
 }
 
-impl Transport {
+impl RtcTransport {
     /// A transport of any type, with what belongs to it. A `type` among the fields is not taken.
     pub fn new(transport_type: impl Into<String>, mut fields: Map<String, Value>) -> Self {
         fields.remove("type");
@@ -79,10 +84,10 @@ impl Transport {
     }
 }
 
-impl fmt::Debug for Transport {
+impl fmt::Debug for RtcTransport {
     /// Without its fields: they may be large, and hold what gives access.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Transport").field(&self.transport_type).finish()
+        f.debug_tuple("RtcTransport").field(&self.transport_type).finish()
     }
 }
 
@@ -90,7 +95,7 @@ impl fmt::Debug for Transport {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Transports {
     /// Where the member's media can be had.
-    pub published: Vec<Transport>,
+    pub published: Vec<RtcTransport>,
     /// The types that the member can receive from.
     pub can_subscribe: Vec<String>,
 }
@@ -98,7 +103,7 @@ pub struct Transports {
 impl Transports {
     /// Where the media can be had. It can receive from the same types, unless
     /// [`can_subscribe`](Self::can_subscribe) is set to others.
-    pub fn publishing(published: impl IntoIterator<Item = Transport>) -> Self {
+    pub fn publishing(published: impl IntoIterator<Item = RtcTransport>) -> Self {
         let published: Vec<_> = published.into_iter().collect();
         let mut can_subscribe: Vec<_> =
             published.iter().map(|it| it.transport_type.clone()).collect();
@@ -109,14 +114,14 @@ impl Transports {
 
     /// As JSON, for a membership.
     pub(super) fn to_json(&self) -> Value {
-        let published = self.published.iter().map(Transport::to_json).collect();
+        let published = self.published.iter().map(RtcTransport::to_json).collect();
         let can_subscribe = self.can_subscribe.iter().cloned().map(Value::String).collect();
         let fields = [("published", Value::Array(published)), ("can_subscribe", can_subscribe)];
         Value::Object(fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
     }
 }
 
-impl<T: IntoIterator<Item = Transport>> From<T> for Transports {
+impl<T: IntoIterator<Item = RtcTransport>> From<T> for Transports {
     fn from(published: T) -> Self {
         Self::publishing(published)
     }

@@ -7,8 +7,8 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use matrix_sdk_sticky::{
     heartbeat::State,
     rtc::{
-        Application, ClosedBy, Dialect, JoinError, JoinSession, LeaveReason, NotJoined,
-        OwnMembership, ROOM_CALL, RtcSubscription, SessionChange, SessionSnapshot, Transports,
+        ClosedBy, Dialect, JoinError, JoinSession, LeaveReason, NotJoined, OwnMembership,
+        ROOM_CALL, RtcApplication, RtcSubscription, SessionChange, SessionSnapshot, Transports,
     },
 };
 use serde_json::{Value, json};
@@ -716,7 +716,7 @@ async fn a_restart_that_failed_is_tried_again() {
 #[tokio::test]
 async fn an_update_keeps_the_applications_type() {
     let (mut world, membership, mut sent) = joined().await;
-    let mut application = Application::new("m.game");
+    let mut application = RtcApplication::new("m.game");
     application.fields.insert("com.example.hand".to_owned(), json!(true));
     membership.update_application(application);
     let mut said = None;

@@ -8,8 +8,8 @@ use matrix_sdk::ruma::{OwnedRoomId, RoomId};
 #[cfg(feature = "media-keys")]
 use matrix_sdk_sticky::rtc::keys::{DevicePolicy, KeyChange, KeyConfig};
 use matrix_sdk_sticky::rtc::{
-    self, ClosedBy, Dialect, MembershipForm, NotJoined, OwnMembership, ROOM_CALL, SessionSnapshot,
-    Transport,
+    self, ClosedBy, Dialect, MembershipForm, NotJoined, OwnMembership, ROOM_CALL, RtcTransport,
+    SessionSnapshot,
 };
 use serde_json::json;
 #[cfg(feature = "media-keys")]
@@ -42,7 +42,7 @@ impl Ours {
     async fn join(&self, intent: &str) -> (OwnMembership, Member) {
         let session = self.watcher.room(&self.room).rtc().session(ROOM_CALL);
         let membership = session
-            .join([Transport::livekit("https://sfu.example.org")])
+            .join([RtcTransport::livekit("https://sfu.example.org")])
             .dialect(Dialect::ElementCall)
             .intent(intent)
             .delay(DELAY)

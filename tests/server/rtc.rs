@@ -8,9 +8,9 @@ use matrix_sdk_sticky::{
     ClientExt as _, RoomExt as _,
     heartbeat::State,
     rtc::{
-        Application, ClosedBy, Dialect, Discovered, DiscoveredFrom, JoinError, LeaveReason,
-        MembershipForm, NotJoined, OwnMembership, ROOM_CALL, Rtc, SessionChange, SessionChanges,
-        SessionSnapshot, SessionSubscription, SlotError, Transport,
+        ClosedBy, Dialect, Discovered, DiscoveredFrom, JoinError, LeaveReason, MembershipForm,
+        NotJoined, OwnMembership, ROOM_CALL, Rtc, RtcApplication, RtcTransport, SessionChange,
+        SessionChanges, SessionSnapshot, SessionSubscription, SlotError,
     },
 };
 use serde_json::{Value, json};
@@ -95,8 +95,8 @@ impl Call {
     }
 }
 
-fn call() -> [Transport; 1] {
-    [Transport::livekit("https://livekit.example.org")]
+fn call() -> [RtcTransport; 1] {
+    [RtcTransport::livekit("https://livekit.example.org")]
 }
 
 pub(crate) fn open_slot(person: &Person, room: &RoomId, encrypted: bool) {
@@ -373,7 +373,7 @@ async fn a_slot_that_is_opened_again_keeps_its_settings_unless_told_others() {
     let session = ours.room(&room).rtc().session(ROOM_CALL);
     let content = || slot_content(&alice, &room, SLOT, ROOM_CALL).unwrap();
 
-    let mut application = Application::new("m.call");
+    let mut application = RtcApplication::new("m.call");
     application.fields.insert("com.example.voice_only".to_owned(), json!(true));
     session.open().application(application.clone()).await.unwrap();
     let voice_only = json!({
@@ -393,10 +393,10 @@ async fn a_slot_that_is_opened_again_keeps_its_settings_unless_told_others() {
     assert_eq!(slot_event(&alice, &room), event_id, "closed once");
     session.open().await.unwrap();
     assert_eq!(content(), voice_only);
-    session.open().application(Application::new("m.call")).await.unwrap();
+    session.open().application(RtcApplication::new("m.call")).await.unwrap();
     assert_eq!(content()["application"], json!({ "type": "m.call" }));
 
-    let other = session.open().application(Application::new("com.example.game")).await;
+    let other = session.open().application(RtcApplication::new("com.example.game")).await;
     assert!(matches!(other, Err(SlotError::SlotId)), "{other:?}");
 }
 
@@ -654,7 +654,7 @@ async fn transports(rtc_endpoint: bool) -> Discovered {
     client.sticky().rtc_transports().await.unwrap()
 }
 
-fn assert_are_there(transports: &[Transport]) {
+fn assert_are_there(transports: &[RtcTransport]) {
     let [livekit, pigeon] = transports else { panic!("{transports:?}") };
     let service_url = livekit.as_livekit().unwrap().service_url;
     assert_eq!(service_url, Some("https://livekit.sticky.test"));

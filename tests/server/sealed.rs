@@ -4,7 +4,7 @@ use matrix_sdk::ruma::{OwnedEventId, RoomId};
 use matrix_sdk_sticky::{
     StickyKey,
     heartbeat::State,
-    rtc::{ROOM_CALL, SessionChange, Transport},
+    rtc::{ROOM_CALL, RtcTransport, SessionChange},
 };
 use serde_json::{Value, json};
 
@@ -139,7 +139,7 @@ async fn a_call_stays(is_encrypted: bool) {
     let room = the_room(&theirs).room_id().to_owned();
     let mut seen = Call::of(&theirs.room(&room).rtc()).await;
     let session = ours.room(&room).rtc().session(ROOM_CALL);
-    let membership = session.join([Transport::livekit("https://livekit.example.org")]).await;
+    let membership = session.join([RtcTransport::livekit("https://livekit.example.org")]).await;
     let membership = membership.unwrap();
     seen.len(1).await;
     until(&membership, State::Joined).await;

@@ -8,12 +8,12 @@ use std::{
 use futures_util::{StreamExt as _, stream};
 use matrix_sdk_sticky::{
     rtc::{
-        self, Application as SdkApplication, Candidate as SdkCandidate, ClosedBy, Discovered,
-        DiscoveredFrom as SdkDiscoveredFrom, JoinError as SdkJoinError, KnownBy,
-        LeaveReason as SdkLeave, Member as SdkMember, MemberDevice as SdkDevice,
-        NotJoined as SdkNotJoined, OwnMembership as SdkMembership, RtcChange as SdkRtcChange,
-        RtcSnapshot as SdkRtcSnapshot, RtcSubscription, SessionChange as SdkSessionChange,
-        SessionSnapshot as SdkSession, SessionSubscription, SlotError as SdkSlotError,
+        self, Candidate as SdkCandidate, ClosedBy, Discovered, DiscoveredFrom as SdkDiscoveredFrom,
+        JoinError as SdkJoinError, KnownBy, LeaveReason as SdkLeave, Member as SdkMember,
+        MemberDevice as SdkDevice, NotJoined as SdkNotJoined, OwnMembership as SdkMembership,
+        RtcApplication as SdkApplication, RtcChange as SdkRtcChange, RtcSnapshot as SdkRtcSnapshot,
+        RtcSubscription, SessionChange as SdkSessionChange, SessionSnapshot as SdkSession,
+        SessionSubscription, SlotError as SdkSlotError,
     },
     time::Moment,
 };
@@ -979,7 +979,7 @@ impl RtcApplication {
 }
 
 impl RtcTransport {
-    fn of(transport: &rtc::Transport) -> Self {
+    fn of(transport: &rtc::RtcTransport) -> Self {
         let livekit = transport.as_livekit().and_then(|livekit| livekit.service_url);
         Self {
             transport_type: transport.transport_type().to_owned(),
@@ -989,12 +989,12 @@ impl RtcTransport {
     }
 
     /// The URL, where it is given, is what counts.
-    fn read(self) -> Result<rtc::Transport, String> {
+    fn read(self) -> Result<rtc::RtcTransport, String> {
         let mut fields = object(&self.fields)?;
         if let Some(url) = self.livekit_service_url {
             fields.insert("livekit_service_url".to_owned(), url.into());
         }
-        Ok(rtc::Transport::new(self.transport_type, fields))
+        Ok(rtc::RtcTransport::new(self.transport_type, fields))
     }
 }
 

@@ -20,7 +20,7 @@ use matrix_sdk::ruma::UserId;
 use matrix_sdk_sticky::{
     BaseClientBuilder, ClientExt as _, RoomExt as _,
     heartbeat::State,
-    rtc::{ROOM_CALL, Transport},
+    rtc::{ROOM_CALL, RtcTransport},
 };
 use serde_json::{Value, json};
 use xtask::bindings::Language;
@@ -190,7 +190,7 @@ async fn a_member_in_kotlin_one_in_python_and_one_in_rust_see_one_another() {
             .await
             .unwrap();
     }
-    let ours = call.join([Transport::livekit("https://livekit.example.org")]).intent("video");
+    let ours = call.join([RtcTransport::livekit("https://livekit.example.org")]).intent("video");
     let ours = ours.delay(Duration::from_secs(4)).await.unwrap();
     let mut there = vec![json!([carol.user_id, "video", true])];
     for (program, _) in &mut programs {
