@@ -57,13 +57,13 @@ mod member;
 mod open;
 #[cfg(feature = "client")]
 mod own;
+#[cfg(feature = "client")]
+mod room_state;
 mod roster;
 #[cfg(feature = "client")]
 mod session;
 mod slot;
 mod snapshot;
-#[cfg(feature = "client")]
-mod state;
 mod stay;
 mod transport;
 

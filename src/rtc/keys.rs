@@ -91,7 +91,7 @@ use self::{inbound::Inbound, outbound::Outbound};
 pub use self::{
     inbound::{DiscardReason, Discarded, Discards, Sender},
     message::KeyMessage,
-    outbound::{Failure, SendId, Sending},
+    outbound::{KeySendFailure, SendId, Sending},
 };
 use super::{
     dialect::{Dialect, MembershipForm},
@@ -342,7 +342,7 @@ pub enum KeyChange {
 }
 
 /// Where random bytes come from: it fills them, each time anew. What it gives are keys.
-pub type Dice = Box<dyn FnMut(&mut [u8]) + Send>;
+pub type RandomBytes = Box<dyn FnMut(&mut [u8]) + Send>;
 
 /// The pure machine: our key and who has it, and the keys of the others.
 pub struct KeyExchange {
@@ -363,7 +363,7 @@ impl KeyExchange {
         room_id: OwnedRoomId,
         own: Participant,
         config: KeyConfig,
-        dice: Dice,
+        random_bytes: RandomBytes,
         seed: u64,
     ) -> Self {
         Self {
@@ -371,7 +371,7 @@ impl KeyExchange {
             own,
             own_since_ms: None,
             was_there: false,
-            outbound: Outbound::new(config, dice, seed),
+            outbound: Outbound::new(config, random_bytes, seed),
             inbound: Inbound::new(config.devices),
             changes: VecDeque::new(),
         }
@@ -472,7 +472,7 @@ impl KeyExchange {
         &mut self,
         now: Moment,
         id: SendId,
-        failures: &BTreeMap<Participant, Failure>,
+        failures: &BTreeMap<Participant, KeySendFailure>,
     ) {
         self.outbound.handle_sent(now, id, failures);
     }

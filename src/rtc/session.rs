@@ -15,10 +15,10 @@ use tracing::debug;
 use super::{
     leave::LeaveReason,
     own::Own,
+    room_state::{Fetched, News, NoAnswer, Source, is_of_a_session},
     roster::{Leftover, Roster, RtcChange, SessionChange},
     slot::session_of,
     snapshot::{RtcSnapshot, SessionSnapshot},
-    state::{Fetched, News, NoAnswer, Source, is_of_a_session},
 };
 use crate::{
     context::RoomContext,

@@ -146,7 +146,7 @@ pub(super) struct Inbound {
     /// By user and member id.
     peers: BTreeMap<(OwnedUserId, String), PeerKeys>,
     /// The oldest first.
-    waiting: VecDeque<Waiting>,
+    waiting: VecDeque<PendingKey>,
     discards: Discards,
 }
 
@@ -161,7 +161,7 @@ struct Received {
     message: KeyMessage,
 }
 
-struct Waiting {
+struct PendingKey {
     received: Received,
     until: Deadline,
     /// It was taken before, and waits for a member who may come back.
@@ -275,7 +275,7 @@ impl Inbound {
 
     pub(super) fn doubtful(&self) -> Vec<Sender> {
         let mut doubtful: Vec<Sender> = Vec::new();
-        for Waiting { received, .. } in &self.waiting {
+        for PendingKey { received, .. } in &self.waiting {
             if matches!(self.judge(received), Verdict::Wait(DiscardReason::NotTrusted))
                 && !doubtful.contains(&received.sender)
             {
@@ -391,7 +391,7 @@ impl Inbound {
     /// himself.
     fn wait(&mut self, now: Moment, received: Received, was_taken: bool) {
         let mut counts: HashMap<&OwnedUserId, usize> = HashMap::new();
-        for Waiting { received, .. } in &self.waiting {
+        for PendingKey { received, .. } in &self.waiting {
             *counts.entry(&received.sender.user_id).or_default() += 1;
         }
         let own = counts.get(&received.sender.user_id).copied().unwrap_or_default();
@@ -406,7 +406,7 @@ impl Inbound {
         if let Some(too_many) = at.and_then(|at| self.waiting.remove(at)) {
             self.discard_waiting(too_many, DiscardReason::TooMany);
         }
-        self.waiting.push_back(Waiting { received, until: now.deadline(WAITS_FOR), was_taken });
+        self.waiting.push_back(PendingKey { received, until: now.deadline(WAITS_FOR), was_taken });
     }
 
     /// Looks again at what waits, in the order in which it came.
@@ -420,7 +420,7 @@ impl Inbound {
         }
     }
 
-    fn discard_waiting(&mut self, waiting: Waiting, reason: DiscardReason) {
+    fn discard_waiting(&mut self, waiting: PendingKey, reason: DiscardReason) {
         if !waiting.was_taken {
             self.discard_received(waiting.received, reason);
         }

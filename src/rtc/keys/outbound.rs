@@ -11,7 +11,7 @@ use std::{
 use ruma::UserId;
 use zeroize::Zeroizing;
 
-use super::{Dice, KeyConfig, MediaKey, Participant, Peer};
+use super::{KeyConfig, MediaKey, Participant, Peer, RandomBytes};
 use crate::{
     rtc::dialect::Dialect,
     time::{Deadline, Moment},
@@ -48,7 +48,7 @@ pub struct Sending {
 /// Why somebody was not sent a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Failure {
+pub enum KeySendFailure {
     /// Nothing was sent to the device: it is not known, or not trusted.
     NotSent,
     /// Nobody knows: the server may have it.
@@ -57,7 +57,7 @@ pub enum Failure {
 
 pub(super) struct Outbound {
     config: KeyConfig,
-    dice: Dice,
+    random_bytes: RandomBytes,
     rng: fastrand::Rng,
     newest: Option<OwnKey>,
     /// The key in use, where that is not the newest.
@@ -119,10 +119,10 @@ impl Share {
 }
 
 impl Outbound {
-    pub(super) fn new(config: KeyConfig, dice: Dice, seed: u64) -> Self {
+    pub(super) fn new(config: KeyConfig, random_bytes: RandomBytes, seed: u64) -> Self {
         Self {
             config,
-            dice,
+            random_bytes,
             rng: fastrand::Rng::with_seed(seed),
             newest: None,
             older: None,
@@ -218,7 +218,7 @@ impl Outbound {
         &mut self,
         now: Moment,
         id: SendId,
-        failures: &BTreeMap<Participant, Failure>,
+        failures: &BTreeMap<Participant, KeySendFailure>,
     ) {
         for participant in self.sends.remove(&id).unwrap_or_default() {
             // Else it is of an older key, or of one who has left, or it was to be sent anew.
@@ -234,7 +234,7 @@ impl Outbound {
                 share.state = ShareState::Sent;
                 continue;
             };
-            if *failure == Failure::NotSent {
+            if *failure == KeySendFailure::NotSent {
                 share.is_exposed = was_exposed;
             }
             let wait = FIRST_WAIT.saturating_mul(1 << share.failures.min(16)).min(LONGEST_WAIT);
@@ -307,7 +307,7 @@ impl Outbound {
     fn make_key(&mut self, now: Moment) {
         self.is_to_begin = false;
         let mut bytes = Zeroizing::new(vec![0; MediaKey::LENGTH]);
-        (self.dice)(&mut bytes);
+        (self.random_bytes)(&mut bytes);
         let older = self.newest.take().map(|newest| (newest.index, newest.key));
         let index = older.as_ref().map_or(0, |(index, _)| index.wrapping_add(1));
         self.newest = Some(OwnKey {

@@ -39,8 +39,8 @@ use tracing::{debug, warn};
 use zeroize::Zeroizing;
 
 use super::{
-    DevicePolicy, DiscardReason, Discards, Failure, KeyChange, KeyConfig, KeyExchange, KeyMessage,
-    Participant, SendId, Sender, Sending, message,
+    DevicePolicy, DiscardReason, Discards, KeyChange, KeyConfig, KeyExchange, KeyMessage,
+    KeySendFailure, Participant, SendId, Sender, Sending, message,
 };
 use crate::{
     driver::{BoxFuture, Task, Timer, before, optional, random_bytes, random_seed, until},
@@ -114,7 +114,7 @@ impl std::error::Error for MediaKeysError {}
 /// To be opened before our membership goes out: others send their keys as soon as they see that, and the
 /// SDK keeps no to-device message that nobody asked for. Dropping it ends that.
 pub(in crate::rtc) struct KeyInbox {
-    waiting: Arc<Waiting>,
+    waiting: Arc<Queue>,
     _handler: EventHandlerDropGuard,
 }
 
@@ -123,7 +123,7 @@ impl KeyInbox {
     /// last 32, each of at most 4 KB: anybody can send such messages, also who is not in the room. What does
     /// not name the room is not kept.
     pub(in crate::rtc) fn open(room: &Room) -> Self {
-        let waiting = Arc::<Waiting>::default();
+        let waiting = Arc::<Queue>::default();
         let (into, room_id) = (waiting.clone(), room.room_id().to_owned());
         let client = room.client();
         let handler = client.add_event_handler(
@@ -155,14 +155,14 @@ impl fmt::Debug for KeyInbox {
 
 /// Messages that wait for their turn, the oldest first.
 #[derive(Default)]
-struct Waiting {
+struct Queue {
     messages: Mutex<VecDeque<Incoming>>,
     /// Whether it has been said that messages are dropped. Whoever sends many shall not fill the log.
     has_warned: AtomicBool,
     is_more: Notify,
 }
 
-impl Waiting {
+impl Queue {
     fn add(&self, message: KeyEvent, info: Option<EncryptionInfo>) {
         let mut messages = self.messages();
         let is_theirs = |(other, _): &Incoming| other.sender == message.sender;
@@ -426,7 +426,7 @@ impl State {
 }
 
 type Incoming = (KeyEvent, Option<EncryptionInfo>);
-type Sent = (SendId, BTreeMap<Participant, Failure>);
+type Sent = (SendId, BTreeMap<Participant, KeySendFailure>);
 type Asked = Arc<Mutex<HashMap<OwnedUserId, crate::time::Deadline>>>;
 
 struct Run {
@@ -592,7 +592,8 @@ impl Run {
         let own = self.shared.state().exchange.as_ref().map(|it| it.own().clone());
         Box::pin(async move {
             let id = sending.id;
-            let mut failures = sending.to.iter().map(|(to, _)| (to.clone(), Failure::Unknown));
+            let mut failures =
+                sending.to.iter().map(|(to, _)| (to.clone(), KeySendFailure::Unknown));
             let mut failures: BTreeMap<_, _> = failures.by_ref().collect();
             if let Some(own) = own {
                 let now = timer.now();
@@ -625,7 +626,7 @@ impl Performer {
         Sending { index, key, to, .. }: &Sending,
         own: &Participant,
         now_ms: u64,
-        failures: &mut BTreeMap<Participant, Failure>,
+        failures: &mut BTreeMap<Participant, KeySendFailure>,
     ) {
         let client = self.room.client();
         let encryption = client.encryption();
@@ -646,7 +647,7 @@ impl Performer {
                 device => {
                     let is_known = device.is_some();
                     debug!(%user_id, %device_id, is_known, "a device is not sent a media key");
-                    failures.insert(participant.clone(), Failure::NotSent);
+                    failures.insert(participant.clone(), KeySendFailure::NotSent);
                 }
             }
         }
@@ -824,7 +825,7 @@ mod tests {
 
     #[test]
     fn of_one_sender_the_last_ones_wait_and_of_the_others_all() {
-        let waiting = Waiting::default();
+        let waiting = Queue::default();
         let add = |sender: &str, number: usize| {
             let sender = UserId::parse(sender).unwrap();
             let content = Zeroizing::new(number.to_string());

@@ -31,7 +31,7 @@ fn peer(name: &str) -> Peer {
 }
 
 /// Random bytes that are not: each key is another number.
-fn dice() -> Dice {
+fn dice() -> RandomBytes {
     let mut next = 0_u8;
     Box::new(move |bytes| {
         next = next.wrapping_add(1);
@@ -46,10 +46,10 @@ struct Story {
     keys: KeyExchange,
     peers: BTreeMap<Participant, Peer>,
     /// Who cannot be sent anything, and how that is told.
-    broken: BTreeMap<Participant, Failure>,
+    broken: BTreeMap<Participant, KeySendFailure>,
     /// Whether answers are held back.
     is_slow: bool,
-    unanswered: Vec<(Sending, BTreeMap<Participant, Failure>)>,
+    unanswered: Vec<(Sending, BTreeMap<Participant, KeySendFailure>)>,
     /// Who has which key, and who may have.
     has: BTreeMap<u8, BTreeSet<Participant>>,
     may_have: BTreeMap<u8, BTreeSet<Participant>>,
@@ -131,7 +131,7 @@ impl Story {
             for (to, _) in &sending.to {
                 assert!(self.peers.contains_key(to), "{to:?} is not there");
                 let failure = self.broken.get(to);
-                if failure != Some(&Failure::NotSent) {
+                if failure != Some(&KeySendFailure::NotSent) {
                     self.may_have.entry(sending.index).or_default().insert(to.clone());
                 }
                 if failure.is_none() {
@@ -283,7 +283,7 @@ fn who_joins_one_who_was_alone_hears_them_from_the_start() {
 #[test]
 fn what_could_not_be_sent_is_tried_again_for_those_devices_alone() {
     let mut story = Story::with(&[]);
-    story.broken.insert(participant("b"), Failure::Unknown);
+    story.broken.insert(participant("b"), KeySendFailure::Unknown);
     story.joins("a");
     story.joins("b");
     story.expect(&["0 to a", "0 to b"], &["use 0"]);
@@ -306,7 +306,7 @@ fn what_could_not_be_sent_is_tried_again_for_those_devices_alone() {
 #[test]
 fn news_of_a_device_is_a_reason_to_try_again_now() {
     let mut story = Story::with(&[]);
-    story.broken.insert(participant("a"), Failure::NotSent);
+    story.broken.insert(participant("a"), KeySendFailure::NotSent);
     story.joins("a");
     story.at(100);
     story.sent.clear();
@@ -322,7 +322,7 @@ fn news_of_a_device_is_a_reason_to_try_again_now() {
 #[test]
 fn who_has_left_gets_nothing_more_and_who_never_had_the_key_leaves_it_as_it_is() {
     let mut story = Story::with(&[]);
-    story.broken.insert(participant("b"), Failure::NotSent);
+    story.broken.insert(participant("b"), KeySendFailure::NotSent);
     story.joins("a");
     story.joins("b");
     story.expect(&["0 to a", "0 to b"], &["use 0"]);
@@ -331,7 +331,7 @@ fn who_has_left_gets_nothing_more_and_who_never_had_the_key_leaves_it_as_it_is()
     story.expect(&[], &[]);
 
     // One that may have it is another matter.
-    story.broken.insert(participant("c"), Failure::Unknown);
+    story.broken.insert(participant("c"), KeySendFailure::Unknown);
     story.joins("c");
     story.expect(&["1 to a c"], &[]);
     story.leaves("c");
@@ -500,7 +500,7 @@ fn who_leaves_while_a_key_is_on_its_way_is_not_waited_for() {
 #[test]
 fn a_key_goes_in_the_dialect_that_is_read_now() {
     let mut story = Story::with(&[]);
-    story.broken.insert(participant("a"), Failure::NotSent);
+    story.broken.insert(participant("a"), KeySendFailure::NotSent);
     story.joins("a");
     story.peers.get_mut(&participant("a")).unwrap().reads = Dialect::ElementCall;
     story.is_slow = true;
@@ -960,7 +960,8 @@ fn model(seed: u64) {
                 story.leaves(name);
             }
             3 if !is_quiet => {
-                let failure = if rng.bool() { Failure::NotSent } else { Failure::Unknown };
+                let failure =
+                    if rng.bool() { KeySendFailure::NotSent } else { KeySendFailure::Unknown };
                 story.broken.insert(who, failure);
             }
             _ => {
@@ -1027,7 +1028,7 @@ fn simulate(seed: u64) {
                 joins += 1;
                 let own = participant_as(name, &format!("m-{joins}"));
                 let mut bytes = fastrand::Rng::with_seed(rng.u64(..));
-                let dice: Dice = Box::new(move |key| bytes.fill(key));
+                let dice: RandomBytes = Box::new(move |key| bytes.fill(key));
                 let config = KeyConfig::default();
                 let room_id = owned_room_id!("!room:hs");
                 let exchange = KeyExchange::new(room_id, own.clone(), config, dice, joins);
@@ -1066,7 +1067,7 @@ fn simulate(seed: u64) {
                 let mut failures = BTreeMap::new();
                 for (to, _) in to {
                     if step < 400 && rng.u8(..4) == 0 {
-                        failures.insert(to, Failure::Unknown);
+                        failures.insert(to, KeySendFailure::Unknown);
                         continue;
                     }
                     let Participant { user_id, member_id, device_id } = peer.participant.clone();
