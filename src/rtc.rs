@@ -43,6 +43,8 @@
 //!
 //! [MSC4143]: https://github.com/matrix-org/matrix-spec-proposals/pull/4143
 
+#[cfg(any(test, feature = "client"))]
+mod attendance;
 mod content;
 mod dialect;
 #[cfg(feature = "client")]
@@ -58,6 +60,8 @@ mod open;
 #[cfg(feature = "client")]
 mod own;
 #[cfg(feature = "client")]
+mod own_membership;
+#[cfg(feature = "client")]
 mod room_state;
 mod roster;
 #[cfg(feature = "client")]
@@ -69,6 +73,18 @@ mod transport;
 
 #[cfg(feature = "client")]
 pub(crate) use self::discovery::discover;
+#[cfg(feature = "client")]
+pub use self::{
+    attendance::InBackground,
+    discovery::{Discovered, DiscoveredFrom, TransportsError},
+    join::{JoinError, JoinSession},
+    open::{OpenSlot, SlotError},
+    own_membership::OwnMembership,
+    session::{
+        Rtc, RtcChanges, RtcSubscription, RtcUpdate, Session, SessionChanges, SessionSubscription,
+        SessionUpdate,
+    },
+};
 pub use self::{
     dialect::{Dialect, MembershipForm},
     leave::LeaveReason,
@@ -77,16 +93,6 @@ pub use self::{
     slot::{ClosedBy, ROOM_CALL, RtcApplication, Slot},
     snapshot::{RtcSnapshot, SessionSnapshot},
     transport::{LiveKit, RtcTransport, Transports},
-};
-#[cfg(feature = "client")]
-pub use self::{
-    discovery::{Discovered, DiscoveredFrom, TransportsError},
-    join::{JoinError, JoinSession, OwnMembership},
-    open::{OpenSlot, SlotError},
-    session::{
-        Rtc, RtcChanges, RtcSubscription, RtcUpdate, Session, SessionChanges, SessionSubscription,
-        SessionUpdate,
-    },
 };
 
 #[cfg(test)]

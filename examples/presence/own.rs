@@ -134,10 +134,10 @@ async fn join(session: Session, options: Options) -> Result<OwnMembership> {
     }
     let mut join = session
         .join([RtcTransport::livekit(&options.livekit)])
-        .intent(&options.intent)
-        .delay(Duration::from_secs(options.delay));
+        .with_intent(&options.intent)
+        .with_delay(Duration::from_secs(options.delay));
     if let Some(dialect) = options.dialect {
-        join = join.dialect(match dialect {
+        join = join.with_dialect(match dialect {
             Dialect::Msc4143 => rtc::Dialect::Msc4143,
             Dialect::ElementCall => rtc::Dialect::ElementCall,
         });

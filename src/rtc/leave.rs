@@ -27,7 +27,7 @@ impl LeaveReason {
 
     /// The same, in words too.
     #[must_use]
-    pub fn and_reason(mut self, reason: impl Into<String>) -> Self {
+    pub fn with_reason(mut self, reason: impl Into<String>) -> Self {
         self.reason = Some(reason.into());
         self
     }

@@ -130,7 +130,7 @@ impl OpenSlot {
     /// The application that is to run there, with what it has to say; of the type that the slot's id
     /// begins with. Unless told, the one that the slot has, as a closed one may keep it, and else one
     /// that says nothing.
-    pub fn application(mut self, application: RtcApplication) -> Self {
+    pub fn with_application(mut self, application: RtcApplication) -> Self {
         self.application = Some(application);
         self
     }

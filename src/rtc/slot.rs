@@ -11,6 +11,11 @@ use crate::wire::names;
 /// [MSC4196]: https://github.com/matrix-org/matrix-spec-proposals/pull/4196
 pub const ROOM_CALL: &str = "m.call#ROOM";
 
+/// The field in which a member says what it is there for ([MSC4196]).
+///
+/// [MSC4196]: https://github.com/matrix-org/matrix-spec-proposals/pull/4196
+pub(super) const INTENT: &str = "m.call.intent";
+
 /// What an earlier version of MSC4196 called [`ROOM_CALL`]: the same session.
 const OLD_ROOM_CALL: &str = "m.call#room";
 
@@ -70,7 +75,7 @@ impl RtcApplication {
     ///
     /// [MSC4196]: https://github.com/matrix-org/matrix-spec-proposals/pull/4196
     pub fn intent(&self) -> Option<&str> {
-        self.fields.get(names::CALL_INTENT).and_then(Value::as_str)
+        self.fields.get(INTENT).and_then(Value::as_str)
     }
 
     pub(super) fn from_json(value: &Value) -> Option<Self> {

@@ -8,7 +8,7 @@ use ruma::UserId;
 use super::{
     dialect::{Dialect, MembershipForm},
     member::{Candidate, Key, Member},
-    slot::{ClosedBy, Slot},
+    slot::{ClosedBy, RtcApplication, Slot},
 };
 use crate::time::Moment;
 
@@ -20,6 +20,15 @@ pub struct RtcSnapshot {
     pub(super) is_encrypted: bool,
     pub(super) is_state_known: bool,
     pub(super) taken_at: Moment,
+}
+
+/// Why others would not count a membership in a slot.
+#[cfg(feature = "client")]
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Obstacle {
+    Closed(ClosedBy),
+    /// The slot is for this application.
+    OtherApplication(String),
 }
 
 /// What is shown of one session.
@@ -145,6 +154,23 @@ impl SessionSnapshot {
     pub fn is_open_to(&self, dialect: Dialect) -> Result<(), ClosedBy> {
         let slot = self.slot_called(self.slot_for(dialect));
         closed_to(dialect, slot, self.is_encrypted).map_or(Ok(()), Err)
+    }
+
+    /// Returns why others would not count a membership in this slot of the session, if they would not.
+    #[cfg(feature = "client")]
+    pub(super) fn obstacle(
+        &self,
+        slot_id: &str,
+        dialect: Dialect,
+        application: &RtcApplication,
+    ) -> Option<Obstacle> {
+        let slot = self.slot_called(slot_id);
+        if let Some(closed) = closed_to(dialect, slot, self.is_encrypted) {
+            return Some(Obstacle::Closed(closed));
+        }
+        let of_slot = &slot?.application.as_ref()?.application_type;
+        (*of_slot != application.application_type)
+            .then(|| Obstacle::OtherApplication(of_slot.clone()))
     }
 
     /// Who is there, in the order of their user ids, and of one user's in that of the member ids.

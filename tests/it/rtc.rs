@@ -7,8 +7,9 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use matrix_sdk_sticky::{
     heartbeat::State,
     rtc::{
-        ClosedBy, Dialect, JoinError, JoinSession, LeaveReason, NotJoined, OwnMembership,
-        ROOM_CALL, RtcApplication, RtcSubscription, SessionChange, SessionSnapshot, Transports,
+        ClosedBy, Dialect, InBackground, JoinError, JoinSession, LeaveReason, NotJoined,
+        OwnMembership, ROOM_CALL, RtcApplication, RtcSubscription, SessionChange, SessionSnapshot,
+        Transports,
     },
 };
 use serde_json::{Value, json};
@@ -521,7 +522,7 @@ async fn where_the_server_does_not_tell_the_state_nobody_joins_what_may_be_close
     let (mut world, _poll) = in_plain_room().await;
     let session = world.sticky.room(ROOM.try_into().unwrap()).unwrap().rtc().session(ROOM_CALL);
     for dialect in [Dialect::Msc4143, Dialect::ElementCall] {
-        let join = session.join(Transports::default()).dialect(dialect);
+        let join = session.join(Transports::default()).with_dialect(dialect);
         let (joined, ()) = tokio::join!(join.into_future(), async {
             world.server.ask().await.refuse(500, "M_UNKNOWN").await;
         });
@@ -611,7 +612,7 @@ async fn an_old_closing_that_the_main_loop_brings_late_does_not_make_us_leave_an
 #[tokio::test]
 async fn who_comes_back_from_the_background_does_not_join_a_slot_that_was_closed_meanwhile() {
     let (mut world, membership, mut sent) = joined().await;
-    membership.suspend(false);
+    membership.suspend(InBackground::Leave);
     for_20_s(&mut world, &mut sent, "open").await;
     assert_eq!((membership.state(), sent), (State::Suspended { holds_until: None }, 2));
     brings(&world, slot("$closed", "closed")).await;
@@ -668,14 +669,14 @@ async fn a_slot_that_nobody_can_confirm_closed_ends_nothing() {
 }
 
 fn under_one_id(join: JoinSession) -> JoinSession {
-    join.dialect(Dialect::ElementCall).member_id("mine")
+    join.with_dialect(Dialect::ElementCall).with_member_id("mine")
 }
 
 /// Without delayed events a join is sticky for ten minutes, and loses to the hour of the leave before.
 #[tokio::test]
 async fn a_short_join_waits_until_the_old_leave_gives_way() {
     let (mut world, membership, mut sent) = joined_with(under_one_id).await;
-    membership.suspend(false);
+    membership.suspend(InBackground::Leave);
     for_20_s(&mut world, &mut sent, "open").await;
     assert_eq!((membership.state(), sent), (State::Suspended { holds_until: None }, 2));
     let answer = async |ask: Ask, sent: &mut usize| match is_about_a_delayed_event(&ask) {
@@ -695,7 +696,7 @@ async fn a_short_join_waits_until_the_old_leave_gives_way() {
 #[tokio::test]
 async fn a_restart_that_failed_is_tried_again() {
     let (mut world, membership, mut sent) = joined_with(under_one_id).await;
-    membership.suspend(false);
+    membership.suspend(InBackground::Leave);
     for_20_s(&mut world, &mut sent, "open").await;
     let room = world.sticky.room(ROOM.try_into().unwrap()).unwrap();
     let other = room.heartbeat("mine").raw_content(MEMBER, serde_json::Map::new());
@@ -744,7 +745,7 @@ async fn a_flood_of_key_messages_is_warned_of_once() {
     let state = [membership("join", 86_400_000), encryption.clone()];
     world.main_loop(json!({ "join": { ROOM: { "state": { "events": state } } } })).await;
     let session = world.sticky.room(ROOM.try_into().unwrap()).unwrap().rtc().session(ROOM_CALL);
-    let join = session.join(Transports::default()).dialect(Dialect::ElementCall);
+    let join = session.join(Transports::default()).with_dialect(Dialect::ElementCall);
     let (membership, ()) = tokio::join!(join.into_future(), async {
         tell(world.server.ask().await, &[encryption]).await;
     });

@@ -43,9 +43,9 @@ impl Ours {
         let session = self.watcher.room(&self.room).rtc().session(ROOM_CALL);
         let membership = session
             .join([RtcTransport::livekit("https://sfu.example.org")])
-            .dialect(Dialect::ElementCall)
-            .intent(intent)
-            .delay(DELAY)
+            .with_dialect(Dialect::ElementCall)
+            .with_intent(intent)
+            .with_delay(DELAY)
             .await
             .unwrap();
         let member = Member {

@@ -18,7 +18,7 @@ use matrix_sdk_sticky::{
     heartbeat::State,
     matrix_sdk_base::crypto::{CollectStrategy, LocalTrust},
     rtc::{
-        OwnMembership, ROOM_CALL, Transports,
+        InBackground, OwnMembership, ROOM_CALL, Transports,
         keys::{
             DevicePolicy, DiscardReason, KeyChange, KeyChanges, KeyConfig, MediaKeys,
             MediaKeysError, Participant,
@@ -313,7 +313,7 @@ async fn who_is_back_as_another_member_is_heard_and_hears_as_before() {
     alice.hears(&bob).await;
 
     let before = alice.participant();
-    alice.membership.suspend(false);
+    alice.membership.suspend(InBackground::Leave);
     bob.until("alice is gone", |it| !it.peers.contains_key(&before)).await;
     alice.membership.resume();
     until(&alice.membership, State::Joined).await;

@@ -8,9 +8,9 @@ use matrix_sdk_sticky::{
     ClientExt as _, RoomExt as _,
     heartbeat::State,
     rtc::{
-        ClosedBy, Dialect, Discovered, DiscoveredFrom, JoinError, LeaveReason, MembershipForm,
-        NotJoined, OwnMembership, ROOM_CALL, Rtc, RtcApplication, RtcTransport, SessionChange,
-        SessionChanges, SessionSnapshot, SessionSubscription, SlotError,
+        ClosedBy, Dialect, Discovered, DiscoveredFrom, InBackground, JoinError, LeaveReason,
+        MembershipForm, NotJoined, OwnMembership, ROOM_CALL, Rtc, RtcApplication, RtcTransport,
+        SessionChange, SessionChanges, SessionSnapshot, SessionSubscription, SlotError,
     },
 };
 use serde_json::{Value, json};
@@ -144,7 +144,7 @@ async fn joins_updates_and_leaves(encrypted: bool) {
     let mut seen = Call::of(&looking).await;
     assert!(seen.now.is_empty());
     let session = own.session(ROOM_CALL);
-    let membership = session.join(call()).intent("audio").delay(DELAY).await.unwrap();
+    let membership = session.join(call()).with_intent("audio").with_delay(DELAY).await.unwrap();
     assert_eq!(membership.dialect(), Dialect::Msc4143);
     seen.len(1).await;
     let member = seen.now.members().next().unwrap().clone();
@@ -161,7 +161,7 @@ async fn joins_updates_and_leaves(encrypted: bool) {
     seen.until("an update", |now| now.members().all(|it| it.intent() == Some("video"))).await;
     assert_eq!(seen.now.members().next().unwrap().since_ms(), member.since_ms());
 
-    let leave = LeaveReason::with_code("leave").and_reason("bye");
+    let leave = LeaveReason::with_code("leave").with_reason("bye");
     assert_eq!(membership.leave_with(leave.clone()).await, State::Left);
     assert_eq!(seen.left(&membership.member_id()).await, NotJoined::Left(leave));
     // To us it may come back later than to the others.
@@ -182,7 +182,7 @@ async fn in_an_encrypted_room_a_members_device_is_proven() {
 async fn who_crashes_has_left_by_the_delayed_leave() {
     let (_alice, _bob, _ours, _theirs, own, looking) = two_in(true).await;
     let mut seen = Call::of(&looking).await;
-    let membership = own.session(ROOM_CALL).join(call()).delay(DELAY).await.unwrap();
+    let membership = own.session(ROOM_CALL).join(call()).with_delay(DELAY).await.unwrap();
     seen.len(1).await;
     until(&membership, State::Joined).await;
     let member_id = membership.member_id();
@@ -197,11 +197,11 @@ async fn who_crashes_has_left_by_the_delayed_leave() {
 async fn each_join_has_another_member_id_and_coming_back_is_another_join() {
     let (_alice, _bob, _ours, _theirs, own, looking) = two_in(false).await;
     let mut seen = Call::of(&looking).await;
-    let membership = own.session(ROOM_CALL).join(call()).delay(DELAY).await.unwrap();
+    let membership = own.session(ROOM_CALL).join(call()).with_delay(DELAY).await.unwrap();
     seen.len(1).await;
     until(&membership, State::Joined).await;
     let first = membership.member_id();
-    membership.suspend(false);
+    membership.suspend(InBackground::Leave);
     assert!(matches!(seen.left(&first).await, NotJoined::Left(_)));
     until(&membership, State::Suspended { holds_until: None }).await;
     membership.resume();
@@ -220,7 +220,7 @@ async fn who_was_cut_off_for_longer_than_the_delay_is_back_as_another_member() {
     let proxy = Proxy::before(alice.url()).await;
     let ours = Watcher::with(alice.client_through(&proxy).await, &[&room]).await;
     let session = ours.room(&room).rtc().session(ROOM_CALL);
-    let membership = session.join(call()).delay(DELAY).await.unwrap();
+    let membership = session.join(call()).with_delay(DELAY).await.unwrap();
     seen.len(1).await;
     until(&membership, State::Joined).await;
     let first = membership.member_id();
@@ -240,7 +240,7 @@ async fn who_was_cut_off_for_longer_than_the_delay_is_back_as_another_member() {
 async fn a_slot_that_is_closed_under_us_makes_us_leave() {
     let (alice, _bob, _ours, _theirs, own, looking) = two_in(false).await;
     let mut seen = Call::of(&looking).await;
-    let membership = own.session(ROOM_CALL).join(call()).delay(DELAY).await.unwrap();
+    let membership = own.session(ROOM_CALL).join(call()).with_delay(DELAY).await.unwrap();
     seen.len(1).await;
     until(&membership, State::Joined).await;
     set_slot(&alice, own.room_id(), &json!({ "status": "closed" }));
@@ -259,7 +259,7 @@ async fn a_slot_that_is_closed_under_us_makes_us_leave() {
 async fn before_a_logout_the_member_says_that_it_leaves_on_purpose() {
     let (_alice, _bob, ours, _theirs, own, looking) = two_in(false).await;
     let mut seen = Call::of(&looking).await;
-    let membership = own.session(ROOM_CALL).join(call()).delay(DELAY).await.unwrap();
+    let membership = own.session(ROOM_CALL).join(call()).with_delay(DELAY).await.unwrap();
     seen.len(1).await;
     until(&membership, State::Joined).await;
     ours.sticky.leave_heartbeats().await;
@@ -280,7 +280,8 @@ async fn where_the_room_has_its_call_under_the_older_name_alone_a_member_names_i
     let mut seen = Call::of(&theirs.room(&room).rtc()).await;
     assert_eq!(seen.now.slot().map(|slot| slot.id()), Some("m.call#room"));
     let session = ours.room(&room).rtc().session(ROOM_CALL);
-    let membership = session.join(call()).dialect(Dialect::Msc4143).delay(DELAY).await.unwrap();
+    let membership =
+        session.join(call()).with_dialect(Dialect::Msc4143).with_delay(DELAY).await.unwrap();
     seen.len(1).await;
     assert_eq!(seen.now.members().next().unwrap().slot_id(), "m.call#room");
     until(&membership, State::Joined).await;
@@ -305,7 +306,7 @@ async fn where_the_room_has_its_call_under_the_older_name_alone_a_member_names_i
 async fn a_slot_that_is_redacted_is_closed() {
     let (alice, _bob, _ours, _theirs, own, looking) = two_in(false).await;
     let mut seen = Call::of(&looking).await;
-    let membership = own.session(ROOM_CALL).join(call()).delay(DELAY).await.unwrap();
+    let membership = own.session(ROOM_CALL).join(call()).with_delay(DELAY).await.unwrap();
     seen.len(1).await;
     until(&membership, State::Joined).await;
     let slot = slot_event(&alice, own.room_id());
@@ -375,7 +376,7 @@ async fn a_slot_that_is_opened_again_keeps_its_settings_unless_told_others() {
 
     let mut application = RtcApplication::new("m.call");
     application.fields.insert("com.example.voice_only".to_owned(), json!(true));
-    session.open().application(application.clone()).await.unwrap();
+    session.open().with_application(application.clone()).await.unwrap();
     let voice_only = json!({
         "status": "open",
         "application": { "type": "m.call", "com.example.voice_only": true },
@@ -393,10 +394,10 @@ async fn a_slot_that_is_opened_again_keeps_its_settings_unless_told_others() {
     assert_eq!(slot_event(&alice, &room), event_id, "closed once");
     session.open().await.unwrap();
     assert_eq!(content(), voice_only);
-    session.open().application(RtcApplication::new("m.call")).await.unwrap();
+    session.open().with_application(RtcApplication::new("m.call")).await.unwrap();
     assert_eq!(content()["application"], json!({ "type": "m.call" }));
 
-    let other = session.open().application(RtcApplication::new("com.example.game")).await;
+    let other = session.open().with_application(RtcApplication::new("com.example.game")).await;
     assert!(matches!(other, Err(SlotError::SlotId)), "{other:?}");
 }
 
@@ -470,11 +471,11 @@ async fn where_the_slot_is_missing_only_element_calls_members_are_there() {
     let ours = Watcher::encrypting(&alice, &[&room]).await;
     let theirs = Watcher::encrypting(&bob, &[&room]).await;
     let session = ours.room(&room).rtc().session(ROOM_CALL);
-    let refused = session.join(call()).dialect(Dialect::Msc4143).await;
+    let refused = session.join(call()).with_dialect(Dialect::Msc4143).await;
     assert!(matches!(refused, Err(JoinError::Slot(ClosedBy::Missing))));
     let mut seen = Call::of(&theirs.room(&room).rtc()).await;
     // What the room speaks.
-    let membership = session.join(call()).member_id("mine").delay(DELAY).await.unwrap();
+    let membership = session.join(call()).with_member_id("mine").with_delay(DELAY).await.unwrap();
     assert_eq!(membership.dialect(), Dialect::ElementCall);
     seen.len(1).await;
     assert_eq!(seen.now.members().next().unwrap().member_id(), "mine");
@@ -499,7 +500,7 @@ async fn where_the_slot_is_missing_only_element_calls_members_are_there() {
 async fn who_is_kicked_is_not_there_and_is_back_with_a_new_membership() {
     let (alice, bob, _ours, _theirs, own, looking) = two_in(false).await;
     let mut seen = Call::of(&own).await;
-    let membership = looking.session(ROOM_CALL).join(call()).delay(DELAY).await.unwrap();
+    let membership = looking.session(ROOM_CALL).join(call()).with_delay(DELAY).await.unwrap();
     seen.len(1).await;
     alice.api.kick(own.room_id().as_str(), bob.id().as_str()).unwrap();
     assert_eq!(seen.left(&membership.member_id()).await, NotJoined::NotInRoom);
@@ -508,7 +509,7 @@ async fn who_is_kicked_is_not_there_and_is_back_with_a_new_membership() {
     assert_eq!(Call::of(&own).await.reason(&bob), Some(NotJoined::NotInRoom));
     bob.join(own.room_id());
     let again = looking.session(ROOM_CALL);
-    let membership = again.join(call()).delay(DELAY).await.unwrap();
+    let membership = again.join(call()).with_delay(DELAY).await.unwrap();
     seen.until("bob is back", |now| {
         now.members().any(|it| it.member_id() == membership.member_id())
     })
@@ -522,7 +523,7 @@ async fn comes_back_to_the_room(encrypted: bool, goes: impl Fn(&Person, &Person,
     let (alice, bob, ours, theirs, own, looking) = two_in(encrypted).await;
     let room = own.room_id().to_owned();
     let mut seen = Call::of(&own).await;
-    let membership = looking.session(ROOM_CALL).join(call()).delay(DELAY).await.unwrap();
+    let membership = looking.session(ROOM_CALL).join(call()).with_delay(DELAY).await.unwrap();
     seen.len(1).await;
     until(&membership, State::Joined).await;
     let member_id = membership.member_id();
@@ -537,7 +538,7 @@ async fn comes_back_to_the_room(encrypted: bool, goes: impl Fn(&Person, &Person,
     bob.api.set_state(room.as_str(), "m.room.member", bob.id().as_str(), &named).unwrap();
     in_room(&theirs.client, &room).await;
 
-    let alices = own.session(ROOM_CALL).join(call()).delay(DELAY).await.unwrap();
+    let alices = own.session(ROOM_CALL).join(call()).with_delay(DELAY).await.unwrap();
     seen.until("alice is there", |now| now.members().any(|it| it.user_id() == alice.id())).await;
     assert_eq!((seen.now.len(), seen.reason(&bob)), (1, Some(NotJoined::NotInRoom)));
     // Another stream, with the store of this client; and a client that sees all for the first time.
@@ -592,7 +593,7 @@ async fn in_an_encrypted_room_a_plaintext_event_ends_a_member_and_makes_none() {
     let (alice, bob, _ours, _theirs, own, looking) = two_in(true).await;
     let room = own.room_id().to_owned();
     let mut seen = Call::of(&looking).await;
-    let membership = own.session(ROOM_CALL).join(call()).delay(DELAY * 5).await.unwrap();
+    let membership = own.session(ROOM_CALL).join(call()).with_delay(DELAY * 5).await.unwrap();
     seen.len(1).await;
     let content = json!({
         "slot_id": ROOM_CALL,

@@ -659,7 +659,7 @@ impl RtcSession {
         if let Some(application) = application {
             let application =
                 application.read().map_err(|reason| SlotError::Application { reason })?;
-            open = open.application(application);
+            open = open.with_application(application);
         }
         Ok(runtime::on(self.session.runtime(), open.into_future()).await??)
     }
@@ -676,24 +676,24 @@ impl JoinConfig {
         let transports = transports(self.published, self.can_subscribe)?;
         let mut join = session.join(transports);
         if let Some(dialect) = self.dialect {
-            join = join.dialect(dialect.into());
+            join = join.with_dialect(dialect.into());
         }
         if let Some(application) = self.application {
             let application =
                 application.read().map_err(|reason| JoinError::Application { reason })?;
-            join = join.application(application);
+            join = join.with_application(application);
         }
         if let Some(intent) = self.intent {
-            join = join.intent(intent);
+            join = join.with_intent(intent);
         }
         if let Some(member_id) = self.member_id {
-            join = join.member_id(member_id);
+            join = join.with_member_id(member_id);
         }
         if let Some(delay) = self.delay {
-            join = join.delay(delay);
+            join = join.with_delay(delay);
         }
         if let Some(sticky) = self.sticky {
-            join = join.sticky(sticky);
+            join = join.with_sticky_duration(sticky);
         }
         Ok(join)
     }
@@ -829,7 +829,11 @@ impl Membership {
     /// long as the armed leave holds, which its state tells, and no request goes out.
     #[uniffi::method(default(keep = false))]
     pub fn suspend(&self, keep: bool) {
-        self.joining.membership.act(move |it| it.suspend(keep));
+        let in_background = match keep {
+            true => rtc::InBackground::Hold,
+            false => rtc::InBackground::Leave,
+        };
+        self.joining.membership.act(move |it| it.suspend(in_background));
     }
 
     /// The application is back: the member goes on, or joins again if it has left.

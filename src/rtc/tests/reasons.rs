@@ -314,7 +314,7 @@ fn one_who_leaves_says_how() {
     let leave = leave("$leave", "a").at(1).with("/leave_reason", reason);
     assert_eq!(world.receive(&[leave]), ["-alice/a: left (leave: tired)"]);
     let reasons: Vec<_> = world.call().candidates().map(|it| it.reason.clone()).collect();
-    let how = LeaveReason::with_code(LeaveReason::ON_PURPOSE).and_reason("tired");
+    let how = LeaveReason::with_code(LeaveReason::ON_PURPOSE).with_reason("tired");
     assert_eq!(reasons, [NotJoined::Left(how)]);
     // It is told for as long as the leave is sticky.
     assert_eq!(world.pass(3_600), ["!alice/a: left (leave: tired)"]);
@@ -517,7 +517,7 @@ fn reasons_say_themselves_in_few_words() {
         (NotJoined::OtherApplication, "other_application", "other application"),
         (NotJoined::Left(LeaveReason::default()), "left", "left"),
         (NotJoined::Left(LeaveReason::with_code("x")), "left", "left (x)"),
-        (NotJoined::Left(LeaveReason::default().and_reason("x")), "left", "left"),
+        (NotJoined::Left(LeaveReason::default().with_reason("x")), "left", "left"),
         (NotJoined::NotEncrypted, "not_encrypted", "not encrypted"),
         (NotJoined::NotInRoom, "not_in_room", "not in room"),
         (closed(ClosedBy::Missing), "slot_missing", "slot missing"),

@@ -190,8 +190,9 @@ async fn a_member_in_kotlin_one_in_python_and_one_in_rust_see_one_another() {
             .await
             .unwrap();
     }
-    let ours = call.join([RtcTransport::livekit("https://livekit.example.org")]).intent("video");
-    let ours = ours.delay(Duration::from_secs(4)).await.unwrap();
+    let ours =
+        call.join([RtcTransport::livekit("https://livekit.example.org")]).with_intent("video");
+    let ours = ours.with_delay(Duration::from_secs(4)).await.unwrap();
     let mut there = vec![json!([carol.user_id, "video", true])];
     for (program, _) in &mut programs {
         program.tell("call").await;
