@@ -45,6 +45,7 @@
 
 #[cfg(any(test, feature = "client"))]
 mod attendance;
+mod change;
 mod content;
 mod dialect;
 #[cfg(feature = "client")]
@@ -86,10 +87,11 @@ pub use self::{
     },
 };
 pub use self::{
+    change::{RtcChange, SessionChange},
     dialect::{Dialect, MembershipForm},
     leave::LeaveReason,
     member::{Candidate, KnownBy, Member, MemberDevice, NotJoined},
-    roster::{Roster, RtcChange, SessionChange},
+    roster::Roster,
     slot::{ClosedBy, ROOM_CALL, RtcApplication, Slot},
     snapshot::{RtcSnapshot, SessionSnapshot},
     transport::{LiveKit, RtcTransport, Transports},

@@ -13,10 +13,11 @@ use ruma::{OwnedUserId, RoomId, UserId};
 use tracing::debug;
 
 use super::{
+    change::{RtcChange, SessionChange},
     leave::LeaveReason,
     own::Own,
     room_state::{Fetched, News, NoAnswer, Source, is_of_a_session},
-    roster::{Leftover, Roster, RtcChange, SessionChange},
+    roster::{Leftover, Roster},
     slot::session_of,
     snapshot::{RtcSnapshot, SessionSnapshot},
 };

@@ -18,8 +18,9 @@ use ruma::{EventId, OwnedRoomId, UserId, room_id};
 use serde_json::{Value, json};
 
 use super::{
+    change::{RtcChange, SessionChange},
     member::{Candidate, Key, Member, NotJoined},
-    roster::{Roster, RtcChange, SessionChange},
+    roster::Roster,
     slot::{ROOM_CALL, Slot},
     snapshot::{RtcSnapshot, SessionSnapshot},
 };
