@@ -60,9 +60,15 @@
 //!
 //! [MSC4143]: https://github.com/matrix-org/matrix-spec-proposals/pull/4143
 
+#[cfg(feature = "media-keys")]
+mod handle;
 mod inbound;
+#[cfg(feature = "media-keys")]
+mod inbox;
 mod message;
 mod outbound;
+#[cfg(feature = "media-keys")]
+mod perform;
 #[cfg(feature = "media-keys")]
 mod run;
 #[cfg(test)]
@@ -84,9 +90,9 @@ use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
 #[cfg(feature = "media-keys")]
-pub(super) use self::run::KeyInbox;
+pub use self::handle::{KeyChanges, MediaKeys, MediaKeysError};
 #[cfg(feature = "media-keys")]
-pub use self::run::{KeyChanges, MediaKeys, MediaKeysError};
+pub(super) use self::inbox::KeyInbox;
 use self::{inbound::Inbound, outbound::Outbound};
 pub use self::{
     inbound::{DiscardReason, Discarded, Discards, Sender},

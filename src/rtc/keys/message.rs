@@ -141,7 +141,44 @@ fn text(value: Option<&Value>) -> Option<String> {
     value.and_then(Value::as_str).map(str::to_owned)
 }
 
-/// A key of ours as a to-device message: its type, and its content as JSON.
+#[derive(Serialize)]
+struct WrittenKey<'a> {
+    index: u8,
+    key: &'a str,
+}
+
+#[derive(Serialize)]
+struct WrittenMsc4143<'a> {
+    room_id: &'a RoomId,
+    member_id: &'a str,
+    media_key: WrittenKey<'a>,
+    format: u64,
+}
+
+#[derive(Serialize)]
+struct WrittenElementCall<'a> {
+    keys: WrittenKey<'a>,
+    room_id: &'a RoomId,
+    member: WrittenMember<'a>,
+    session: WrittenSession,
+    sent_ts: u64,
+}
+
+#[derive(Serialize)]
+struct WrittenMember<'a> {
+    id: &'a str,
+    claimed_device_id: &'a str,
+}
+
+/// The same for all sessions: nobody looks at it.
+#[derive(Serialize)]
+struct WrittenSession {
+    application: &'static str,
+    call_id: &'static str,
+    scope: &'static str,
+}
+
+/// Writes a key of ours as a to-device message: its type, and its content as JSON.
 #[cfg_attr(not(feature = "media-keys"), allow(dead_code, reason = "the driver sends"))]
 pub(super) fn write(
     dialect: Dialect,
@@ -150,70 +187,29 @@ pub(super) fn write(
     (index, key): (u8, &MediaKey),
     now_ms: u64,
 ) -> serde_json::Result<(&'static str, Zeroizing<String>)> {
-    #[derive(Serialize)]
-    struct Key<'a> {
-        index: u8,
-        key: &'a str,
-    }
-    #[derive(Serialize)]
-    struct Msc4143<'a> {
-        room_id: &'a RoomId,
-        member_id: &'a str,
-        media_key: Key<'a>,
-        format: u64,
-    }
-    #[derive(Serialize)]
-    struct ElementCall<'a> {
-        keys: Key<'a>,
-        room_id: &'a RoomId,
-        member: ElementCallMember<'a>,
-        session: ElementCallSession,
-        sent_ts: u64,
-    }
-    #[derive(Serialize)]
-    struct ElementCallMember<'a> {
-        id: &'a str,
-        claimed_device_id: &'a str,
-    }
-    /// The same for all sessions: nobody looks at it.
-    #[derive(Serialize)]
-    struct ElementCallSession {
-        application: &'static str,
-        call_id: &'static str,
-        scope: &'static str,
-    }
-
     let mut base64 = Zeroizing::new(Base64::<Standard, _>::new(key.as_bytes()).encode());
-    let content = match dialect {
-        Dialect::Msc4143 => serde_json::to_string(&Msc4143 {
-            room_id,
-            member_id: &own.member_id,
-            media_key: Key { index, key: &base64 },
-            format: FORMAT,
-        })?,
+    let (event_type, content) = match dialect {
+        Dialect::Msc4143 => {
+            let content = serde_json::to_string(&WrittenMsc4143 {
+                room_id,
+                member_id: &own.member_id,
+                media_key: WrittenKey { index, key: &base64 },
+                format: FORMAT,
+            });
+            (names::RTC_KEY[1], content)
+        }
         Dialect::ElementCall => {
+            // As Element Call does.
             while base64.len() % 4 != 0 {
                 base64.push('=');
             }
-            serde_json::to_string(&ElementCall {
-                keys: Key { index, key: &base64 },
-                room_id,
-                member: ElementCallMember {
-                    id: &own.member_id,
-                    claimed_device_id: own.device_id.as_str(),
-                },
-                session: ElementCallSession {
-                    application: names::CALL,
-                    call_id: "",
-                    scope: "m.room",
-                },
-                sent_ts: now_ms,
-            })?
+            let session = WrittenSession { application: "m.call", call_id: "", scope: "m.room" };
+            let member =
+                WrittenMember { id: &own.member_id, claimed_device_id: own.device_id.as_str() };
+            let keys = WrittenKey { index, key: &base64 };
+            let content = WrittenElementCall { keys, room_id, member, session, sent_ts: now_ms };
+            (names::ELEMENT_CALL_KEYS, serde_json::to_string(&content))
         }
     };
-    let event_type = match dialect {
-        Dialect::Msc4143 => names::RTC_KEY[1],
-        Dialect::ElementCall => names::ELEMENT_CALL_KEYS,
-    };
-    Ok((event_type, Zeroizing::new(content)))
+    Ok((event_type, Zeroizing::new(content?)))
 }
