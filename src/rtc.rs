@@ -71,6 +71,8 @@ mod slot;
 mod snapshot;
 mod stay;
 mod transport;
+#[cfg(feature = "client")]
+mod watch;
 
 #[cfg(feature = "client")]
 pub(crate) use self::discovery::discover;
