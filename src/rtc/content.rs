@@ -1,7 +1,7 @@
 //! Contents: what a membership says, in each form that clients write. `own.rs` writes ours.
 //!
-//! In: the content of one event, who sent it and under which key. Out: a join, a leave, or the field
-//! that is not as it has to be. Nothing here knows of a room, or of another event.
+//! In: the content of one event, its sender and its key. Out: a join, a leave, or the field that is missing or
+//! malformed. Never: a room, or another event.
 
 use std::{fmt, sync::Arc};
 
@@ -19,12 +19,10 @@ use super::{
 };
 use crate::wire::names;
 
-/// For how long a membership in the state counts, unless it says so itself: 4 hours, as with
-/// matrix-js-sdk.
+/// For how long a membership in the state counts if it does not say: 4 hours, as with matrix-js-sdk.
 const CALL_MEMBER_EXPIRES_MS: u64 = 4 * 3_600_000;
 
-/// What a membership in the state says of itself. All else beside it is the application's, as it has no
-/// object for that.
+/// The fields of a membership in the state. All others are the application's, which has no object there.
 const CALL_MEMBER_FIELDS: [&str; 8] = [
     "application",
     "call_id",
@@ -39,11 +37,11 @@ const CALL_MEMBER_FIELDS: [&str; 8] = [
 /// What one event says.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Reading {
-    /// Where, as far as it says so.
+    /// The slot, if the event names one.
     pub(super) slot_id: Option<String>,
-    /// Who, as far as it says so.
+    /// The member, if the event names one.
     pub(super) member_id: Option<String>,
-    /// By which device, as far as it says so.
+    /// The device, if the event names one.
     pub(super) claimed_device: Option<String>,
     pub(super) says: Says,
 }
@@ -55,12 +53,12 @@ pub(super) enum Says {
     Leave(LeaveReason),
     /// The application is not the slot's.
     OtherApplication,
-    /// This field is missing, or not what it has to be.
+    /// This field is missing or malformed.
     Malformed(&'static str),
 }
 
-/// A join. What an application may say at length is kept as text: read, it takes up to a hundred times as
-/// much, and every stream of a session keeps its own.
+/// A join. The parts that may be long are kept as text. Parsed, they take up to a hundred times as much, and
+/// every stream of a session keeps its own.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Join {
     pub(super) form: MembershipForm,
@@ -68,7 +66,7 @@ pub(super) struct Join {
     pub(super) intent: Option<String>,
     application: Box<str>,
     transports: Box<str>,
-    /// Since when and until when, on the wall clock, where a state event says so.
+    /// Since when and until when, on the wall clock, if a state event says so.
     pub(super) created_ms: Option<u64>,
     pub(super) expires_ms: Option<u64>,
 }
@@ -98,12 +96,13 @@ impl Join {
     }
 }
 
-/// The longest field of a membership that is read, in bytes of its text. One that is longer counts as
-/// malformed: several times what any client writes.
-const LONGEST_FIELD: usize = 4_096;
+/// The longest field of a membership that is read, in bytes of its text: several times what any client writes. A
+/// longer field counts as malformed.
+const MAX_FIELD_BYTES: usize = 4_096;
 
-/// The longest id, in bytes: of a slot, which is a state key, of a member, a device, or an application.
-const LONGEST_ID: usize = 255;
+/// The longest id of a slot, a member, a device or an application, in bytes. The id of a slot is a state key,
+/// and so no longer than this.
+const MAX_ID_BYTES: usize = 255;
 
 /// The fields that a membership may have.
 const FIELDS: [&str; 11] = [
@@ -120,8 +119,8 @@ const FIELDS: [&str; 11] = [
     names::STICKY_KEY[1],
 ];
 
-/// The content of a sticky membership, as far as it is read. What is too long is `null`, and for all fields
-/// that mean nothing here stands one: the content is no leave, then.
+/// The content of a sticky membership, as far as it is read. A field that is too long is `null`. One field stands
+/// for all unknown ones: a content with unknown fields is not a leave.
 #[derive(Default)]
 pub(super) struct Content(Map<String, Value>);
 
@@ -141,7 +140,7 @@ impl<'de> Deserialize<'de> for Content {
                 while let Some(name) = map.next_key::<String>()? {
                     if FIELDS.contains(&&*name) {
                         let text: Box<RawValue> = map.next_value()?;
-                        let text = Some(text.get()).filter(|text| text.len() <= LONGEST_FIELD);
+                        let text = Some(text.get()).filter(|text| text.len() <= MAX_FIELD_BYTES);
                         let value = text.and_then(|text| serde_json::from_str(text).ok());
                         fields.insert(name, value.unwrap_or_default());
                     } else {
@@ -230,7 +229,7 @@ fn says(
         None => return Err("member.membership"),
     };
     if !is_of_the_slot {
-        // MSC4143 compares it with the slot's event, where there is one.
+        // MSC4143 compares the application with the slot's event, if there is one.
         if form != MembershipForm::Msc4143 {
             return Ok(Says::OtherApplication);
         }
@@ -294,8 +293,8 @@ fn read_published(
     published.map(|it| RtcTransport::from_json(it.clone()).ok_or(field)).collect()
 }
 
-/// Whether a content may hold this and still be nothing but a leave: what matrix-js-sdk leaves with,
-/// and how an earlier version of MSC4196 did.
+/// Whether a content may have this field and still be nothing but a leave: matrix-js-sdk leaves with these, and
+/// an earlier version of MSC4196 did.
 fn is_of_a_leave(name: &str) -> bool {
     names::STICKY_KEY.contains(&name)
         || matches!(name, "slot_id" | "leave_reason" | "disconnect_reason" | names::RELATES_TO)
@@ -347,13 +346,13 @@ fn call_member_says(
     if content.is_empty() {
         return Ok(Says::Leave(LeaveReason::default()));
     }
-    // The whole of it is one field elsewhere.
+    // In sticky memberships all of this is one field.
     if content.iter().map(|(name, value)| name.len() + value.to_string().len()).sum::<usize>()
-        > LONGEST_FIELD
+        > MAX_FIELD_BYTES
     {
         return Err("content");
     }
-    // A state event in another's name would hide theirs.
+    // A state event in the name of another user would hide theirs.
     let owner = state_key.strip_prefix('_').unwrap_or(state_key);
     if owner.strip_prefix(sender).is_none_or(|rest| !rest.is_empty() && !rest.starts_with('_')) {
         return Err("state_key");
@@ -389,7 +388,7 @@ fn call_member_says(
 }
 
 fn is_an_id(text: &&str) -> bool {
-    text.len() <= LONGEST_ID
+    text.len() <= MAX_ID_BYTES
 }
 
 fn id<'a>(value: Option<&'a Value>, field: &'static str) -> Result<&'a str, &'static str> {

@@ -2,12 +2,11 @@
 //!
 //! Plain values, which the reading of contents, the roster and the media keys share.
 
-/// The dialect that a membership of ours is written in, and what is expected of the slot.
+/// The dialect of a membership of ours, and what it expects of the slot.
 ///
-/// The contents are the same: one that both sides read right. They differ in this: to MSC4143 a
-/// session takes place only in a slot that is open, to Element Call also where there is no slot. Only
-/// to MSC4143 a slot of an encrypted room has to say how media are encrypted. And the media keys go
-/// out in messages of their own.
+/// Both dialects write the same content, which both sides read right. They differ in three things. To MSC4143 a
+/// session takes place only in an open slot, to Element Call also in a missing one. Only to MSC4143 the slot of
+/// an encrypted room has to say how media are encrypted. And each has messages of its own for media keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Dialect {
@@ -17,24 +16,24 @@ pub enum Dialect {
     ElementCall,
 }
 
-/// The form in which a membership was written.
+/// The form in which a client wrote a membership.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum MembershipForm {
-    /// As MSC4143 has it, and not as Element Call does.
+    /// Right for MSC4143, and not for Element Call.
     Msc4143,
-    /// As Element Call has it, and not as MSC4143 does.
+    /// Right for Element Call, and not for MSC4143.
     ElementCall,
-    /// Right for both. Such a one is there if it is by the rules of either.
+    /// Right for both. It counts if it does by the rules of either.
     Both,
     /// A sticky event of an earlier version of MSC4143, with `rtc_transports`.
     RtcTransports,
-    /// A state event, as before sticky events: `org.matrix.msc3401.call.member`.
+    /// A state event from before sticky events: `org.matrix.msc3401.call.member`.
     CallMember,
 }
 
 impl MembershipForm {
-    /// Whether the client that wrote it reads that dialect.
+    /// Returns whether the client that wrote the membership reads that dialect.
     pub fn reads(self, dialect: Dialect) -> bool {
         match dialect {
             Dialect::Msc4143 => matches!(self, Self::Msc4143 | Self::Both),

@@ -1,14 +1,14 @@
 //! Discovery: which transports our homeserver offers ([MSC4143], "Discovery of transport
 //! infrastructure").
 //!
-//! In: a client. Out: transports as the server names them, those that nobody here knows included.
+//! In: a client. Out: transports as the server names them, unknown ones included. Never: a choice among them.
 //!
-//! Why not what matrix-sdk reads? It reads them into types, and such a type keeps of a LiveKit transport
-//! only what it knows.
+//! Why not simply what matrix-sdk reads? It reads transports into types, and such a type keeps of a LiveKit
+//! transport only the fields that it knows.
 //!
 //! [MSC4143]: https://github.com/matrix-org/matrix-spec-proposals/pull/4143
 
-use std::{error::Error, fmt, time::Duration};
+use std::time::Duration;
 
 use matrix_sdk::{Client, HttpError, reqwest};
 use ruma::{
@@ -26,27 +26,27 @@ use tracing::debug;
 use super::transport::RtcTransport;
 use crate::{
     driver::{Timer, before},
-    request::{Verdict, describe, describe_network, is_refresh_refused, one_try},
+    request::{Verdict, describe, describe_network, is_refresh_refused, rate_limited},
     time::Deadline,
     wire::names,
 };
 
-/// When to give up on all answers together.
-const ANSWER_WITHIN: Duration = Duration::from_secs(20);
+/// How long to wait for all answers together.
+const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// When to give up on one answer.
-const ONE_ANSWER_WITHIN: Duration = Duration::from_secs(8);
+/// How long to wait for the answer to one request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// The longest `.well-known` that is read, in bytes: 1 MiB. It may be anybody's.
-const LONGEST: usize = 1 << 20;
+/// The longest `.well-known` that is read, in bytes: 1 MiB. Anybody may have written it.
+const MAX_WELL_KNOWN_BYTES: usize = 1 << 20;
 
 /// What a homeserver offers.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Discovered {
-    /// The transports, the preferred ones first. None where the server offers none.
+    /// The transports, the preferred ones first. Empty if the server offers none.
     pub transports: Vec<RtcTransport>,
-    /// Who said so.
+    /// Where they were found.
     pub from: DiscoveredFrom,
 }
 
@@ -56,66 +56,51 @@ pub struct Discovered {
 pub enum DiscoveredFrom {
     /// The homeserver, at `rtc/transports`.
     Homeserver,
-    /// The `.well-known/matrix/client` of the server's name, as before there was that endpoint.
+    /// The `.well-known/matrix/client` of the server's name, as before that endpoint existed.
     WellKnown,
-    /// Nobody offers any.
+    /// Neither of them offers any.
     #[default]
     Nowhere,
 }
 
-/// Why it is not known which transports there are.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Why nobody knows which transports there are.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TransportsError {
-    /// The client is not logged in.
+    /// The client is not logged in. Log in first.
+    #[error("the client is not logged in: log in first")]
     NotLoggedIn,
-    /// The server refuses the access token, and it could not be refreshed: log in again.
+    /// The server refuses the access token, and it could not be refreshed. Log in again.
+    #[error("the server refuses the access token: log in again")]
     TokenRefused,
-    /// The server wants fewer requests.
+    /// The server wants fewer requests. Try again later.
+    #[error("{}", rate_limited(*.retry_after))]
     RateLimited {
-        /// When it will take another, if it said so.
+        /// When the server takes another request, if it said so.
         retry_after: Option<Duration>,
     },
-    /// The server answers with an error, or with what is no such answer. From 500 on it may do better
-    /// later; else its operator has to look.
+    /// The server answers with an error, or with an unusable body. If the status is 500 or more, try again later.
+    /// Otherwise the homeserver is misconfigured, and its operator has to look.
+    #[error(
+        "the server answers with status {status}, and not with its transports: {}",
+        advice(.status)
+    )]
     NoSuchAnswer {
-        /// Its status, e.g. 500.
+        /// The answer's status, e.g. 500.
         status: u16,
     },
-    /// The server cannot be reached, or the `.well-known` where it has no endpoint: try again.
+    /// The server cannot be reached, or the `.well-known` of a server that has no endpoint. Try again.
+    #[error("the server cannot be reached; try again: {error}")]
     Unreachable {
-        /// Why, in words.
+        /// What went wrong, in words.
         error: String,
     },
 }
 
-impl fmt::Display for TransportsError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotLoggedIn => f.write_str("the client is not logged in: log in first"),
-            Self::TokenRefused => f.write_str("the server refuses the access token: log in again"),
-            Self::RateLimited { retry_after: Some(wait) } => {
-                write!(f, "the server wants fewer requests: try again in {wait:?}")
-            }
-            Self::RateLimited { retry_after: None } => {
-                f.write_str("the server wants fewer requests: try again later")
-            }
-            Self::NoSuchAnswer { status: status @ 500.. } => {
-                write!(f, "the server answers with status {status}: try again later")
-            }
-            Self::NoSuchAnswer { status } => write!(
-                f,
-                "the server's answer, with status {status}, does not tell its transports: its operator \
-                 has to look"
-            ),
-            Self::Unreachable { error } => {
-                write!(f, "the server cannot be reached; try again: {error}")
-            }
-        }
-    }
+/// What to do about an answer that is not one.
+fn advice(status: &u16) -> &'static str {
+    if *status >= 500 { "try again later" } else { "its operator has to look" }
 }
-
-impl Error for TransportsError {}
 
 pub(crate) async fn discover(
     client: &Client,
@@ -124,8 +109,8 @@ pub(crate) async fn discover(
     if client.access_token().is_none() {
         return Err(TransportsError::NotLoggedIn);
     }
-    let ask = Ask { client, timer, deadline: timer.now().deadline(ANSWER_WITHIN) };
-    // Servers of today speak the unstable one, and none of them says so in `/versions`.
+    let ask = Ask { client, timer, deadline: timer.now().deadline(DISCOVERY_TIMEOUT) };
+    // Today's servers have the unstable endpoint, and none of them says so in `/versions`.
     let answer = match ask.endpoint::<UNSTABLE>().await? {
         None => ask.endpoint::<STABLE>().await?,
         answer => answer,
@@ -134,8 +119,7 @@ pub(crate) async fn discover(
     if let Some(transports) = answer.filter(|transports| !transports.is_empty()) {
         return Ok(Discovered { transports, from: DiscoveredFrom::Homeserver });
     }
-    // Also where there is an endpoint that knows of none: it may be on without having been set up,
-    // and peers look there too.
+    // Also if the endpoint offers none: it may be on without having been set up, and peers look here too.
     let mut failed = None;
     for server in well_known_servers(client) {
         match ask.well_known(&server).await {
@@ -169,7 +153,7 @@ fn read(list: &Value) -> Option<Vec<RtcTransport>> {
     Some(transports.collect())
 }
 
-/// Where a `.well-known` may be: under the name of the user's server, and on the homeserver itself.
+/// The addresses where a `.well-known` may be: the name of the user's server, and the homeserver itself.
 fn well_known_servers(client: &Client) -> Vec<String> {
     let homeserver = client.homeserver();
     let named = client.server().map(|server| server.to_string());
@@ -191,19 +175,19 @@ struct Ask<'a> {
 
 impl Ask<'_> {
     fn timeout(&self) -> Duration {
-        self.deadline.left(self.timer.now()).min(ONE_ANSWER_WITHIN)
+        self.deadline.left(self.timer.now()).min(REQUEST_TIMEOUT)
     }
 
-    /// What the homeserver's endpoint says; `None` where there is none of this spelling.
+    /// What the homeserver's endpoint says. `None` if the server has none of this spelling.
     ///
-    /// It is never dropped halfway: that could break off a refresh of the access token.
+    /// Why no timeout around it? Dropping it halfway could break off a refresh of the access token.
     async fn endpoint<const SPELLING: usize>(
         &self,
     ) -> Result<Option<Vec<RtcTransport>>, TransportsError> {
         let config = RequestConfig::new().timeout(self.timeout()).disable_retry();
         let answer = self.client.send(Request::<SPELLING>).with_request_config(config).await;
         match answer {
-            // Synapse leaves the list out where it would be empty.
+            // Synapse leaves out an empty list.
             Ok(Response(Some(answer))) => match answer.get("rtc_transports") {
                 None => Ok(Some(Vec::new())),
                 Some(list) => read(list).ok_or(NO_LIST).map(Some),
@@ -214,12 +198,12 @@ impl Ask<'_> {
         }
     }
 
-    /// What a server's `.well-known` says. It need not be there, nor be any of Matrix's: a server's
-    /// name need not be a host's, and a web server may answer everything with a page.
+    /// What a server's `.well-known` says. It need not be there, nor be Matrix's: a server's name need not be a
+    /// host's, and a web server may answer everything with a page.
     ///
     /// # Errors
     ///
-    /// In words, when it may be there all the same.
+    /// In words, if it may be there all the same.
     async fn well_known(&self, server: &str) -> Result<Vec<RtcTransport>, String> {
         let (now, timeout) = (self.timer.now(), self.timeout());
         let url = format!("{server}/.well-known/matrix/client");
@@ -227,7 +211,7 @@ impl Ask<'_> {
             let mut response = self.client.http_client().get(url).timeout(timeout).send().await?;
             let (status, mut body) = (response.status(), Vec::new());
             while let Some(chunk) = response.chunk().await? {
-                if body.len() + chunk.len() > LONGEST {
+                if body.len() + chunk.len() > MAX_WELL_KNOWN_BYTES {
                     body.clear();
                     break;
                 }
@@ -238,7 +222,7 @@ impl Ask<'_> {
         let answer = before(self.timer, now.deadline(timeout), answered).await;
         let (status, body) = match answer.ok_or("no answer in time")? {
             Ok(answer) => answer,
-            // The homeserver answered just now, so it is not the network.
+            // The homeserver has just answered, so the network works.
             Err(error) if error.is_connect() && !error.is_timeout() => {
                 debug!(server, "nobody is there: {}", describe_network(&error));
                 return Ok(Vec::new());
@@ -252,7 +236,7 @@ impl Ask<'_> {
         }
         let answer = status.is_success().then(|| serde_json::from_slice(&body).ok()).flatten();
         let answer: Map<String, Value> = answer.unwrap_or_default();
-        // The unstable name is the last, and counts where both are there.
+        // The unstable name is the last one, and counts if both are there.
         let list = names::RTC_FOCI.iter().rev().find_map(|name| answer.get(*name));
         Ok(list.and_then(read).unwrap_or_default())
     }
@@ -260,8 +244,7 @@ impl Ask<'_> {
 
 const NO_LIST: TransportsError = TransportsError::NoSuchAnswer { status: 200 };
 
-/// Whether the server does not know the endpoint. It has nothing in its path that could be unknown
-/// otherwise.
+/// Whether the server does not know the endpoint. Its path has nothing else that could be unknown.
 fn is_not_there(error: &HttpError) -> bool {
     error.as_client_api_error().is_some_and(|error| {
         matches!(error.status_code, StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED)
@@ -286,7 +269,7 @@ impl From<HttpError> for TransportsError {
 const STABLE: usize = 0;
 const UNSTABLE: usize = 1;
 
-/// The question, in one of its spellings. ruma has only the unstable one.
+/// The request, in one of its spellings. ruma has only the unstable one.
 #[derive(Clone, Debug)]
 struct Request<const SPELLING: usize>;
 
@@ -313,7 +296,7 @@ impl<const SPELLING: usize> OutgoingRequest for Request<SPELLING> {
     }
 }
 
-/// The answer as it came; `None` where it is no object: a portal in the way answers with a page.
+/// The answer as it came. `None` if it is not an object: a portal in the way answers with a page.
 struct Response(Option<Map<String, Value>>);
 
 impl IncomingResponse for Response {

@@ -1,29 +1,31 @@
-//! Media keys: each member of a session has one of its own, and gives it to the others' devices
+//! Media keys: each member of a session has a key of its own, and gives it to the devices of the others
 //! ([MSC4143], `m.per_member`).
 //!
-//! In (`handle_..`): who is in the session and by which devices, what became of each send, key
-//! messages of others, each with the moment; random bytes. Out (`poll_..`): which key goes to exactly
-//! which devices, and what the application's frame cryptor is to be told. No clock, no I/O.
+//! In (`handle_..`): who is in the session and by which devices, what became of each send, key messages of
+//! others, each with the moment; random bytes. Out (`poll_..`): which key goes to exactly which devices, and what
+//! the application's frame cryptor does next. Never: a clock, I/O.
 //!
 //! The rules for our own key:
-//! - The first one is used at once: there is nothing else to use.
-//! - Who may have the newest key and leaves is followed by another one. It goes to all, and is used
-//!   [`KeyConfig::use_after`] later, so that it is there before the media are. Who leaves in between
-//!   is followed by one more when that is over, however many they are.
-//! - Who joins within [`KeyConfig::grace`] after the newest key was made is sent that one; later, all
-//!   are sent another, as the newcomer may not know what was said before.
-//! - Where nobody who is there has the key in use, there is nobody to wait for, and the next one is
-//!   used at once: so the first to join somebody who was alone hears them from the start.
+//! - The first key is used at once: there is nothing else to use.
+//! - When a member leaves who may have the newest key, everybody else is sent a new key. It is used
+//!   [`KeyConfig::use_after`] later, so that it is there before the media are. If more members leave meanwhile,
+//!   one further rotation follows.
+//! - A member who joins within [`KeyConfig::grace`] after the newest key was made is sent that key. After a later
+//!   join everybody is sent a new key, because the newcomer may not know what was said before.
+//! - If no member has the key in use, there is nobody to wait for, and the next key is used at once. So the first
+//!   to join somebody who was alone hears them from the start.
 //! - Nothing is sent before our own membership is seen: nobody could tell whose key it is.
-//! - What could not be sent is tried again, for those devices alone. Who has left gets nothing.
-//! - Only a device that is proven to be a member's ([`MemberDevice::is_proven`](super::Device::is_proven))
+//! - A send that failed is tried again for those devices alone. A member who has left gets nothing.
+//! - Only a device that is proven to be a member's ([`MemberDevice::is_proven`](super::MemberDevice::is_proven))
 //!   is sent anything.
 //!
-//! The rules for the keys of others: the message was Olm-encrypted; whoever sent it, by the device that
-//! decryption shows, is who encrypted the membership that it names. What comes before its membership
-//! waits for it, and who is gone and comes back is known by the keys from before.
+//! The rules for the keys of others: the message was Olm-encrypted, and the device that decryption shows is the
+//! one that encrypted the membership that the message names. Messages that precede their membership wait for it.
+//! A member who leaves and returns keeps their earlier keys.
 //!
-//! A frame cryptor is fed by a stream, so that nothing calls back into the application:
+//! # Examples
+//!
+//! A stream feeds the frame cryptor, so that nothing calls back into the application:
 //!
 //! ```no_run
 //! # #[cfg(feature = "media-keys")]
@@ -55,8 +57,8 @@
 //! # Ok(()) }
 //! ```
 //!
-//! What is not promised: keys are overwritten when they are dropped here, but not the copies that a
-//! message is made of, nor those of the application.
+//! Not promised: keys are overwritten when they are dropped here, but not the copies of which a message is made,
+//! nor those of the application.
 //!
 //! [MSC4143]: https://github.com/matrix-org/matrix-spec-proposals/pull/4143
 
@@ -109,19 +111,19 @@ use crate::{
     time::{Deadline, Moment},
 };
 
-/// A key that media are encrypted with. Cheap to clone; overwritten when the last clone is dropped.
+/// A key for the encryption of media. Cheap to clone, and overwritten when the last clone is dropped.
 #[derive(Clone)]
 pub struct MediaKey(Arc<Zeroizing<Vec<u8>>>);
 
 impl MediaKey {
-    /// The length of ours, in bytes.
+    /// The length of our own keys, in bytes.
     pub const LENGTH: usize = 32;
 
     fn new(bytes: Zeroizing<Vec<u8>>) -> Self {
         Self(Arc::new(bytes))
     }
 
-    /// The key: 32 bytes, or what an Element Call client sent, 16 to 64. Not to be logged.
+    /// Returns the key: 32 bytes, or the 16 to 64 bytes that an Element Call client sent. Keep it out of logs.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
@@ -137,7 +139,7 @@ impl fmt::Debug for MediaKey {
     }
 }
 
-/// Whose media a key is for: a member, and its device.
+/// A member and its device, for whose media a key is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub struct Participant {
@@ -145,12 +147,12 @@ pub struct Participant {
     pub user_id: OwnedUserId,
     /// The id of the member.
     pub member_id: String,
-    /// The device, as is proven.
+    /// The device, which is proven.
     pub device_id: OwnedDeviceId,
 }
 
 impl Participant {
-    /// A member's device.
+    /// Creates a participant.
     pub fn new(
         user_id: impl Into<OwnedUserId>,
         member_id: impl Into<String>,
@@ -159,7 +161,8 @@ impl Participant {
         Self { user_id: user_id.into(), member_id: member_id.into(), device_id: device_id.into() }
     }
 
-    /// What a LiveKit SFU calls it ([MSC4195]): a hash, so that the SFU does not learn who it is.
+    /// Returns the name of the participant on a LiveKit SFU ([MSC4195]). It is a hash, so that the SFU does not
+    /// learn who the participant is.
     ///
     /// [MSC4195]: https://github.com/matrix-org/matrix-spec-proposals/pull/4195
     pub fn livekit_identity(&self) -> String {
@@ -170,31 +173,31 @@ impl Participant {
     }
 }
 
-/// A member who may have our key, and whose keys we take.
+/// Another member, who may have our key, and whose keys we take.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Peer {
-    /// Who, and by which device.
+    /// The member and its device.
     pub participant: Participant,
-    /// Since when it is there ([`Member::since_ms`]). One that is there since later than before has
-    /// been away, and may have lost its keys.
+    /// Since when the member is in the session, in milliseconds since the Unix epoch ([`Member::since_ms`]). If
+    /// that becomes later, the member has been away, and may have lost its keys.
     pub since_ms: u64,
-    /// The messages that it reads.
+    /// The dialect of the key messages that the member reads.
     pub reads: Dialect,
 }
 
 impl Peer {
-    /// A peer, of whom somebody else knows that the device is the member's.
+    /// Creates a peer. The caller vouches that the device is the member's.
     pub fn new(participant: Participant, since_ms: u64, reads: Dialect) -> Self {
         Self { participant, since_ms, reads }
     }
 
-    /// A member as a peer, in a session that speaks this dialect. `None` where the device is not
-    /// proven, and for memberships in the state: those are in plaintext.
+    /// Returns a member as a peer, in a session that speaks this dialect. `None` if the device is not proven, and
+    /// for memberships in the state, which are in plaintext.
     ///
-    /// A membership that is right for both dialects is sent what the session speaks. It may be that
-    /// of a client of ours, which reads both; or, in a session of Element Call's, of a newer version
-    /// of its client, which reads that.
+    /// A member whose membership is right for both dialects is sent what the session speaks. It may have a client
+    /// of ours, which reads both. In a session of Element Call it may have a newer version of that client, which
+    /// reads its own dialect.
     pub fn of(member: &Member, session: Dialect) -> Option<Self> {
         let device = member.device().filter(|device| device.is_proven())?;
         let reads = match member.form() {
@@ -209,27 +212,27 @@ impl Peer {
     }
 }
 
-/// Which devices are trusted with keys, theirs and ours. Whichever it is, the device has to be that
-/// which encrypted the membership.
+/// Which devices may get keys and give them. In any case the device has to be the one that encrypted the
+/// membership.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DevicePolicy {
-    /// Any.
+    /// Any device.
     Any,
-    /// One that its owner has cross-signed, and whose owner, once verified by us, has not got another
-    /// identity since. The default, as MSC4143 asks for it on receipt, with [MSC4153]: a device that is
-    /// not cross-signed may be one that a server has made up. The same for sending, as a key that is
-    /// given to such a device is lost just as well.
+    /// A device that its owner has cross-signed. If we had verified the owner, they must not have another identity
+    /// since. This is the default. MSC4143 asks for it on receipt, with [MSC4153]: a server may have made up a
+    /// device that is not cross-signed. It holds for sending too, because a key that is given to such a device is
+    /// lost just as well.
     ///
     /// [MSC4153]: https://github.com/matrix-org/matrix-spec-proposals/pull/4153
     #[default]
     CrossSigned,
-    /// One whose owner we have verified.
+    /// A device whose owner we have verified.
     Verified,
 }
 
 impl DevicePolicy {
-    /// Whether it lets a device have keys, and give them. One that is not known is let by none.
+    /// Returns whether a device may get keys and give them. No policy allows an unknown device.
     pub fn allows(self, verification: Verification) -> bool {
         match self {
             Self::Any => verification != Verification::Unproven,
@@ -241,7 +244,21 @@ impl DevicePolicy {
     }
 }
 
-/// How keys are made and given out. What is out of range becomes the nearest that is not.
+/// How keys are made and given out. A value that is out of range becomes the nearest one in range.
+///
+/// # Examples
+///
+/// ```
+/// # #[cfg(feature = "media-keys")] {
+/// use std::time::Duration;
+/// use matrix_sdk_sticky::rtc::keys::{DevicePolicy, KeyConfig};
+///
+/// let config = KeyConfig::default()
+///     .with_grace(Duration::from_secs(30))
+///     .with_devices(DevicePolicy::Verified);
+/// assert_eq!(config.grace().as_secs(), 30);
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyConfig {
     use_after: Duration,
@@ -262,24 +279,23 @@ impl Default for KeyConfig {
 }
 
 impl KeyConfig {
-    /// How long after a new key was sent it is used; 5 s unless set, as MSC4143 recommends, and 30 s at
-    /// most. The shorter, the more of those who are there miss the first media under it; the longer,
-    /// the longer who has left can decrypt.
+    /// Sets how long after a new key was sent it is used. Defaults to 5 s, as MSC4143 recommends; 0 to 30 s. If it
+    /// is shorter, more members miss the first media under the key. If it is longer, those who left can decrypt
+    /// for longer.
     #[must_use]
     pub fn with_use_after(self, use_after: Duration) -> Self {
         Self { use_after: use_after.min(Duration::from_secs(30)), ..self }
     }
 
-    /// For how long after it was made a key is given to who joins; 10 s unless set, 5 minutes at most.
-    /// The longer, the fewer keys there are when many join, and the more of what was said before can
-    /// they decrypt.
+    /// Sets for how long after a key was made newcomers are sent that key. Defaults to 10 s; 0 s to 5 minutes. If
+    /// it is longer, fewer keys are made when many join, and newcomers can decrypt more of what was said before.
     #[must_use]
     pub fn with_grace(self, grace: Duration) -> Self {
         Self { grace: grace.min(Duration::from_secs(300)), ..self }
     }
 
-    /// How long a key is used at most, whoever comes or goes; 1 h unless set, from 1 minute to 1 day,
-    /// or without end.
+    /// Sets how long a key is used at most, even if nobody comes or goes. Defaults to 1 h; 1 minute to 1 day.
+    /// `None` sets no limit.
     #[must_use]
     pub fn with_rotate_every(self, every: Option<Duration>) -> Self {
         let range =
@@ -287,76 +303,79 @@ impl KeyConfig {
         Self { rotate_every: every.map(range), ..self }
     }
 
-    /// Which devices are trusted with keys.
+    /// Sets which devices may get keys and give them. Defaults to [`DevicePolicy::CrossSigned`].
     #[must_use]
     pub fn with_devices(self, devices: DevicePolicy) -> Self {
         Self { devices, ..self }
     }
 
-    /// How long after a new key was sent it is used.
+    /// Returns how long after a new key was sent it is used.
     pub fn use_after(&self) -> Duration {
         self.use_after
     }
 
-    /// For how long after it was made a key is given to who joins.
+    /// Returns for how long after a key was made newcomers are sent that key.
     pub fn grace(&self) -> Duration {
         self.grace
     }
 
-    /// How long a key is used at most.
+    /// Returns how long a key is used at most. `None` if there is no limit.
     pub fn rotate_every(&self) -> Option<Duration> {
         self.rotate_every
     }
 
-    /// Which devices are trusted with keys.
+    /// Returns which devices may get keys and give them.
     pub fn devices(&self) -> DevicePolicy {
         self.devices
     }
 }
 
-/// What a frame cryptor is to be told, in this order.
+/// What a frame cryptor does next, in this order.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum KeyChange {
-    /// Forget all keys; those that count follow. The first that is told, and again where so much was
-    /// not asked for that telling it all anew is shorter.
+    /// Forget all keys. Those that count follow. It comes first, and again if a subscriber lags so far that all keys
+    /// are fewer than its changes.
     Reset,
-    /// From now on our media are encrypted with this key.
+    /// Encrypt our media with this key from now on.
     Own {
-        /// We, as the member that we are now.
+        /// The member that we are now.
         participant: Participant,
-        /// Its index, which goes with the media.
+        /// The key's index, which goes with the media.
         index: u8,
         /// The key.
         key: MediaKey,
     },
-    /// A member's media may be encrypted with this key from now on, or are already. It replaces the one
-    /// of the same member and index.
+    /// Decrypt a member's media with this key. It replaces the key of the same member and index.
     Peer {
-        /// Whose media.
+        /// The member.
         participant: Participant,
-        /// Its index, which comes with the media.
+        /// The key's index, which comes with the media.
         index: u8,
         /// The key.
         key: MediaKey,
     },
-    /// A member is gone: its keys can be forgotten.
+    /// Forget a member's keys: the member is gone.
     Gone {
-        /// Who.
+        /// The member.
         participant: Participant,
     },
 }
 
-/// Where random bytes come from: it fills them, each time anew. What it gives are keys.
+/// A source of random bytes, which fills a buffer. The bytes are keys, so it has to be cryptographically secure.
 pub type RandomBytes = Box<dyn FnMut(&mut [u8]) + Send>;
 
 /// The pure machine: our key and who has it, and the keys of the others.
+///
+/// To drive it: call a `handle_..` method for each thing that happens. Then perform what
+/// [`poll_send`](Self::poll_send) returns until that is `None`, and tell the frame cryptor what
+/// [`poll_change`](Self::poll_change) returns until that is `None`. Poll again at [`deadline`](Self::deadline).
 pub struct KeyExchange {
     room_id: OwnedRoomId,
     own: Participant,
-    /// Since when we are there, where we are.
+    /// Since when we are in the session, if we are.
     own_since_ms: Option<u64>,
-    /// Whether we were there before.
+    /// Whether we were in the session before.
     was_there: bool,
     outbound: Outbound,
     inbound: Inbound,
@@ -364,7 +383,7 @@ pub struct KeyExchange {
 }
 
 impl KeyExchange {
-    /// Ours, in this room. The seed is for the waits.
+    /// Creates the exchange of our member in a room. The seed is for the jitter of retries.
     pub fn new(
         room_id: OwnedRoomId,
         own: Participant,
@@ -383,18 +402,18 @@ impl KeyExchange {
         }
     }
 
-    /// The room.
+    /// Returns the room's id.
     pub fn room_id(&self) -> &RoomId {
         &self.room_id
     }
 
-    /// We.
+    /// Returns our own member.
     pub fn own(&self) -> &Participant {
         &self.own
     }
 
-    /// Takes who is in the session, the first time it makes the first key. In a room that is
-    /// not encrypted it does nothing, as MSC4143 has it: there no membership proves whose it is.
+    /// Takes who is in the session. The first call makes the first key. In a room that is not encrypted nothing
+    /// happens, as MSC4143 has it: no membership proves whose it is.
     pub fn handle_session(&mut self, now: Moment, session: &SessionSnapshot) {
         if !session.is_encrypted() {
             return;
@@ -404,9 +423,8 @@ impl KeyExchange {
         self.handle_peers(now, own, session.members().filter_map(|it| Peer::of(it, dialect)));
     }
 
-    /// Takes since when we are in the session ourselves, where we are, and all who are; we may be among
-    /// them, and are not sent our own key. If we are back after we were not there for a while, others may
-    /// have forgotten our key, and are sent it again.
+    /// Takes since when we are in the session, if we are, and all members. We may be among them, and are not sent
+    /// our own key. If we come back after an absence, others may have forgotten our key, and are sent it again.
     pub fn handle_peers(
         &mut self,
         now: Moment,
@@ -435,8 +453,8 @@ impl KeyExchange {
         }
     }
 
-    /// Takes the news that we have joined, or are about to, as another member than before. That one has
-    /// another key, which is used at once; the keys of the others are what they were.
+    /// Takes that we have joined as another member than before, or are about to. That member has another key, which
+    /// is used at once. The keys of the others stay.
     pub fn handle_joined_as(&mut self, member_id: impl Into<String>) {
         self.own.member_id = member_id.into();
         self.own_since_ms = None;
@@ -444,36 +462,36 @@ impl KeyExchange {
         self.outbound.begin_anew();
     }
 
-    /// Takes a key message, and by whom it was sent, as decryption shows.
+    /// Takes a key message, and its sender as decryption shows.
     pub fn handle_message(&mut self, now: Moment, sender: Sender, message: KeyMessage) {
         if message.room_id == self.room_id {
             self.inbound.handle_message(now, sender, message, &mut self.changes);
         }
     }
 
-    /// Takes a message that is none.
+    /// Takes that a message was rejected before it was read.
     pub fn handle_discarded(&mut self, user_id: OwnedUserId, reason: DiscardReason) {
         self.inbound.discard(user_id, None, reason);
     }
 
-    /// Takes the news that a user's devices are not as they were: what could not be sent to them is
-    /// tried again. Of those whose messages wait, [`doubtful`](Self::doubtful) is to be asked.
+    /// Takes that a user's devices changed: failed sends to them are tried again. Look up the senders of
+    /// [`doubtful`](Self::doubtful) too.
     pub fn handle_devices_change(&mut self, user_id: &UserId) {
         self.outbound.handle_devices_change(user_id);
     }
 
-    /// Takes the news that anybody's devices may not be as they were: see
+    /// Takes that anybody's devices may have changed: see
     /// [`handle_devices_change`](Self::handle_devices_change).
     pub fn handle_devices_missed(&mut self) {
         self.outbound.handle_devices_missed();
     }
 
-    /// Takes what is known by now of a device that has sent something.
+    /// Takes how far the device of a sender is known by now.
     pub fn handle_verification(&mut self, sender: &Sender) {
         self.inbound.handle_verification(sender, &mut self.changes);
     }
 
-    /// Takes what became of a send: who of its recipients was not sent it.
+    /// Takes what became of a send: which of its recipients were not sent the key, and why.
     pub fn handle_sent(
         &mut self,
         now: Moment,
@@ -483,12 +501,12 @@ impl KeyExchange {
         self.outbound.handle_sent(now, id, failures);
     }
 
-    /// Whose messages wait only as their device is not trusted, so that more should be found out of it.
+    /// Returns the senders whose messages wait only because their device is not trusted. Look up more about it.
     pub fn doubtful(&self) -> Vec<Sender> {
         self.inbound.doubtful()
     }
 
-    /// What is to be sent now. Each is answered by [`handle_sent`](Self::handle_sent).
+    /// Returns the next send. [`handle_sent`](Self::handle_sent) takes what became of it.
     pub fn poll_send(&mut self, now: Moment) -> Option<Sending> {
         self.advance(now);
         if !self.was_there {
@@ -497,36 +515,36 @@ impl KeyExchange {
         self.outbound.poll_send(now)
     }
 
-    /// What the frame cryptor is to be told now.
+    /// Returns the next change for the frame cryptor.
     pub fn poll_change(&mut self, now: Moment) -> Option<KeyChange> {
         self.advance(now);
         self.changes.pop_front()
     }
 
-    /// When to poll again, if nothing happens before.
-    pub fn next_deadline(&self) -> Option<Deadline> {
-        self.outbound.next_deadline().into_iter().chain(self.inbound.next_deadline()).min()
+    /// Returns when to poll again, if nothing happens before.
+    pub fn deadline(&self) -> Option<Deadline> {
+        self.outbound.deadline().into_iter().chain(self.inbound.deadline()).min()
     }
 
-    /// All that counts now, as a cryptor that knows nothing is to be told it.
+    /// Returns all keys that count now, for a frame cryptor that has none.
     pub fn all(&self) -> Vec<KeyChange> {
         let own = self.outbound.in_use().map(|(index, key)| self.own_change(index, key));
         let peers = self.inbound.all();
         [KeyChange::Reset].into_iter().chain(own).chain(peers).collect()
     }
 
-    /// How many keys count now.
+    /// The number of keys that count now.
     #[cfg(feature = "media-keys")]
     fn len(&self) -> usize {
         usize::from(self.own_index().is_some()) + self.inbound.len()
     }
 
-    /// The index of our key in use.
+    /// Returns the index of our key in use.
     pub fn own_index(&self) -> Option<u8> {
         self.outbound.in_use().map(|(index, _)| index)
     }
 
-    /// How many key messages were not taken, and why the last ones were not.
+    /// Returns how many key messages were rejected, and why the last 32 were.
     pub fn discards(&self) -> &Discards {
         self.inbound.discards()
     }

@@ -1,4 +1,6 @@
-//! Members: who is in a session, who is not though they would like to be, and why.
+//! Members: who is in a session, who is a candidate, and why that one does not count.
+//!
+//! Plain values, which the roster makes and shares.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -20,9 +22,9 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MemberDevice {
-    /// Its id.
+    /// The device's id.
     pub device_id: OwnedDeviceId,
-    /// How that is known.
+    /// How it is known.
     pub known_by: KnownBy,
 }
 
@@ -30,20 +32,20 @@ pub struct MemberDevice {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KnownBy {
-    /// The membership was decrypted, and this device of its sender encrypted it.
+    /// The device encrypted the membership.
     Decryption(Verification),
-    /// The membership says so. It may lie.
+    /// The membership names the device, which may be a lie.
     Claim,
 }
 
 impl MemberDevice {
-    /// Whether the membership was encrypted by this device.
+    /// Returns whether the device encrypted the membership.
     pub fn is_proven(&self) -> bool {
         matches!(self.known_by, KnownBy::Decryption(_))
     }
 }
 
-/// Whose membership it is: at most one is there for each.
+/// Whose membership it is. A roster has at most one for each key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Key {
     pub(super) sender: OwnedUserId,
@@ -51,7 +53,7 @@ pub(super) struct Key {
 }
 
 impl Key {
-    /// The first that a user's can be.
+    /// The lowest key that a user can have.
     pub(super) fn first_of(user_id: &UserId) -> Self {
         let place = MembershipPlace::Keyed { sticky_key: String::new(), stable: false };
         Self { sender: user_id.to_owned(), place }
@@ -69,7 +71,7 @@ pub(super) enum MembershipPlace {
     State(String),
 }
 
-/// One who is in a session. Cheap to clone.
+/// A member of a session. Cheap to clone.
 #[derive(Clone)]
 pub struct Member {
     pub(super) inner: Arc<Inner>,
@@ -89,63 +91,63 @@ pub(super) struct Inner {
 }
 
 impl Member {
-    /// The user: who sent the membership.
+    /// Returns the user, who sent the membership.
     pub fn user_id(&self) -> &UserId {
         &self.inner.key.sender
     }
 
-    /// The device, and how it is known; `None` where the membership names none.
+    /// Returns the device, and how it is known. `None` if the membership names none.
     pub fn device(&self) -> Option<&MemberDevice> {
         self.inner.device.as_ref()
     }
 
-    /// The id of the member, of its user's own: two users may have the same one.
+    /// Returns the id of the member. Two users may have members of the same id.
     pub fn member_id(&self) -> &str {
         &self.inner.member_id
     }
 
-    /// The slot, as the membership names it.
+    /// Returns the id of the slot that the membership names.
     pub fn slot_id(&self) -> &str {
         &self.inner.slot_id
     }
 
-    /// In which form the membership was written.
+    /// Returns the form in which the membership was written.
     pub fn form(&self) -> MembershipForm {
         self.inner.join.form
     }
 
-    /// The application, with what the member says of it: up to 4 KB, and read anew by each call.
+    /// Returns the application, with what the member says of it. It has up to 4 KB, and each call reads it anew.
     pub fn application(&self) -> RtcApplication {
         self.inner.join.application()
     }
 
-    /// What the member is there for; see [`RtcApplication::intent`].
+    /// Returns what the member is there for; see [`RtcApplication::intent`].
     pub fn intent(&self) -> Option<&str> {
         self.inner.join.intent.as_deref()
     }
 
-    /// How the member's media can be had: up to 4 KB, and read anew by each call.
+    /// Returns how the member's media can be had. It has up to 4 KB, and each call reads it anew.
     pub fn transports(&self) -> Transports {
         self.inner.join.transports()
     }
 
-    /// Since when it is there, in milliseconds since the Unix epoch: when the first of its
-    /// memberships that is known was sent, as the server says, or the membership itself.
+    /// Returns since when the member is in the session, in milliseconds since the Unix epoch. It is when its
+    /// first known membership was sent, as the server says, or what that membership says itself.
     pub fn since_ms(&self) -> u64 {
         self.inner.since_ms
     }
 
-    /// The event that says so now.
+    /// Returns the id of the event that is the membership now.
     pub fn event_id(&self) -> &OwnedEventId {
         &self.inner.event_id
     }
 
-    /// The sticky event that says so now; `None` for a membership in the state.
+    /// Returns the sticky event that is the membership now. `None` for a membership in the state.
     pub fn event(&self) -> Option<&Arc<StickyEvent>> {
         self.inner.event.as_ref()
     }
 
-    /// For how long it is there if nothing follows, zero once that is over.
+    /// Returns for how long the member stays if no event follows. Zero once that is over.
     pub fn expires_in(&self, now: Moment) -> Duration {
         match (&self.inner.event, self.inner.ends) {
             (Some(event), _) => event.expires_in(now),
@@ -155,7 +157,7 @@ impl Member {
     }
 }
 
-/// Equal are members that look the same to whoever shows them.
+/// Members are equal if a list shows them alike.
 impl PartialEq for Member {
     fn eq(&self, other: &Self) -> bool {
         let (a, b) = (&self.inner, &other.inner);
@@ -182,71 +184,70 @@ impl fmt::Debug for Member {
     }
 }
 
-/// One who would be in a session, or was, and is not.
+/// A membership that does not count, or does not any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Candidate {
-    /// Whose place it is that is told of: who is there or not, one at a time.
+    /// The key of the membership: it is a member or a candidate, and never both.
     pub(super) key: Arc<Key>,
-    /// The user: who sent the membership.
+    /// The user, who sent the membership.
     pub user_id: OwnedUserId,
-    /// The id of the member, where the membership says it, or else its sticky key.
+    /// The id of the member, if the membership has one, or else its sticky key.
     pub member_id: Option<String>,
-    /// The slot, where the membership names one.
+    /// The id of the slot, if the membership names one.
     pub slot_id: Option<String>,
-    /// The device, and how it is known; `None` where the membership names none.
+    /// The device, and how it is known. `None` if the membership names none.
     pub device: Option<MemberDevice>,
-    /// The event that says so.
+    /// The id of the event that is the membership.
     pub event_id: OwnedEventId,
-    /// Why it does not count.
+    /// Why the membership does not count.
     pub reason: NotJoined,
 }
 
-/// Why somebody is not in a session: the first of these that holds, in this order but for
-/// [`Expired`](Self::Expired), [`Redacted`](Self::Redacted) and what follows them, of which there is
-/// no membership any more.
+/// Why a membership does not count. If several reasons hold, it is the first of them, in this order.
+/// [`Expired`](Self::Expired), [`Redacted`](Self::Redacted) and the reasons after them come first of all: their
+/// membership is not there any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NotJoined {
-    /// This field of the membership is missing, or not what it has to be: another's user id or
-    /// device, an id that is not the sticky key, a wrong type, more than 4 KB of text or, of an id, more
-    /// than 255 bytes.
+    /// This field of the membership is missing or malformed: the user id or device of somebody else, an id that
+    /// is not the sticky key, a wrong type, more than 4 KB of text, or an id of more than 255 bytes.
     Malformed(&'static str),
     /// The membership's application is not the slot's.
     OtherApplication,
-    /// Left.
+    /// The member left, for this reason.
     Left(LeaveReason),
-    /// The membership is not encrypted, in an encrypted room: such a one can end a member, and make
-    /// none.
+    /// The room is encrypted, and the membership is not. It can end a member of the same sender, and never makes
+    /// one.
     NotEncrypted,
-    /// The sender is not in the room, or was out of it after they had sent the membership.
+    /// The sender is not in the room, or was out of it after sending the membership.
     NotInRoom,
     /// The slot is not open.
     Slot(ClosedBy),
-    /// The same device, which is proven, has joined the session anew, as the member of this id.
+    /// The same proven device has joined the session again, as another member.
     Superseded {
         /// The later member's id.
         by: String,
     },
-    /// The time of the membership was over, and no other one followed.
+    /// The membership's time was over, and no other event followed.
     Expired,
-    /// The membership was redacted, which is a way to leave.
+    /// The membership was redacted, which MatrixRTC reads as leaving.
     Redacted,
     /// The sender is ignored.
     Ignored,
     /// We are not in the room any more.
     RoomLeft,
-    /// The membership is of another slot now.
+    /// The membership names another slot now.
     Moved,
 }
 
 impl NotJoined {
-    /// Whether somebody who left for this reason is told of as a candidate afterwards.
+    /// Whether a member who left for this reason stays listed as a candidate for a while.
     pub(super) fn is_told_for_a_while(&self) -> bool {
         !matches!(self, Self::Ignored | Self::RoomLeft | Self::Moved)
     }
 
-    /// The reason in a few words, as the examples print it.
+    /// Returns a stable, machine-readable name of the reason, such as `not_in_room`.
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Malformed(_) => "malformed",

@@ -1,11 +1,11 @@
 //! Opening and closing slots ([MSC4143], "Slot lifecycle").
 //!
-//! In: the slot's id, and the application that is to run there. Out: a state event, or none where the
-//! slot is that way already.
+//! In: the slot's id, and the application that is to run there. Out: a state event, or none if the slot is that
+//! way already. Never: deciding who counts in it.
 //!
 //! [MSC4143]: https://github.com/matrix-org/matrix-spec-proposals/pull/4143
 
-use std::{fmt, future::IntoFuture, time::Duration};
+use std::{future::IntoFuture, time::Duration};
 
 use futures_util::FutureExt as _;
 use matrix_sdk::{HttpError, Room, RoomState, config::RequestConfig};
@@ -26,13 +26,13 @@ use crate::{
     wire::names,
 };
 
-/// When to give up on the server's answer to one request.
-const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// How long to wait for the server's answer to one request.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The longest state key, in bytes ("Size limits" of the specification).
-const LONGEST_STATE_KEY: usize = 255;
+const MAX_STATE_KEY_BYTES: usize = 255;
 
-/// A slot that is to be opened; by [`Session::open`]. Awaiting it opens it.
+/// A slot that is to be opened. [`Session::open`] returns it, and awaiting it opens the slot.
 #[must_use = "it is opened when it is awaited"]
 #[derive(Debug)]
 pub struct OpenSlot {
@@ -40,63 +40,51 @@ pub struct OpenSlot {
     application: Option<RtcApplication>,
 }
 
-/// Why a slot was not opened or closed. Unless it says so, nothing was sent.
-#[derive(Debug)]
+/// Why a slot was not opened or closed. Nothing was sent, unless the error says otherwise.
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SlotError {
-    /// We have no right to change the room's slots: somebody with the power level for state events of
-    /// the type `org.matrix.msc4143.rtc.slot` has to do it, or give us that.
+    /// We have no right to change the room's slots. Somebody with the power level for state events of the type
+    /// `org.matrix.msc4143.rtc.slot` has to do it, or to give us that level.
+    #[error(
+        "we have no right to change the room's slots: somebody with a higher power level has to, or to \
+         give us that"
+    )]
     NotAllowed,
-    /// We are not in the room, as far as is known here or by the server: join it first.
+    /// We are not in the room, as far as the client or the server knows. Join it first.
+    #[error("we are not in the room: join it first")]
     NotInRoom,
-    /// The slot's id is not the application's type, a `#`, and what tells its slots apart; or one of
-    /// these has other characters than a name may have: letters (of the type: small ones, one at its
-    /// start), digits, `.`, `_` and `-`; or it is longer than 255.
+    /// The slot's id is malformed. It has to be `<type>#<name>`, of at most 255 bytes. The type starts with a
+    /// lowercase letter, and goes on with `a-z`, `0-9`, `.`, `_` and `-`. The name has these and `A-Z`.
+    #[error(
+        "the slot's id has to be the application's type, a `#`, and the slot's own name, e.g. \
+         m.call#ROOM, of letters (small ones in the type), digits, `.`, `_` and `-`, 255 in all"
+    )]
     SlotId,
-    /// Whether the room is encrypted is not known, and the slot has to say the same.
-    EncryptionUnknown(Box<matrix_sdk::Error>),
-    /// The server wants fewer requests.
+    /// Nobody knows whether the room is encrypted, and the slot has to say how media are. Try again.
+    #[error("nobody knows whether the room is encrypted: try again")]
+    EncryptionUnknown(#[source] Box<matrix_sdk::Error>),
+    /// The server wants fewer requests. Try again later.
+    #[error("{}", rate_limited(*.retry_after))]
     RateLimited {
-        /// When it will take another, if it said so.
+        /// When the server takes another request, if it said so.
         retry_after: Option<Duration>,
     },
-    /// The server refuses it, and will again.
-    Refused(Box<HttpError>),
-    /// The server cannot be reached, or answers with errors. It may have been sent; doing it again does
-    /// no harm.
-    Unreachable(Box<HttpError>),
+    /// The server refuses the request, and will refuse it again.
+    #[error("the server refuses the slot")]
+    Refused(#[source] Box<HttpError>),
+    /// The server cannot be reached, or answers with errors. The request may have been sent. Try again: doing it
+    /// twice does no harm.
+    #[error("the server cannot be reached: try again")]
+    Unreachable(#[source] Box<HttpError>),
 }
-
-impl fmt::Display for SlotError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotAllowed => f.write_str(
-                "we have no right to change the room's slots: somebody with a higher power level has \
-                 to, or to give us that",
-            ),
-            Self::NotInRoom => f.write_str("we are not in the room: join it first"),
-            Self::SlotId => f.write_str(
-                "the slot's id has to be the application's type, a `#`, and the slot's own name, e.g. \
-                 m.call#ROOM, of letters (small ones in the type), digits, `.`, `_` and `-`, 255 in all",
-            ),
-            Self::RateLimited { retry_after } => f.write_str(&rate_limited(*retry_after)),
-            Self::EncryptionUnknown(error) => {
-                write!(f, "whether the room is encrypted is not known; try again: {error}")
-            }
-            Self::Refused(error) => write!(f, "the server refuses the slot: {error}"),
-            Self::Unreachable(error) => {
-                write!(f, "the server cannot be reached; try again: {error}")
-            }
-        }
-    }
-}
-
-impl std::error::Error for SlotError {}
 
 impl Session {
-    /// Opens its slot, for who follows MSC4143. In an encrypted room it says that each member has a media
-    /// key of its own (`m.per_member`), as the proposal requires. Nothing is sent where it is open so
-    /// already. Takes the right to send such state events.
+    /// Opens the session's slot, for members who follow MSC4143. In an encrypted room the slot says that each
+    /// member has a media key of its own (`m.per_member`), as the proposal requires. If the slot is open like
+    /// that already, nothing is sent. It takes the right to send state events of this type.
+    ///
+    /// # Examples
     ///
     /// ```no_run
     /// # use matrix_sdk_sticky::{RoomExt as _, rtc::{ROOM_CALL, SlotError}};
@@ -107,16 +95,27 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`SlotError`].
+    /// [`SlotError::NotAllowed`] without the right to change slots, [`SlotError::NotInRoom`] and
+    /// [`SlotError::SlotId`] before anything is sent. The others say whether another try can help.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future is safe. The slot may be open all the same, and opening it again does no harm.
     pub fn open(&self) -> OpenSlot {
         OpenSlot::new(self.clone())
     }
 
-    /// Closes its slot: nobody is there any more, and members who follow the proposal leave.
+    /// Closes the session's slot: its members do not count any more, and those who follow the proposal leave. If
+    /// the slot is closed or missing already, nothing is sent.
     ///
     /// # Errors
     ///
-    /// [`SlotError`].
+    /// [`SlotError::NotAllowed`] without the right to change slots, [`SlotError::NotInRoom`] before anything is
+    /// sent. The others say whether another try can help.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future is safe. The slot may be closed all the same, and closing it again does no harm.
     pub async fn close(&self) -> Result<(), SlotError> {
         close(self).await
     }
@@ -127,9 +126,8 @@ impl OpenSlot {
         Self { session, application: None }
     }
 
-    /// The application that is to run there, with what it has to say; of the type that the slot's id
-    /// begins with. Unless told, the one that the slot has, as a closed one may keep it, and else one
-    /// that says nothing.
+    /// Sets the application that is to run in the slot. Its type is what the slot's id begins with. Defaults to
+    /// the application that the slot has, which a closed slot may keep, and else to one that says nothing.
     pub fn with_application(mut self, application: RtcApplication) -> Self {
         self.application = Some(application);
         self
@@ -140,7 +138,7 @@ impl OpenSlot {
         if self.application.as_ref().is_some_and(|it| !names_a_slot(it, slot_id)) {
             return Err(SlotError::SlotId);
         }
-        // The proposal does not want it taken apart, so this is only where nobody says what it is.
+        // The proposal does not want the id taken apart. This is for when nobody gives the application.
         let (application_type, _) = slot_id.split_once('#').ok_or(SlotError::SlotId)?;
         let plain = RtcApplication::new(application_type);
         if self.application.is_none() && !names_a_slot(&plain, slot_id) {
@@ -176,7 +174,7 @@ async fn close(session: &Session) -> Result<(), SlotError> {
     let room = session.rtc().room();
     ensure_in(room)?;
     for slot_id in slots_of(session_of(session.slot_id())) {
-        // What is missing is closed, and what makes no sense as well.
+        // A missing slot is closed, and a malformed one as well.
         if let Some(before) = read(room, slot_id).await?
             && before.get("status").and_then(Value::as_str) == Some("open")
         {
@@ -190,8 +188,8 @@ fn ensure_in(room: &Room) -> Result<(), SlotError> {
     if room.state() == RoomState::Joined { Ok(()) } else { Err(SlotError::NotInRoom) }
 }
 
-/// Whether a slot of this application can have this id ([MSC4143], "Slots"). The proposal asks for the
-/// same grammar in both parts, and itself has a `ROOM` in the second.
+/// Whether a slot of this application can have this id ([MSC4143], "Slots"). Why are capitals allowed in the
+/// second part alone? The proposal asks for the same grammar in both parts, and itself has a `ROOM` there.
 ///
 /// [MSC4143]: https://github.com/matrix-org/matrix-spec-proposals/pull/4143
 fn names_a_slot(application: &RtcApplication, slot_id: &str) -> bool {
@@ -201,10 +199,10 @@ fn names_a_slot(application: &RtcApplication, slot_id: &str) -> bool {
     own_name.is_some_and(|name| !name.is_empty() && name.bytes().all(is_of_a_name))
         && application_type.starts_with(|first: char| first.is_ascii_lowercase())
         && application_type.bytes().all(|b| is_of_a_name(b) && !b.is_ascii_uppercase())
-        && slot_id.len() <= LONGEST_STATE_KEY
+        && slot_id.len() <= MAX_STATE_KEY_BYTES
 }
 
-/// The content that opens a slot. What else it says stays.
+/// The content that opens a slot. Its other fields stay.
 fn opened(
     before: &Map<String, Value>,
     application: &RtcApplication,
@@ -213,7 +211,7 @@ fn opened(
     let mut content = before.clone();
     content.insert("status".to_owned(), "open".into());
     content.insert("application".to_owned(), application.to_json());
-    // In an unencrypted room the proposal forbids it.
+    // In an unencrypted room the proposal forbids the field.
     let encryption = content.remove("encryption");
     if is_encrypted {
         let is_ours = |encryption: &Value| {
@@ -230,23 +228,23 @@ fn opened(
     content
 }
 
-/// The content that closes it, and keeps what it takes to open it again.
+/// The content that closes a slot. It keeps what it takes to open the slot again.
 fn closed(before: &Map<String, Value>) -> Map<String, Value> {
     let mut content = before.clone();
     content.insert("status".to_owned(), "closed".into());
     content
 }
 
-/// Whether the room is encrypted now. What matrix-sdk calls the latest is what its last sync told, once
-/// it has told anything. Encryption may have come on since; it never goes off.
+/// Whether the room is encrypted now. Why not by matrix-sdk's latest state alone? That is what its last sync
+/// told. Encryption may have been switched on since, and is never switched off.
 async fn is_encrypted(room: &Room) -> Result<bool, SlotError> {
     let known = room.latest_encryption_state().await;
     let known = known.map_err(|error| SlotError::EncryptionUnknown(error.into()))?;
     Ok(known.is_encrypted() || state(room, names::ROOM_ENCRYPTION, "").await?.is_some())
 }
 
-/// The slot as the server has it now. Where both spellings of its type are there, the unstable one
-/// counts, as it does in the [`roster`](super::roster).
+/// The slot as the server has it now. If both spellings of its type are there, the unstable one counts, as it
+/// does in the [`roster`](super::roster).
 async fn read(room: &Room, slot_id: &str) -> Result<Option<Map<String, Value>>, SlotError> {
     for event_type in names::RTC_SLOT.into_iter().rev() {
         if let Some(content) = state(room, event_type, slot_id).await? {
@@ -274,7 +272,7 @@ async fn state(
         }
         Err(error) => match status(&error) {
             Some(StatusCode::NOT_FOUND) => Ok(None),
-            // Who is in a room may read its state.
+            // A user in the room may read its state.
             Some(StatusCode::FORBIDDEN) => Err(SlotError::NotInRoom),
             _ => Err(failed(error)),
         },
@@ -299,7 +297,7 @@ async fn write(room: &Room, slot_id: &str, content: Map<String, Value>) -> Resul
 }
 
 fn config() -> RequestConfig {
-    with_retries(ANSWER_WITHIN, 2)
+    RequestConfig::new().timeout(ANSWER_TIMEOUT).retry_limit(2)
 }
 
 fn status(error: &HttpError) -> Option<StatusCode> {
@@ -323,8 +321,9 @@ mod tests {
         serde_json::from_value(value).unwrap()
     }
 
+    /// Open if it opens the slot, closed if it closes it.
     #[test]
-    fn what_opens_a_slot_reads_as_open_and_what_closes_it_as_closed() {
+    fn a_written_slot_reads_as_it_should() {
         for is_encrypted in [false, true] {
             let content = opened(&Map::new(), &RtcApplication::new("m.call"), is_encrypted);
             assert_eq!(Slot::read(ROOM_CALL, &content).closed_by(is_encrypted), None);
@@ -345,8 +344,9 @@ mod tests {
         assert!(!opened(&before, &RtcApplication::new("m.call"), false).contains_key("encryption"));
     }
 
+    /// In whichever spelling.
     #[test]
-    fn an_encryption_of_the_same_kind_stays_in_whichever_spelling_and_another_does_not() {
+    fn opening_keeps_only_our_kind_of_encryption() {
         let call = RtcApplication::new("m.call");
         for name in names::PER_MEMBER {
             let encryption = json!({ "type": name, "com.example.more": 1 });
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slots_id_is_its_applications_type_and_a_name() {
+    fn a_slot_id_is_a_type_and_name() {
         let is_one = |kind: &str, slot_id: &str| names_a_slot(&RtcApplication::new(kind), slot_id);
         for slot_id in ["m.call#ROOM", "m.call#room", "m.call#1", "m.call#a.b_c-d"] {
             assert!(is_one("m.call", slot_id), "{slot_id}");

@@ -1,11 +1,13 @@
 //! Our own memberships, as they are written: right for both dialects.
+//!
+//! In: what a member says of itself. Out: the contents of its joins and leaves. Never: sending them.
 
 use serde_json::{Map, Value};
 
 use super::{leave::LeaveReason, slot::RtcApplication, transport::Transports};
 use crate::wire::insert_sticky_key;
 
-/// What a join of ours is made of.
+/// Who a membership of ours is of, and in which slot.
 #[derive(Clone, Debug)]
 pub(super) struct Own {
     pub(super) slot_id: String,
@@ -15,14 +17,14 @@ pub(super) struct Own {
 }
 
 impl Own {
-    /// A join that is right for both dialects.
+    /// Writes a join that is right for both dialects.
     pub(super) fn join(
         &self,
         application: &RtcApplication,
         transports: &Transports,
     ) -> Map<String, Value> {
         let mut member = self.member("join");
-        // What matrix-js-sdk asks for. The first is the sender's in any case; the second is what an
+        // matrix-js-sdk asks for both. The user id is the sender's in any case. The device id is what an
         // encrypted event proves, and a plaintext one claims.
         member.insert("user_id".to_owned(), self.user_id.clone().into());
         member.insert("device_id".to_owned(), self.device_id.clone().into());
@@ -33,7 +35,8 @@ impl Own {
         content
     }
 
-    /// A leave that is right for both: without an application it is none to matrix-js-sdk.
+    /// Writes a leave that is right for both dialects. Why without an application? With one, it is not a leave
+    /// to matrix-js-sdk.
     pub(super) fn leave(&self, leave: &LeaveReason) -> Map<String, Value> {
         let mut content = self.content(self.member("leave"));
         let mut why = Map::new();

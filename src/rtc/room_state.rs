@@ -1,14 +1,14 @@
-//! The room's state, as far as sessions depend on it: slots, memberships from before sticky events, who
-//! of those with a membership is in the room, and whether it is encrypted.
+//! The room's state, as far as sessions depend on it: slots, memberships from before sticky events, which senders
+//! of memberships are in the room, and whether it is encrypted.
 //!
-//! In: the client's store, one request to the server, and what the main loop brings. Out: state events
-//! as text, for the roster.
+//! In: the client's store, requests to the server, and what the main loop brings. Out: state events as text, for
+//! the roster. Never: deciding who counts.
 //!
-//! Why a request, and not the store alone? Only a v3 main loop brings the whole state. One over sliding
-//! sync, as `SyncService`, asks for the types that it knows, and slots are none of these; and with
-//! lazily loaded members the store does not have those who have said nothing. Both bring each *change*
-//! of state, as an event of the timeline. So: once from the server, then from the main loop; and from
-//! the server again where the main loop has left a gap.
+//! Why a request, and not the store alone? Only a v3 main loop brings the whole state. A main loop over sliding
+//! sync, such as `SyncService`, asks for the types that it knows, and slots are not among these. With lazily
+//! loaded members the store does not have users who have said nothing. Both main loops bring each *change* of
+//! state, as an event of the timeline. So the state comes once from the server, and then from the main loop. It
+//! comes from the server again if the main loop has left a gap.
 
 use std::time::Duration;
 
@@ -28,23 +28,23 @@ use tracing::debug;
 use super::{roster::Roster, stay::Undecided};
 use crate::{cleartext::Cleartext, driver::random_name, request::one_try, wire::names};
 
-/// When to give up on the server's answer.
-const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// How long to wait for the server's answer to one request.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How many earlier events of a user are asked for, to find out whether they were out of the room: each
-/// change of name is one.
-const DECIDED_BY: usize = 4;
+/// How many earlier events of a user are asked for, to find out whether they were out of the room. Each change of
+/// name is one.
+const MAX_DECIDING_EVENTS: usize = 4;
 
 /// What the main loop brought.
 #[derive(Default)]
 pub(super) struct News {
     /// State events, in their order.
     pub(super) events: Vec<String>,
-    /// What has been redacted: what is left of it if it was state, the main loop does not tell.
+    /// The events that have been redacted. If one was state, the main loop does not say what is left of it.
     pub(super) redacted: Vec<OwnedEventId>,
-    /// There were others, which it left out: the server has to be asked.
+    /// The main loop left events out: the server has to be asked.
     pub(super) is_gap: bool,
-    /// We are not in the room any more.
+    /// Whether we are out of the room.
     pub(super) has_left: bool,
 }
 
@@ -58,15 +58,15 @@ impl News {
     }
 }
 
-/// What the server has told.
+/// What the server has answered.
 pub(super) enum Fetched {
     /// State events.
     Events {
         texts: Vec<String>,
-        /// Whether these are all that sessions depend on.
+        /// Whether these are all events on which sessions depend.
         is_whole: bool,
     },
-    /// What the client's store has by now.
+    /// The answer is in the client's store by now.
     IsInStore,
 }
 
@@ -81,7 +81,7 @@ pub(super) struct Source {
 
 impl Source {
     pub(super) fn new(room: Room) -> Self {
-        // From here on nothing is missed.
+        // From here on no update is missed.
         let updates = room.subscribe_to_updates();
         Self { room, updates }
     }
@@ -90,7 +90,7 @@ impl Source {
         &self.room
     }
 
-    /// Whether the room is encrypted; `None` while nobody can tell.
+    /// Whether the room is encrypted. `None` while nobody can tell.
     pub(super) async fn is_encrypted(&self) -> Option<bool> {
         let state = match self.room.latest_encryption_state().await {
             Ok(state) => state,
@@ -102,8 +102,8 @@ impl Source {
         (!state.is_unknown()).then(|| state.is_encrypted())
     }
 
-    /// Has the SDK learn that the room is encrypted, where it believes that it is not: it asks the server
-    /// only while it does not know, and all that is sent goes by its word.
+    /// Has the SDK learn that the room is encrypted, if it believes that it is not. The SDK asks the server only
+    /// while it does not know, and every send goes by its word.
     #[cfg(feature = "e2e-encryption")]
     pub(super) async fn tell_sdk_of_encryption(&self) {
         use matrix_sdk_base::{EncryptionState, RoomInfo, RoomInfoNotableUpdateReasons};
@@ -121,12 +121,12 @@ impl Source {
             (Err(error), _) => {
                 tracing::warn!(%error, "the SDK does not know that the room is encrypted")
             }
-            // It asks again before it sends.
+            // The SDK asks again before it sends.
             (Ok(()), Err(error)) => debug!(%error, "the SDK has not learnt of encryption yet"),
         }
     }
 
-    /// What the client's store has.
+    /// The state events that the client's store has.
     pub(super) async fn stored(&self) -> Vec<String> {
         let mut texts = Vec::new();
         for event_type in types() {
@@ -156,8 +156,8 @@ impl Source {
         let room = self.room.clone();
         async move {
             let fetched = match fetch_sliding(&room, &users, whole).await {
-                // A server without sliding sync: the main loop is of v3 then, and its store has the
-                // state; who is in the room, it may not.
+                // The server has no sliding sync. So the main loop is of v3, and the store has the state. It may
+                // not have who is in the room.
                 Err(error) if is_unsupported(&error) => fetch_members(&room).await,
                 fetched => fetched
                     .map(|texts| Fetched::Events { texts, is_whole: whole })
@@ -181,9 +181,9 @@ impl Source {
     ) -> impl Future<Output = Result<Option<u64>, NoAnswer>> + Send + use<> {
         let room = self.room.clone();
         async move {
-            for _ in 0..DECIDED_BY {
+            for _ in 0..MAX_DECIDING_EVENTS {
                 let before = fetch_event(&room, &undecided.before).await?;
-                // If the server does not show it to us, nobody knows.
+                // If the server does not show the event to us, nobody knows.
                 let told = before.and_then(|text| Roster::told_of(&user_id, &text));
                 match told.map(|told| undecided.decide(&told)) {
                     Some(Ok(out_until_ms)) => return Ok(out_until_ms),
@@ -195,7 +195,7 @@ impl Source {
         }
     }
 
-    /// What the main loop brings next.
+    /// Waits for what the main loop brings next.
     pub(super) async fn next(&mut self) -> News {
         loop {
             match self.updates.recv().await {
@@ -212,11 +212,11 @@ impl Source {
                 }
                 Ok(RoomUpdate::Left { .. }) => return News { has_left: true, ..News::default() },
                 Ok(_) => {}
-                // Among what was missed may be that we have left, and that will not be said again.
+                // One of the missed updates may say that we have left, and no other one will.
                 Err(RecvError::Lagged(_)) => {
                     return News { has_left: !self.are_we_in(), ..News::gap() };
                 }
-                // The client is gone, and so is whoever asks.
+                // The client is gone, and so is the caller.
                 Err(RecvError::Closed) => return std::future::pending().await,
             }
         }
@@ -245,12 +245,13 @@ async fn fetch_sliding(
         .chain(users.iter().map(|user_id| (StateEventType::RoomMember, user_id.to_string())))
         .collect();
     let mut request = v5::Request::new();
-    // A connection of its own, for once.
+    // A connection that is used once.
     request.conn_id = Some(random_name());
     request.timeout = Some(Duration::ZERO);
     request.set_presence = PresenceState::Offline;
     request.room_subscriptions.insert(room.room_id().to_owned(), subscription);
-    let answer = room.client().send(request).with_request_config(one_try(ANSWER_WITHIN)).await?;
+    let config = RequestConfig::new().timeout(ANSWER_TIMEOUT).disable_retry();
+    let answer = room.client().send(request).with_request_config(config).await?;
     let state = answer.rooms.get(room.room_id()).map(|room| &*room.required_state);
     let state = state.unwrap_or_default().iter().map(Cleartext::of_state);
     Ok(state.map(|event| event.text().to_owned()).collect())
@@ -258,7 +259,8 @@ async fn fetch_sliding(
 
 async fn fetch_event(room: &Room, event_id: &EventId) -> Result<Option<String>, NoAnswer> {
     let request = get_room_event::v3::Request::new(room.room_id().to_owned(), event_id.to_owned());
-    match room.client().send(request).with_request_config(one_try(ANSWER_WITHIN)).await {
+    let config = RequestConfig::new().timeout(ANSWER_TIMEOUT).disable_retry();
+    match room.client().send(request).with_request_config(config).await {
         Ok(answer) => Ok(Some(answer.event.json().get().to_owned())),
         Err(error) => match error.as_client_api_error().map(|error| error.status_code.as_u16()) {
             Some(403 | 404) => Ok(None),
@@ -267,7 +269,7 @@ async fn fetch_event(room: &Room, event_id: &EventId) -> Result<Option<String>, 
     }
 }
 
-/// Has the client learn who is in the room; the store tells then.
+/// Has the client learn who is in the room. The store has it then.
 async fn fetch_members(room: &Room) -> Result<Fetched, matrix_sdk::Error> {
     room.sync_members().await?;
     Ok(Fetched::IsInStore)
@@ -277,7 +279,7 @@ fn is_unsupported(error: &HttpError) -> bool {
     error.as_client_api_error().is_some_and(|error| matches!(error.status_code.as_u16(), 404 | 405))
 }
 
-/// The state events that a roster may want, in the order in which they count.
+/// The state events that a roster may need, in the order in which they count.
 fn of_update(update: &JoinedRoomUpdate) -> Vec<String> {
     let (before, after) = match &update.state {
         State::Before(state) => (&**state, &[][..]),
@@ -294,7 +296,7 @@ fn redacted(update: &JoinedRoomUpdate) -> impl Iterator<Item = OwnedEventId> {
     update.timeline.events.iter().filter_map(Cleartext::of_timeline).filter_map(Cleartext::redacts)
 }
 
-/// Messages come by here by the hundreds, so nothing is parsed.
+/// Whether a roster may need the event. Messages come by here in hundreds, so nothing is parsed.
 fn is_wanted(event: Cleartext<'_>) -> bool {
     let text = event.text();
     text.contains("\"state_key\"")
@@ -302,7 +304,7 @@ fn is_wanted(event: Cleartext<'_>) -> bool {
             || [names::ROOM_MEMBER, names::ROOM_ENCRYPTION].iter().any(|name| text.contains(name)))
 }
 
-/// Whether it may be a slot, or a membership of before sticky events.
+/// Whether an event may be a slot, or a membership from before sticky events.
 pub(super) fn is_of_a_session(text: &str) -> bool {
     names::RTC_SLOT.into_iter().chain([names::CALL_MEMBER]).any(|name| text.contains(name))
 }
@@ -314,7 +316,7 @@ mod tests {
     use super::*;
     use crate::cleartext::testing::{clear, redaction, sealed, state, update};
 
-    /// What anybody can seal, and what the server would have to allow in the clear.
+    /// Anybody can seal these. In the clear the server would have to allow them.
     #[test]
     fn nothing_sealed_is_state() {
         let slot = json!({ "status": "closed" });

@@ -3,7 +3,12 @@
 //! In: what the application asks for. Out: snapshots, and streams of what changes. Each stream has a watch, and
 //! so a roster, of its own, which works while the stream is polled. Never: a task, a lock.
 
-use std::{fmt, pin::Pin, sync::Arc};
+use std::{
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use futures_core::Stream;
 use futures_util::{StreamExt as _, stream};
@@ -18,7 +23,24 @@ use super::{
 };
 use crate::context::RoomContext;
 
-/// The MatrixRTC sessions of a room. Cheap to clone, costs nothing until it is asked.
+/// The MatrixRTC sessions of a room. Cheap to clone, and costs nothing until it is asked.
+///
+/// # Examples
+///
+/// ```no_run
+/// # use matrix_sdk_sticky::RoomExt as _;
+/// # async fn example(room: matrix_sdk::Room) {
+/// use futures_util::StreamExt as _;
+///
+/// let mut subscription = room.sticky().rtc().subscribe().await;
+/// for session in subscription.snapshot.sessions() {
+///     println!("{} members are in {}", session.len(), session.slot_id());
+/// }
+/// while let Some(update) = subscription.changes.next().await {
+///     println!("{} changes", update.changes.len());
+/// }
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Rtc {
     sticky: RoomContext,
@@ -30,15 +52,25 @@ impl Rtc {
         Self { sticky, room }
     }
 
-    /// The sessions now.
+    /// Returns the sessions now.
     ///
-    /// Asks the server once for the room's state, with what the client has of it where it cannot be
-    /// reached. Who is shown is as current as [`Sticky::state`](crate::Sticky::state) says.
+    /// It asks the server once for the room's state, for up to 12 s. If the server cannot be reached, the
+    /// snapshot has what the client knows. The members are as current as
+    /// [`Sticky::state`](crate::Sticky::state) says.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future is safe.
     pub async fn snapshot(&self) -> RtcSnapshot {
         self.subscribe().await.snapshot
     }
 
-    /// The sessions now, and what changes from here on.
+    /// Returns the sessions now, and what changes from here on. It asks the server as
+    /// [`snapshot`](Self::snapshot) does.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future is safe.
     pub async fn subscribe(&self) -> RtcSubscription {
         let mut watch = Watch::start(&self.sticky, &self.room).await;
         let snapshot = watch.snapshot();
@@ -49,12 +81,12 @@ impl Rtc {
         RtcSubscription { snapshot, changes: RtcChanges { changes: changes.boxed() } }
     }
 
-    /// The room.
+    /// Returns the room's id.
     pub fn room_id(&self) -> &RoomId {
         self.room.room_id()
     }
 
-    /// The session of a slot, e.g. [`ROOM_CALL`](super::ROOM_CALL), whether anybody is in it or not.
+    /// Returns the session of a slot, e.g. [`ROOM_CALL`](super::ROOM_CALL), whether anybody is in it or not.
     pub fn session(&self, slot_id: impl Into<String>) -> Session {
         Session { rtc: self.clone(), slot_id: slot_id.into().into() }
     }
@@ -74,7 +106,32 @@ impl fmt::Debug for Rtc {
     }
 }
 
-/// One session of a room. Cheap to clone, costs nothing until it is asked.
+/// One session of a room. Cheap to clone, and costs nothing until it is asked.
+///
+/// # Examples
+///
+/// ```no_run
+/// # use matrix_sdk_sticky::RoomExt as _;
+/// # async fn example(room: matrix_sdk::Room) {
+/// use futures_util::StreamExt as _;
+/// use matrix_sdk_sticky::rtc::{ROOM_CALL, SessionChange};
+///
+/// let call = room.sticky().rtc().session(ROOM_CALL);
+/// let mut subscription = call.subscribe().await;
+/// println!("{} members are in the call", subscription.snapshot.len());
+/// while let Some(update) = subscription.changes.next().await {
+///     for change in &update.changes {
+///         match change {
+///             SessionChange::Joined(member) => println!("{} joined", member.user_id()),
+///             SessionChange::Left { member, reason } => {
+///                 println!("{} is gone: {reason}", member.user_id());
+///             }
+///             _ => {}
+///         }
+///     }
+/// }
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Session {
     rtc: Rtc,
@@ -82,30 +139,30 @@ pub struct Session {
 }
 
 impl Session {
-    /// The id of its slot.
+    /// Returns the id of the session's slot.
     pub fn slot_id(&self) -> &str {
         &self.slot_id
     }
 
-    /// Who is there now, who is not, and why. See [`Rtc::snapshot`].
+    /// Returns who is in the session now, and who is not and why. See [`Rtc::snapshot`].
     pub async fn snapshot(&self) -> SessionSnapshot {
         self.rtc.snapshot().await.session(&self.slot_id)
     }
 
-    /// Who is there now, and what changes from here on.
+    /// Returns who is in the session now, and what changes from here on. See [`Rtc::subscribe`].
     pub async fn subscribe(&self) -> SessionSubscription {
         let RtcSubscription { snapshot, changes } = self.rtc.subscribe().await;
         let slot_id: Arc<str> = session_of(&self.slot_id).into();
         let snapshot = snapshot.session(&slot_id);
-        let changes = changes.filter_map(move |change| {
-            let of_it = change
+        let changes = changes.filter_map(move |update| {
+            let of_it = update
                 .changes
                 .into_iter()
                 .filter(|change| change.slot_id.as_ref() == Some(&slot_id))
                 .map(|change| change.change);
             let changes: Vec<_> = of_it.collect();
             let update = (!changes.is_empty())
-                .then(|| SessionUpdate { changes, snapshot: change.snapshot.session(&slot_id) });
+                .then(|| SessionUpdate { changes, snapshot: update.snapshot.session(&slot_id) });
             std::future::ready(update)
         });
         SessionSubscription { snapshot, changes: SessionChanges { changes: changes.boxed() } }
@@ -116,7 +173,7 @@ impl Session {
     }
 }
 
-/// The sessions of a room, and the changes that follow: nothing is lost or told twice between them.
+/// The sessions of a room, and the changes that follow. Nothing is lost or reported twice between them.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct RtcSubscription {
@@ -126,22 +183,23 @@ pub struct RtcSubscription {
     pub changes: RtcChanges,
 }
 
-/// What changed in a room's sessions. Never empty.
+/// What changed in a room's sessions. It is never empty.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct RtcUpdate {
-    /// What changed: slots first, then in the order of the members' user ids.
+    /// The changes: slots first, then in the order of the members' user ids. They can be applied in this order.
     pub changes: Vec<RtcChange>,
     /// The sessions from now on.
     pub snapshot: RtcSnapshot,
 }
 
-/// A stream of [`RtcUpdate`]s. It never fails, never lags and never ends.
+/// A stream of [`RtcUpdate`]s. It never fails and never ends. A slow subscriber gets one merged update, and if
+/// nothing visible changed, it gets none.
 pub struct RtcChanges {
     changes: Pin<Box<dyn Stream<Item = RtcUpdate> + Send>>,
 }
 
-/// A session, and the changes that follow.
+/// A session, and the changes that follow. Nothing is lost or reported twice between them.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct SessionSubscription {
@@ -151,17 +209,19 @@ pub struct SessionSubscription {
     pub changes: SessionChanges,
 }
 
-/// What changed in a session. Never empty.
+/// What changed in a session. It is never empty.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct SessionUpdate {
-    /// What changed: the slot first, then in the order of the members' user ids.
+    /// The changes: the slot first, then in the order of the members' user ids. They can be applied in this
+    /// order.
     pub changes: Vec<SessionChange>,
     /// The session from now on.
     pub snapshot: SessionSnapshot,
 }
 
-/// A stream of [`SessionUpdate`]s. It never fails, never lags and never ends.
+/// A stream of [`SessionUpdate`]s. It never fails and never ends. A slow subscriber gets one merged update, and
+/// if nothing visible changed, it gets none.
 pub struct SessionChanges {
     changes: Pin<Box<dyn Stream<Item = SessionUpdate> + Send>>,
 }
@@ -169,10 +229,7 @@ pub struct SessionChanges {
 impl Stream for RtcChanges {
     type Item = RtcUpdate;
 
-    fn poll_next(
-        mut self: Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<RtcUpdate>> {
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<RtcUpdate>> {
         self.changes.poll_next_unpin(cx)
     }
 }
@@ -180,10 +237,7 @@ impl Stream for RtcChanges {
 impl Stream for SessionChanges {
     type Item = SessionUpdate;
 
-    fn poll_next(
-        mut self: Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<SessionUpdate>> {
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<SessionUpdate>> {
         self.changes.poll_next_unpin(cx)
     }
 }

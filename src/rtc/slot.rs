@@ -1,7 +1,12 @@
 //! Slots: where a session can take place, and whether it is open ([MSC4143], "Slots").
 //!
+//! Plain values, which are read from the content of a state event.
+//!
 //! [MSC4143]: https://github.com/matrix-org/matrix-spec-proposals/pull/4143
 
+use std::fmt;
+
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::wire::names;
@@ -16,10 +21,10 @@ pub const ROOM_CALL: &str = "m.call#ROOM";
 /// [MSC4196]: https://github.com/matrix-org/matrix-spec-proposals/pull/4196
 pub(super) const INTENT: &str = "m.call.intent";
 
-/// What an earlier version of MSC4196 called [`ROOM_CALL`]: the same session.
+/// The name that an earlier version of MSC4196 gave [`ROOM_CALL`]. It is the same session.
 const OLD_ROOM_CALL: &str = "m.call#room";
 
-/// The session that a slot id belongs to: of its own, but for the one slot that has two names.
+/// The session that a slot id belongs to. Each slot has a session of its own, but one slot has two names.
 pub(super) fn session_of(slot_id: &str) -> &str {
     if slot_id == OLD_ROOM_CALL { ROOM_CALL } else { slot_id }
 }
@@ -32,10 +37,9 @@ pub(super) fn slots_of(session: &str) -> impl Iterator<Item = &str> {
 /// A slot, as the room's state has it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Slot {
-    /// The application that runs in it, e.g. `m.call`, with what belongs to it. Also of a closed
-    /// slot, where it is still said.
+    /// The application that runs in the slot, e.g. `m.call`, with its fields. A closed slot may have it too.
     pub application: Option<RtcApplication>,
-    /// How the media are encrypted, e.g. `m.per_member`; `None` where they are not.
+    /// How the media are encrypted, e.g. `m.per_member`. `None` if they are not.
     pub encryption: Option<String>,
     id: String,
     closed: Option<ClosedBy>,
@@ -45,32 +49,53 @@ pub struct Slot {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ClosedBy {
-    /// It was closed: its `status` says so.
+    /// Its `status` says that it is closed.
     Status,
-    /// The room has no such slot.
+    /// The room has no slot with this id.
     Missing,
-    /// This field of it is missing, or not what it has to be, so that it counts as closed.
+    /// This field of it is missing or malformed, so that it counts as closed.
     Malformed(&'static str),
-    /// It says nothing of encryption, in an encrypted room.
+    /// The room is encrypted, and the slot does not say how media are.
     NotEncrypted,
 }
 
-/// An application, as a slot or a membership says it.
+impl fmt::Display for ClosedBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status => f.write_str("the slot is closed"),
+            Self::Missing => f.write_str("the room has no such slot"),
+            Self::Malformed(field) => write!(f, "the slot is malformed: `{field}`"),
+            Self::NotEncrypted => f.write_str("the slot does not say how media are encrypted"),
+        }
+    }
+}
+
+/// An application, as a slot or a membership names it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RtcApplication {
-    /// Its type, e.g. `m.call`.
+    /// The type, e.g. `m.call`.
     pub application_type: String,
-    /// What else it says, without the `type`.
+    /// All other fields, without `type`.
     pub fields: Map<String, Value>,
 }
 
 impl RtcApplication {
-    /// An application that says nothing but its type.
+    /// Creates an application that has nothing but its type.
     pub fn new(application_type: impl Into<String>) -> Self {
         Self { application_type: application_type.into(), fields: Map::new() }
     }
 
-    /// What the member is there for, e.g. `audio` or `video` (`m.call.intent`, [MSC4196]). It proves
+    /// Sets all other fields. A `type` among them is left out.
+    ///
+    /// # Errors
+    ///
+    /// The fields are not a JSON object, or cannot be written as one.
+    pub fn with_fields(mut self, fields: &impl Serialize) -> serde_json::Result<Self> {
+        self.fields = without_type(fields)?;
+        Ok(self)
+    }
+
+    /// Returns what the member is there for, e.g. `audio` or `video` (`m.call.intent`, [MSC4196]). It proves
     /// nothing.
     ///
     /// [MSC4196]: https://github.com/matrix-org/matrix-spec-proposals/pull/4196
@@ -89,6 +114,13 @@ impl RtcApplication {
         object.insert("type".to_owned(), Value::String(self.application_type.clone()));
         Value::Object(object)
     }
+}
+
+/// The fields of a JSON object, without `type`.
+pub(super) fn without_type(fields: &impl Serialize) -> serde_json::Result<Map<String, Value>> {
+    let mut fields: Map<String, Value> = serde_json::from_value(serde_json::to_value(fields)?)?;
+    fields.remove("type");
+    Ok(fields)
 }
 
 impl Slot {
@@ -120,13 +152,14 @@ impl Slot {
         Self { application, encryption: encryption_type, id: slot_id.to_owned(), closed }
     }
 
-    /// Its id: the session's, but for a call's that the room still has under the name that an earlier
-    /// version of MSC4196 gave it, `m.call#room`.
+    /// Returns the slot's id. It is the session's, except for the room's call if the room still has that under
+    /// the name that an earlier version of MSC4196 gave it, `m.call#room`.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// Whether members are there, by the rules of MSC4143; `encrypted` is the room.
+    /// Returns why the slot is not open by the rules of MSC4143. `None` if it is open. `encrypted` says whether
+    /// the room is encrypted.
     pub fn closed_by(&self, encrypted: bool) -> Option<ClosedBy> {
         match &self.closed {
             None if encrypted && self.encryption.is_none() => Some(ClosedBy::NotEncrypted),
@@ -134,7 +167,7 @@ impl Slot {
         }
     }
 
-    /// Whether it is closed to clients that ask nothing of its encryption, as Element Call.
+    /// Why it is closed to clients that do not look at its encryption, such as Element Call.
     pub(super) fn closed_to_element_call(&self) -> Option<ClosedBy> {
         match &self.closed {
             Some(ClosedBy::Malformed("encryption.type")) => None,

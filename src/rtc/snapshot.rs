@@ -34,10 +34,10 @@ pub(super) enum Obstacle {
 /// What is shown of one session.
 #[derive(Clone, Debug, Default)]
 pub(super) struct SessionView {
-    /// The one that is shown, and another that the session has by its older name. Shared, as a view is
-    /// copied where a snapshot was taken before.
+    /// The slot that is shown, and another one that the session has by its older name. They are shared, because
+    /// a view is copied after each snapshot.
     pub(super) slots: Vec<Arc<Slot>>,
-    /// Why the first is not open, as it was told.
+    /// Why the first slot is not open, as it was reported.
     pub(super) closed: Option<ClosedBy>,
     pub(super) members: OrdMap<Arc<Key>, Member>,
     pub(super) candidates: OrdMap<Arc<Key>, Candidate>,
@@ -50,13 +50,13 @@ impl SessionView {
 }
 
 impl RtcSnapshot {
-    /// The sessions, by their slot ids in order: those with members, those that somebody would be in,
-    /// and slots that are known, whether anybody is there or not.
+    /// Returns the sessions in the order of their slot ids: those with members or candidates, and those whose
+    /// slot the room has.
     pub fn sessions(&self) -> impl Iterator<Item = SessionSnapshot> {
         self.sessions.iter().map(|(slot_id, view)| self.of(slot_id.clone(), view.clone()))
     }
 
-    /// One session; empty where nothing is known of it.
+    /// Returns one session. It is empty if nothing is known of it.
     pub fn session(&self, slot_id: &str) -> SessionSnapshot {
         let slot_id = super::slot::session_of(slot_id);
         match self.sessions.get_key_value(slot_id) {
@@ -75,24 +75,23 @@ impl RtcSnapshot {
         }
     }
 
-    /// Memberships that name no slot, and so belong to no session.
+    /// Returns the memberships that name no slot, and so belong to no session.
     pub fn strays(&self) -> impl Iterator<Item = &Candidate> {
         self.strays.values()
     }
 
-    /// Whether the room is encrypted, so that memberships in plaintext do not count.
+    /// Returns whether the room is encrypted, so that memberships in plaintext do not count.
     pub fn is_encrypted(&self) -> bool {
         self.is_encrypted
     }
 
-    /// Whether the room's state is known: a slot that is not there is missing, then. It is not where the
-    /// server could not be asked yet. It is asked again, and what that changes is told; that nothing has
-    /// changed is not.
+    /// Returns whether the room's state is known, so that an absent slot is missing. `false` until the server has
+    /// answered. The query is retried, and an unchanged result emits nothing.
     pub fn is_state_known(&self) -> bool {
         self.is_state_known
     }
 
-    /// When it was taken; what [`Member::expires_in`] asks for.
+    /// Returns when the snapshot was taken, for [`Member::expires_in`].
     pub fn taken_at(&self) -> Moment {
         self.taken_at
     }
@@ -109,25 +108,25 @@ pub struct SessionSnapshot {
 }
 
 impl SessionSnapshot {
-    /// The id of the slot.
+    /// Returns the id of the session's slot.
     pub fn slot_id(&self) -> &str {
         &self.slot_id
     }
 
-    /// The slot, as the room's state has it; `None` where it has none. A call can have two, one of them
-    /// under its older name ([`Slot::id`]): then the one that is open, or else the newer.
+    /// Returns the slot, as the room's state has it. `None` if the room has none. A call can have two slots, one
+    /// of them under its older name ([`Slot::id`]): then it is the open one, or else the newer one.
     pub fn slot(&self) -> Option<&Slot> {
         self.view.slots.first().map(|slot| &**slot)
     }
 
-    /// The slot with this id, where the session has two.
+    /// The slot with this id, if the session has two.
     pub(super) fn slot_called(&self, slot_id: &str) -> Option<&Slot> {
         self.view.slots.iter().map(|slot| &**slot).find(|slot| slot.id() == slot_id)
     }
 
-    /// The id of the slot in which a membership of this dialect would be. To Element Call one that is
-    /// missing is open, and it looks at the newer name alone: it takes the older one where the newer is
-    /// closed, and that is open.
+    /// The id of the slot in which a membership of this dialect would be. Element Call treats a missing slot as
+    /// open, and prefers the newer name. It uses the older name only if the newer slot is closed and the older
+    /// one is open.
     pub(super) fn slot_for(&self, dialect: Dialect) -> &str {
         let is_open = |slot: Option<&Slot>| closed_to(dialect, slot, self.is_encrypted).is_none();
         let shown = self.slot().map_or(&*self.slot_id, Slot::id);
@@ -141,8 +140,8 @@ impl SessionSnapshot {
         }
     }
 
-    /// Why the slot is not open, by the rules of MSC4143. Members who follow Element Call may be there
-    /// all the same: to them a slot that is missing is open.
+    /// Returns why the slot is not open by the rules of MSC4143. Members who follow Element Call may be in the
+    /// session all the same: to them a missing slot is open.
     pub fn closed_by(&self) -> Option<ClosedBy> {
         match self.slot() {
             None => Some(ClosedBy::Missing),
@@ -150,7 +149,11 @@ impl SessionSnapshot {
         }
     }
 
-    /// Whether a membership in this dialect would count.
+    /// Returns whether a membership in this dialect would count.
+    ///
+    /// # Errors
+    ///
+    /// Why the slot is closed to it: open the slot, or use the other dialect.
     pub fn is_open_to(&self, dialect: Dialect) -> Result<(), ClosedBy> {
         let slot = self.slot_called(self.slot_for(dialect));
         closed_to(dialect, slot, self.is_encrypted).map_or(Ok(()), Err)
@@ -173,42 +176,43 @@ impl SessionSnapshot {
             .then(|| Obstacle::OtherApplication(of_slot.clone()))
     }
 
-    /// Who is there, in the order of their user ids, and of one user's in that of the member ids.
+    /// Returns the members in the order of their user ids, and those of one user in the order of their member
+    /// ids.
     pub fn members(&self) -> impl Iterator<Item = &Member> {
         self.view.members.values()
     }
 
-    /// How many are there.
+    /// Returns the number of members.
     pub fn len(&self) -> usize {
         self.view.members.len()
     }
 
-    /// Whether nobody is there.
+    /// Returns whether the session has no members.
     pub fn is_empty(&self) -> bool {
         self.view.members.is_empty()
     }
 
-    /// Who is not there, and why, in the same order. Who left is among them for as long as the leave is
-    /// sticky, or for an hour.
+    /// Returns the candidates, whose membership does not count, in the same order. A former member is one for as
+    /// long as its leave is sticky, or for an hour.
     pub fn candidates(&self) -> impl Iterator<Item = &Candidate> {
         self.view.candidates.values()
     }
 
-    /// The member of this user with this id.
+    /// Returns the member of this user with this id.
     pub fn member(&self, user_id: &UserId, member_id: &str) -> Option<&Member> {
         let from = Key::first_of(user_id);
         let of_user = self.view.members.range::<_, Key>(&from..).map(|(_, member)| member);
         of_user.take_while(|it| it.user_id() == user_id).find(|it| it.member_id() == member_id)
     }
 
-    /// Whether the room is encrypted, so that memberships in plaintext do not count.
+    /// Returns whether the room is encrypted, so that memberships in plaintext do not count.
     pub fn is_encrypted(&self) -> bool {
         self.is_encrypted
     }
 
-    /// The dialect that the room already speaks: what who is there reads; and if nobody is, MSC4143
-    /// where the slot is open by its rules, and Element Call's otherwise, as there one that is missing
-    /// is open.
+    /// Returns the dialect that the room already speaks: the one that the members read. If there is no member,
+    /// it is MSC4143's if the slot is open by its rules, and else Element Call's, to which a missing slot is
+    /// open.
     pub fn dialect(&self) -> Dialect {
         let mut forms =
             self.members().map(Member::form).filter(|form| *form != MembershipForm::Both);
@@ -222,20 +226,19 @@ impl SessionSnapshot {
         }
     }
 
-    /// Whether the room's state is known: a slot that is not there is missing, then. It is not where the
-    /// server could not be asked yet. It is asked again, and what that changes is told; that nothing has
-    /// changed is not.
+    /// Returns whether the room's state is known, so that an absent slot is missing. `false` until the server has
+    /// answered. The query is retried, and an unchanged result emits nothing.
     pub fn is_state_known(&self) -> bool {
         self.is_state_known
     }
 
-    /// When it was taken; what [`Member::expires_in`] asks for.
+    /// Returns when the snapshot was taken, for [`Member::expires_in`].
     pub fn taken_at(&self) -> Moment {
         self.taken_at
     }
 }
 
-/// Why a membership in this dialect would not count there.
+/// Why a membership in this dialect would not count in a slot.
 pub(super) fn closed_to(
     dialect: Dialect,
     slot: Option<&Slot>,

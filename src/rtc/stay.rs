@@ -1,7 +1,7 @@
 //! Stays: whether a user is in the room, and whether they were out of it since they sent something.
 //!
 //! In: the user's `m.room.member` events, as the homeserver gives them. Out: whether a membership of theirs
-//! still counts. A stay never looks at what a member says in a session, and it never guesses.
+//! still counts. Never: a look at what a member says in a session, or a guess.
 //!
 //! How does it know that somebody was out? Two moments end what was sent before them:
 //!
@@ -22,13 +22,13 @@ use ruma::OwnedEventId;
 /// bot sends its membership right after it has joined the room.
 const SLACK_MS: u64 = Duration::from_secs(1).as_millis() as u64;
 
-/// What the room's state tells of one user.
+/// What the room's state says about one user.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Stay {
     is_in: bool,
-    /// The user was out of the room after whatever they sent before this moment.
+    /// The user was out of the room after everything that they sent before this moment.
     out_until_ms: Option<u64>,
-    /// The event that says so.
+    /// The latest event.
     event_id: Option<OwnedEventId>,
     undecided: Option<Undecided>,
 }
@@ -41,9 +41,9 @@ pub(super) struct Told {
     pub(super) at_ms: Option<u64>,
     /// Whether the sender is of the user's own homeserver.
     pub(super) is_of_own_server: bool,
-    /// Whether the user was in the room just before, if the server tells.
+    /// Whether the user was in the room just before, if the server says.
     pub(super) was_in: Option<bool>,
-    /// The event before it in the room's state, if the server tells.
+    /// The event before it in the room's state, if the server says.
     pub(super) replaced: Option<OwnedEventId>,
 }
 
@@ -71,7 +71,7 @@ impl Stay {
         self.out_until_ms.is_some_and(|out_until_ms| is_well_before(sent_ms, out_until_ms))
     }
 
-    /// Whether it takes another event to say that.
+    /// Whether it takes another event to decide that.
     pub(super) fn is_undecided_about(&self, sent_ms: u64) -> bool {
         self.undecided.as_ref().is_some_and(|undecided| undecided.is_about(sent_ms))
     }
@@ -87,7 +87,7 @@ impl Stay {
 
     pub(super) fn handle(&mut self, told: Told) {
         let was_in = std::mem::replace(&mut self.is_in, told.is_in);
-        // The same event once more, and it says no more than before.
+        // The same event again, which says no more than before.
         if self.event_id.as_ref() == Some(&told.event_id) && told.was_in.is_none() {
             return;
         }
@@ -100,7 +100,7 @@ impl Stay {
         }
     }
 
-    /// Takes from an event what holds whatever followed it.
+    /// Takes from an event what holds whichever events followed it.
     pub(super) fn note(&mut self, told: &Told) {
         self.out_until_ms = self.out_until_ms.max(told.out_until_ms());
     }
@@ -126,13 +126,13 @@ impl Told {
 }
 
 impl Undecided {
-    /// Whether it matters for what the user sent at this moment.
+    /// Whether the decision matters for what the user sent at this moment.
     pub(super) fn is_about(&self, sent_ms: u64) -> bool {
         is_well_before(sent_ms, self.joined_ms)
     }
 
-    /// Takes the event before. Either the one before that decides, or it is decided: until when the user was
-    /// out of the room, if they were.
+    /// Takes the event before. Returns until when the user was out of the room, if they were. If the event
+    /// before that one decides, returns that as the error.
     #[cfg(feature = "client")]
     pub(super) fn decide(&self, before: &Told) -> Result<Option<u64>, Self> {
         match before.undecided() {

@@ -1,14 +1,16 @@
-//! Transports: how a member's media can be had, as far as the membership says it. No media here.
+//! Transports: how a member's media can be had, as its membership says.
+//!
+//! Plain values, which are read from JSON and written to it. Never: media.
 
 use std::fmt;
 
+use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::wire::names;
+use super::slot::without_type;
 
 /// A transport, as a membership or a homeserver names it ([MSC4143], "Membership" and "Discovery of
-/// transport infrastructure"): an object with a `type`, and whatever else belongs to that. What is
-/// not known is kept as it came.
+/// transport infrastructure"): an object with a `type` and more fields. Unknown fields are kept as they came.
 ///
 /// [MSC4143]: https://github.com/matrix-org/matrix-spec-proposals/pull/4143
 #[derive(Clone, PartialEq)]
@@ -18,7 +20,7 @@ pub struct RtcTransport {
     fields: Map<String, Value>,
 }
 
-/// The types that [`RtcTransport::livekit`] knows: today's ([MSC4195]), and that of an earlier version.
+/// The types of LiveKit transports: today's ([MSC4195]), and that of an earlier version.
 ///
 /// [MSC4195]: https://github.com/matrix-org/matrix-spec-proposals/pull/4195
 const LIVEKIT: [&str; 2] = ["livekit", "m.livekit"];
@@ -29,45 +31,51 @@ const LIVEKIT: [&str; 2] = ["livekit", "m.livekit"];
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LiveKit<'a> {
-    /// The service that gives tokens for the SFU. Newer versions of the proposal have none: there
-    /// the member's homeserver is asked.
+    /// The URL of the service that gives tokens for the SFU. In newer versions of the proposal the member's
+    /// homeserver gives them, and this is `None`.
     pub service_url: Option<&'a str>,
-    /// The room on the SFU, where an older client says it.
+    /// The room on the SFU, if an older client names it.
     pub alias: Option<&'a str>,
 }
 
 impl RtcTransport {
-    /// A transport of any type, with what belongs to it. A `type` among the fields is not taken.
-    pub fn new(transport_type: impl Into<String>, mut fields: Map<String, Value>) -> Self {
-        fields.remove("type");
-        Self { transport_type: transport_type.into(), fields }
+    /// Creates a transport of any type, with its other fields. A `type` among them is left out.
+    ///
+    /// # Errors
+    ///
+    /// The fields are not a JSON object, or cannot be written as one.
+    pub fn new(
+        transport_type: impl Into<String>,
+        fields: &impl Serialize,
+    ) -> serde_json::Result<Self> {
+        Ok(Self { transport_type: transport_type.into(), fields: without_type(fields)? })
     }
 
-    /// A LiveKit transport, `livekit`, with the service that gives tokens.
+    /// Creates a LiveKit transport with the URL of the service that gives tokens.
     pub fn livekit(service_url: impl Into<String>) -> Self {
         let mut fields = Map::new();
         fields.insert("livekit_service_url".to_owned(), Value::String(service_url.into()));
-        Self::new(names::LIVEKIT[0], fields)
+        Self { transport_type: LIVEKIT[0].to_owned(), fields }
     }
 
-    /// Reads one from JSON; `None` where it is no object, or its `type` no string.
+    /// Reads a transport from JSON. `None` if that is not an object with a string as its `type`.
     pub fn from_json(value: Value) -> Option<Self> {
         let Value::Object(mut fields) = value else { return None };
         let Some(Value::String(transport_type)) = fields.remove("type") else { return None };
         Some(Self { transport_type, fields })
     }
 
-    /// Its type, e.g. `livekit`.
+    /// Returns the type, e.g. `livekit`.
     pub fn transport_type(&self) -> &str {
         &self.transport_type
     }
 
-    /// What belongs to it, without the `type`.
+    /// Returns all other fields, without `type`.
     pub fn fields(&self) -> &Map<String, Value> {
         &self.fields
     }
 
-    /// As LiveKit's, if it is that.
+    /// Returns what it says as a LiveKit transport, if it is one.
     pub fn as_livekit(&self) -> Option<LiveKit<'_>> {
         let text = |name: &str| self.fields.get(name).and_then(Value::as_str);
         names::LIVEKIT.contains(&&*self.transport_type).then(|| LiveKit {
@@ -76,7 +84,7 @@ impl RtcTransport {
         })
     }
 
-    /// As JSON, for a membership.
+    /// Returns the transport as JSON, for a membership.
     pub fn to_json(&self) -> Value {
         let mut object = self.fields.clone();
         object.insert("type".to_owned(), Value::String(self.transport_type.clone()));
@@ -101,8 +109,7 @@ pub struct Transports {
 }
 
 impl Transports {
-    /// Where the media can be had. It can receive from the same types, unless
-    /// [`can_subscribe`](Self::can_subscribe) is set to others.
+    /// Creates transports of a member who publishes there, and can receive from the same types.
     pub fn publishing(published: impl IntoIterator<Item = RtcTransport>) -> Self {
         let published: Vec<_> = published.into_iter().collect();
         let mut can_subscribe: Vec<_> =

@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 
 use crate::{
     listen::{ListenerError, Listening},
-    runtime::{self, Held, Stage, Started, in_words},
+    runtime::{self, Held, Stage, Started, in_words, with_causes},
 };
 
 /// Which devices are trusted with keys, theirs and ours.
@@ -170,7 +170,7 @@ in_words!(NotAgain as Again: KeysError);
 
 impl From<MediaKeysError> for KeysError {
     fn from(error: MediaKeysError) -> Self {
-        let reason = error.to_string();
+        let reason = with_causes(&error);
         match error {
             MediaKeysError::NotEncrypted => Self::NotEncrypted { reason },
             MediaKeysError::EncryptionUnknown(_) => Self::EncryptionUnknown { reason },

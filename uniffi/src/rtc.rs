@@ -27,7 +27,7 @@ use crate::{
     },
     keys::{KeyConfig, MediaKeys},
     listen::{ListenerError, Listening, News},
-    runtime::{self, Held, Started, in_words},
+    runtime::{self, Held, Started, in_words, with_causes},
     sticky::object,
 };
 
@@ -998,7 +998,7 @@ impl RtcTransport {
         if let Some(url) = self.livekit_service_url {
             fields.insert("livekit_service_url".to_owned(), url.into());
         }
-        Ok(rtc::RtcTransport::new(self.transport_type, fields))
+        rtc::RtcTransport::new(self.transport_type, &fields).map_err(|error| error.to_string())
     }
 }
 
@@ -1088,7 +1088,7 @@ impl From<rtc::TransportsError> for TransportsError {
 
 impl From<SdkSlotError> for SlotError {
     fn from(error: SdkSlotError) -> Self {
-        let reason = error.to_string();
+        let reason = with_causes(&error);
         match error {
             SdkSlotError::NotAllowed => Self::NotAllowed { reason },
             SdkSlotError::NotInRoom => Self::NotInRoom { reason },
@@ -1102,7 +1102,7 @@ impl From<SdkSlotError> for SlotError {
 
 impl From<SdkJoinError> for JoinError {
     fn from(error: SdkJoinError) -> Self {
-        let reason = error.to_string();
+        let reason = with_causes(&error);
         match error {
             SdkJoinError::Slot(closed) => Self::Slot { closed: closed.into(), reason },
             SdkJoinError::StateUnknown => Self::StateUnknown { reason },

@@ -4,6 +4,7 @@
 //! awaited runs on the runtime's threads, and not on the one that awaits, which may be the one that draws.
 
 use std::{
+    error::Error,
     fmt, io,
     mem::ManuallyDrop,
     ops::Deref,
@@ -35,6 +36,20 @@ macro_rules! in_words {
     };
 }
 pub(crate) use in_words;
+
+/// An error and its causes, in words. A cause that the words before it have is left out.
+pub(crate) fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
 
 /// The library's own runtime.
 ///

@@ -266,8 +266,9 @@ mod tests {
     use super::*;
     use crate::{driver::SystemClock, time::Clock as _};
 
+    /// Another subscriber, who is not slow, gets each change.
     #[test]
-    fn who_is_slow_is_told_all_anew_and_who_is_not_each_change() {
+    fn a_slow_subscriber_gets_a_reset() {
         let timer = SystemClock::default();
         let own = Participant::new(user_id!("@us:hs"), "m", device_id!("D"));
         let config = KeyConfig::default();

@@ -1,8 +1,8 @@
 //! Inbound: the keys of the others, each checked against the membership that it belongs to.
 //!
-//! In: who is there and by which device, key messages with what decryption shows of their sender. Out:
-//! keys for the frame cryptor, and why a message was not taken. What is never here: a key of somebody
-//! else than the member, or memory without bounds.
+//! In: the members and their devices, key messages with their sender as decryption shows. Out: keys for the frame
+//! cryptor, and why a message was rejected. Never: a key of somebody else than the member, or memory without
+//! bounds.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -19,23 +19,23 @@ use crate::{
     time::{Deadline, Moment},
 };
 
-/// For how long a message waits for its membership, and the keys of one who is gone for its return.
-const WAITS_FOR: Duration = Duration::from_secs(600);
+/// How long a message waits for its membership, and the keys of a member who is gone for its return.
+const PENDING_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// How many messages wait of one user.
-const WAITING_OF_ONE: usize = 32;
+/// How many messages of one user wait.
+const MAX_PENDING_OF_ONE: usize = 32;
 
 /// How many messages wait in all.
-const WAITING: usize = 1_024;
+const MAX_PENDING: usize = 1_024;
 
-/// How many keys of one member are kept: the newest. One is in use, and a second when it is about to
-/// change; the others are for who rotates quickly.
-const KEYS_OF_ONE: usize = 16;
+/// How many keys of one member are kept: the newest. One is in use, and a second one while they change. The others
+/// are for members who rotate quickly.
+const MAX_KEYS_OF_ONE: usize = 16;
 
-/// Of how many messages that were not taken it is kept why.
-const DISCARDS: usize = 32;
+/// How many rejected messages are remembered, with the reason.
+const MAX_DISCARDS: usize = 32;
 
-/// Who sent a message, as its decryption shows.
+/// The sender of a message, as its decryption shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Sender {
@@ -43,15 +43,15 @@ pub struct Sender {
     pub user_id: OwnedUserId,
     /// The device.
     pub device_id: OwnedDeviceId,
-    /// Its Curve25519 key, in base64. A device id alone proves nothing: another device may claim it as
-    /// long as the right one is not known.
+    /// The device's Curve25519 key, in base64. A device id alone proves nothing: another device may claim it as long
+    /// as the right one is not known.
     pub curve25519: String,
-    /// How far that device is known to be its owner's.
+    /// How far the device is known to be its owner's.
     pub verification: Verification,
 }
 
 impl Sender {
-    /// A sender.
+    /// Creates a sender.
     pub fn new(
         user_id: impl Into<OwnedUserId>,
         device_id: impl Into<OwnedDeviceId>,
@@ -67,25 +67,23 @@ impl Sender {
     }
 }
 
-/// Why a key message was not taken.
+/// Why a key message was rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum DiscardReason {
-    /// It came in plaintext.
+    /// The message came in plaintext.
     NotEncrypted,
-    /// This field is missing, or not what it has to be.
+    /// This field is missing or malformed.
     Malformed(&'static str),
     /// The SDK does not know the device that sent it.
     UnknownDevice,
-    /// The sender has no member of that id, proven to be the sending device's; nor did it get one for
-    /// 10 minutes.
+    /// The sender had no member of that id whose device is proven, and got none within 10 minutes.
     NoMember,
-    /// The sender has no member of that id, and somebody else has one; nor did it get one for 10
-    /// minutes.
+    /// Another user has the member of that id. The sender had none, and got none within 10 minutes.
     OtherUser,
-    /// The member is another device's than that which sent it.
+    /// The member is another device's than the sender's.
     OtherDevice,
-    /// The device is not one that [`DevicePolicy`] trusts; nor did it become one for 10 minutes.
+    /// [`DevicePolicy`] did not allow the device, and did not within 10 minutes.
     NotTrusted,
     /// A newer key of that index is known.
     Outdated,
@@ -94,7 +92,7 @@ pub enum DiscardReason {
 }
 
 impl DiscardReason {
-    /// The reason in a few words.
+    /// Returns a stable, machine-readable name of the reason, such as `not_trusted`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::NotEncrypted => "not_encrypted",
@@ -119,25 +117,25 @@ impl fmt::Display for DiscardReason {
     }
 }
 
-/// A key message that was not taken.
+/// A key message that was rejected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Discarded {
-    /// Who sent it.
+    /// The user who sent it.
     pub user_id: OwnedUserId,
-    /// The member that it named.
+    /// The member that it names, if it names one.
     pub member_id: Option<String>,
-    /// Why.
+    /// Why it was rejected.
     pub reason: DiscardReason,
 }
 
-/// Key messages that were not taken.
+/// Key messages that were rejected.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Discards {
-    /// How many.
+    /// How many there were in all.
     pub total: u64,
-    /// The last ones, the oldest first.
+    /// The last 32 of them, the oldest first.
     pub last: VecDeque<Discarded>,
 }
 
@@ -164,7 +162,7 @@ struct Received {
 struct PendingKey {
     received: Received,
     until: Deadline,
-    /// It was taken before, and waits for a member who may come back.
+    /// Whether the key was taken before, and waits for a member who may come back.
     was_taken: bool,
 }
 
@@ -204,7 +202,7 @@ impl Inbound {
                 let participant = Participant::new(user_id, member_id, device_id);
                 changes.push_back(KeyChange::Gone { participant });
             }
-            // It may be gone to us alone, as its next membership is late, and will not send its keys
+            // The member may be gone to us alone, because its next membership is late. It will not send its keys
             // again.
             for received in keys {
                 self.wait(now, received, true);
@@ -268,7 +266,7 @@ impl Inbound {
         debug!(%user_id, %reason, "a media key was not taken");
         self.discards.total = self.discards.total.saturating_add(1);
         self.discards.last.push_back(Discarded { user_id, member_id, reason });
-        if self.discards.last.len() > DISCARDS {
+        if self.discards.last.len() > MAX_DISCARDS {
             self.discards.last.pop_front();
         }
     }
@@ -312,7 +310,7 @@ impl Inbound {
         self.waiting.front().map(|waiting| waiting.until)
     }
 
-    /// Gives up what has waited long enough.
+    /// Rejects the messages that have waited long enough.
     pub(super) fn advance(&mut self, now: Moment) {
         while let Some(waiting) = self.waiting.pop_front_if(|it| it.until.is_over(now)) {
             let reason = match self.judge(&waiting.received) {
@@ -381,14 +379,13 @@ impl Inbound {
             peer.keys.remove(at);
         }
         peer.keys.push_back(received);
-        if peer.keys.len() > KEYS_OF_ONE {
+        if peer.keys.len() > MAX_KEYS_OF_ONE {
             peer.keys.pop_front();
         }
     }
 
-    /// Keeps a message, and lets go of another one where that is one too many: the oldest of the same
-    /// user, or of who has the most of them, so that nobody can push out another's with less than he has
-    /// himself.
+    /// Keeps a message. If that is one too many, the oldest one is rejected of the same user, or of the user who has
+    /// the most. So nobody can push out the messages of a user who has fewer.
     fn wait(&mut self, now: Moment, received: Received, was_taken: bool) {
         let mut counts: HashMap<&OwnedUserId, usize> = HashMap::new();
         for PendingKey { received, .. } in &self.waiting {
@@ -396,9 +393,10 @@ impl Inbound {
         }
         let own = counts.get(&received.sender.user_id).copied().unwrap_or_default();
         let most = counts.values().copied().max().unwrap_or_default();
-        let at = if own >= WAITING_OF_ONE || (self.waiting.len() >= WAITING && own == most) {
+        let at = if own >= MAX_PENDING_OF_ONE || (self.waiting.len() >= MAX_PENDING && own == most)
+        {
             self.waiting.iter().position(|it| it.received.sender.user_id == received.sender.user_id)
-        } else if self.waiting.len() >= WAITING {
+        } else if self.waiting.len() >= MAX_PENDING {
             self.waiting.iter().position(|it| counts[&it.received.sender.user_id] == most)
         } else {
             None
@@ -406,10 +404,14 @@ impl Inbound {
         if let Some(too_many) = at.and_then(|at| self.waiting.remove(at)) {
             self.discard_waiting(too_many, DiscardReason::TooMany);
         }
-        self.waiting.push_back(PendingKey { received, until: now.deadline(WAITS_FOR), was_taken });
+        self.waiting.push_back(PendingKey {
+            received,
+            until: now.deadline(PENDING_TIMEOUT),
+            was_taken,
+        });
     }
 
-    /// Looks again at what waits, in the order in which it came.
+    /// Judges the waiting messages again, in the order in which they came.
     fn look_again(&mut self, changes: &mut VecDeque<KeyChange>) {
         for waiting in std::mem::take(&mut self.waiting) {
             match self.judge(&waiting.received) {

@@ -168,8 +168,9 @@ mod tests {
 
     use super::*;
 
+    /// The other senders have all of theirs.
     #[test]
-    fn of_one_sender_the_last_ones_wait_and_of_the_others_all() {
+    fn one_sender_has_only_the_newest_messages_queued() {
         let waiting = Queue::default();
         let add = |sender: &str, number: usize| {
             let sender = UserId::parse(sender).unwrap();
@@ -195,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_message_is_of_a_type_that_has_keys_and_not_for_another_room() {
+    fn only_key_messages_for_this_room_are_queued() {
         let room_id = owned_room_id!("!room:hs");
         let read = |event_type: &str, content: Value| {
             let event = json!({ "type": event_type, "sender": "@a:hs", "content": content });

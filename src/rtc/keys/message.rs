@@ -1,7 +1,7 @@
 //! Messages: a key on its way between two devices, in either dialect.
 //!
-//! In: the type and the content of a to-device message that was decrypted. Out: what it says, or the
-//! field that is not as it has to be; and ours, written. Nothing here knows who sent it.
+//! In: the type and the content of a to-device message that was decrypted. Out: what it says, or the field that is
+//! missing or malformed; and our own messages. Never: who sent it.
 
 use std::fmt;
 
@@ -16,20 +16,20 @@ use zeroize::Zeroizing;
 use super::{MediaKey, Participant};
 use crate::{rtc::dialect::Dialect, wire::names};
 
-/// How long a key of an Element Call client may be, in bytes: matrix-js-sdk 43 makes 16. From 256 bits
-/// on more is no better, and 64 bytes is the most that a hash makes use of as it stands.
+/// How long a key of an Element Call client may be, in bytes: matrix-js-sdk 43 makes 16. More than 256 bits are no
+/// better, and a hash uses at most 64 bytes as they stand.
 const ELEMENT_CALL_LENGTH: std::ops::RangeInclusive<usize> = 16..=64;
 
 /// The one format of MSC4143: unpadded base64.
 const FORMAT: u64 = 0;
 
-/// What a key message says. By itself it proves nothing.
+/// What a key message says. It proves nothing by itself.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct KeyMessage {
     /// The room of the session.
     pub room_id: OwnedRoomId,
-    /// The member whose key it is; older Element Call clients do not say it.
+    /// The member whose key it is. `None` from older Element Call clients, which do not say.
     pub member_id: Option<String>,
     /// The device that the message claims to be from, in Element Call's form.
     pub claimed_device: Option<String>,
@@ -37,7 +37,7 @@ pub struct KeyMessage {
     pub index: u8,
     /// The key.
     pub key: MediaKey,
-    /// When it was sent, on the sender's clock, in Element Call's form.
+    /// When it was sent, in milliseconds since the Unix epoch on the sender's clock, in Element Call's form.
     pub sent_ms: Option<u64>,
 }
 
@@ -52,11 +52,11 @@ impl fmt::Debug for KeyMessage {
 }
 
 impl KeyMessage {
-    /// Reads the content of a to-device message, in the dialect that its type tells.
+    /// Reads the content of a to-device message, in the dialect of its type.
     ///
     /// # Errors
     ///
-    /// The name of the field that is missing, or not what it has to be.
+    /// The name of the field that is missing or malformed. Reject the message.
     pub fn read(dialect: Dialect, content: Map<String, Value>) -> Result<Self, &'static str> {
         match dialect {
             Dialect::Msc4143 => read_msc4143(content),
@@ -64,7 +64,7 @@ impl KeyMessage {
         }
     }
 
-    /// The dialect of a type of to-device messages; `None` where it is none of those with keys.
+    /// Returns the dialect of a type of to-device messages. `None` for a type without keys.
     pub fn dialect_of(event_type: &str) -> Option<Dialect> {
         match event_type {
             names::ELEMENT_CALL_KEYS => Some(Dialect::ElementCall),
@@ -109,7 +109,7 @@ fn read_element_call(mut content: Map<String, Value>) -> Result<KeyMessage, &'st
     })
 }
 
-/// The text of the key, taken out of the content, so that it can be overwritten.
+/// Takes the text of the key out of the content, so that it can be overwritten.
 fn take_key(
     object: Option<&mut Value>,
     field: &'static str,
@@ -121,7 +121,7 @@ fn take_key(
     }
 }
 
-/// Padded or not: Element Call pads, and a padding changes nothing in a key.
+/// Decodes a key, padded or not. Element Call pads, and the padding changes nothing in the key.
 fn decode(text: &str, is_length: impl FnOnce(usize) -> bool) -> Option<MediaKey> {
     let bytes = Base64::<Standard>::parse(text).ok()?.into_inner();
     let bytes = Zeroizing::new(bytes);

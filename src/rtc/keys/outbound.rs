@@ -1,10 +1,11 @@
-//! Outbound: our own key, when there is another one, and who has it.
+//! Outbound: our own key, when another one follows, and who has it.
 //!
-//! In: who is there, what became of each send. Out: sends, and from when on which key is used. What is
-//! never here: a device that left, or was not there.
+//! In: the members, what became of each send. Out: sends, and which key is used from when on. Never: a send to a
+//! device that left, or was not there.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
     time::Duration,
 };
 
@@ -17,42 +18,51 @@ use crate::{
     time::{Deadline, Moment},
 };
 
-/// How much longer than [`KeyConfig::use_after`] a new key waits at most where sending it takes its
-/// time: the delay begins when everybody's first send is answered, or after this.
-const SLOW_SENDS: Duration = Duration::from_secs(10);
+/// How much longer than [`KeyConfig::use_after`] a new key waits at most, if sending it takes long. The delay begins
+/// when everybody's first send is answered, or after this.
+const MAX_SEND_WAIT: Duration = Duration::from_secs(10);
 
-/// The wait after the first send that failed; it doubles with each further one.
-const FIRST_WAIT: Duration = Duration::from_secs(1);
+/// The wait after the first failed send. It doubles with each further one.
+const MIN_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The longest such wait.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// The longest wait after a failed send.
+const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The number of a send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SendId(u64);
 
-/// A key to be sent, to exactly these.
+/// A key that is sent to exactly these members.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Sending {
-    /// Which.
+    /// The number of this send.
     pub id: SendId,
     /// The key's index.
     pub index: u8,
     /// The key.
     pub key: MediaKey,
-    /// To whom, and in which dialect.
+    /// The recipients, each with the dialect that they read.
     pub to: Vec<(Participant, Dialect)>,
 }
 
-/// Why somebody was not sent a key.
+/// Why a member was not sent a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KeySendFailure {
-    /// Nothing was sent to the device: it is not known, or not trusted.
+    /// Nothing was sent: the device is unknown, or not trusted.
     NotSent,
-    /// Nobody knows: the server may have it.
+    /// Nobody knows whether it was sent: the server may have it.
     Unknown,
+}
+
+impl fmt::Display for KeySendFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotSent => "not sent: the device is unknown, or not trusted",
+            Self::Unknown => "perhaps not sent: the server did not answer",
+        })
+    }
 }
 
 pub(super) struct Outbound {
@@ -60,37 +70,37 @@ pub(super) struct Outbound {
     random_bytes: RandomBytes,
     rng: fastrand::Rng,
     newest: Option<OwnKey>,
-    /// The key in use, where that is not the newest.
+    /// The key in use, if that is not the newest.
     older: Option<(u8, MediaKey)>,
-    /// Until when the newest key is not used.
+    /// What the newest key waits for before it is used.
     wait: Option<Wait>,
-    /// Somebody left who may have the newest key, before that was used.
+    /// Whether a member left who may have the newest key, before that was used.
     rotate_then: bool,
     peers: BTreeMap<Participant, Share>,
     sends: HashMap<SendId, Vec<Participant>>,
     next_send: u64,
     /// Whether the next key is the first one of another member.
     is_to_begin: bool,
-    /// Keys that came into use, and that nobody was told of yet.
+    /// Keys that came into use, and that have not been reported.
     used: Vec<(u8, MediaKey)>,
 }
 
 struct OwnKey {
     index: u8,
     key: MediaKey,
-    /// Until when it is given to who joins.
+    /// Until when newcomers are sent this key.
     grace: Deadline,
-    /// When there is another one in any case.
+    /// When another key follows in any case.
     ends: Option<Deadline>,
 }
 
 struct Wait {
     until: Deadline,
-    /// Whose first send is not answered yet.
+    /// The members whose first send is not answered yet.
     unanswered: BTreeSet<Participant>,
 }
 
-/// How the newest key stands with one peer.
+/// How far one peer has the newest key.
 struct Share {
     since_ms: u64,
     reads: Dialect,
@@ -102,7 +112,7 @@ struct Share {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum ShareState {
-    /// To be sent, from then on where that is said.
+    /// To be sent, at once or from then on.
     Owed(Option<Deadline>),
     Sending {
         id: SendId,
@@ -140,7 +150,7 @@ impl Outbound {
         self.advance(now);
         let mut has_left = false;
         self.peers.retain(|participant, share| match peers.get(participant) {
-            // An earlier one is one that was there before and is known only now.
+            // An earlier moment only means that we know more of the past.
             Some(peer) if peer.since_ms <= share.since_ms => {
                 share.since_ms = peer.since_ms;
                 share.reads = peer.reads;
@@ -171,7 +181,7 @@ impl Outbound {
         match &self.newest {
             None => self.make_key(now),
             Some(_) if self.is_to_begin => self.make_key(now),
-            // What it has not been used for it does not give away.
+            // The waiting key has encrypted nothing yet, so rotating can wait until it is in use.
             Some(_) if self.wait.is_some() => self.rotate_then |= has_left,
             Some(newest) if has_left || (has_joined && newest.grace.is_over(now)) => {
                 self.make_key(now);
@@ -188,7 +198,7 @@ impl Outbound {
         self.retry_now(|_| true);
     }
 
-    /// What could not be sent to these is tried again at once.
+    /// Tries failed sends to these members again at once.
     fn retry_now(&mut self, is_one: impl Fn(&Participant) -> bool) {
         for (participant, share) in &mut self.peers {
             if is_one(participant)
@@ -199,8 +209,8 @@ impl Outbound {
         }
     }
 
-    /// We are another member: nobody has a key of that one. The index goes on, for those who tell our
-    /// keys apart by our device.
+    /// Takes that we are another member, whose key nobody has. The index goes on, for clients that tell our keys apart
+    /// by our device.
     pub(super) fn begin_anew(&mut self) {
         self.peers.clear();
         self.wait = None;
@@ -209,7 +219,7 @@ impl Outbound {
         self.is_to_begin = self.newest.is_some();
     }
 
-    /// Everybody may have forgotten the key.
+    /// Sends the key to everybody again: they may have forgotten it.
     pub(super) fn send_again(&mut self) {
         self.peers.values_mut().for_each(Share::owe);
     }
@@ -221,7 +231,7 @@ impl Outbound {
         failures: &BTreeMap<Participant, KeySendFailure>,
     ) {
         for participant in self.sends.remove(&id).unwrap_or_default() {
-            // Else it is of an older key, or of one who has left, or it was to be sent anew.
+            // Otherwise the send was of an older key, or to a member who has left, or was overtaken.
             let Some(share) = self.peers.get_mut(&participant) else { continue };
             let ShareState::Sending { id: sending, was_exposed } = share.state else { continue };
             if sending != id {
@@ -237,9 +247,11 @@ impl Outbound {
             if *failure == KeySendFailure::NotSent {
                 share.is_exposed = was_exposed;
             }
-            let wait = FIRST_WAIT.saturating_mul(1 << share.failures.min(16)).min(LONGEST_WAIT);
+            let wait = MIN_RETRY_INTERVAL
+                .saturating_mul(1 << share.failures.min(16))
+                .min(MAX_RETRY_INTERVAL);
             share.failures = share.failures.saturating_add(1);
-            // So that many who lost the same server do not come back at the same instant.
+            // Jitter, so that many clients that lost the same server do not come back at the same instant.
             let wait = wait.mul_f64(0.8 + 0.2 * self.rng.f64());
             share.state = ShareState::Owed(Some(now.deadline(wait)));
         }
@@ -279,12 +291,12 @@ impl Outbound {
         again.chain(next).min()
     }
 
-    /// The keys that came into use since it was last asked.
+    /// Takes out the keys that came into use since the last call.
     pub(super) fn take_used(&mut self) -> Vec<(u8, MediaKey)> {
         std::mem::take(&mut self.used)
     }
 
-    /// The key that our media are encrypted with.
+    /// The key with which our media are encrypted.
     pub(super) fn in_use(&self) -> Option<(u8, MediaKey)> {
         let newest = self.newest.as_ref().map(|newest| (newest.index, newest.key.clone()));
         self.older.clone().or(newest)
@@ -324,7 +336,7 @@ impl Outbound {
         if older.is_some() && is_held {
             self.older = older;
             self.wait = Some(Wait {
-                until: now.deadline(SLOW_SENDS + self.config.use_after),
+                until: now.deadline(MAX_SEND_WAIT + self.config.use_after),
                 unanswered: self.peers.keys().cloned().collect(),
             });
         } else {
@@ -332,7 +344,7 @@ impl Outbound {
         }
     }
 
-    /// Where everybody's first send is answered, the delay begins.
+    /// Begins the delay once everybody's first send is answered.
     fn begin_delay(&mut self, now: Moment) {
         if let Some(wait) = &mut self.wait
             && wait.unanswered.is_empty()
