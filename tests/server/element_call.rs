@@ -117,13 +117,15 @@ async fn js_sees_ours(encrypted: bool) {
     ours.until_session_is(&[]).await;
 }
 
+/// It joins, changes, leaves and crashes.
 #[tokio::test(flavor = "multi_thread")]
-async fn element_call_sees_ours_join_change_leave_and_crash() {
+async fn element_call_sees_our_member() {
     js_sees_ours(false).await;
 }
 
+/// It joins, changes, leaves and crashes.
 #[tokio::test(flavor = "multi_thread")]
-async fn in_an_encrypted_room_element_call_sees_ours_join_change_leave_and_crash() {
+async fn element_call_sees_our_encrypted_member() {
     js_sees_ours(true).await;
 }
 
@@ -164,18 +166,21 @@ async fn ours_sees_js(encrypted: bool, sticky: bool) {
     assert!(matches!(ours.call.left(&id).await, NotJoined::Left(_)));
 }
 
+/// It joins, changes, leaves and dies.
 #[tokio::test(flavor = "multi_thread")]
-async fn ours_sees_element_call_join_change_leave_and_die() {
+async fn we_see_element_calls_member() {
     ours_sees_js(false, true).await;
 }
 
+/// It joins, changes, leaves and dies.
 #[tokio::test(flavor = "multi_thread")]
-async fn in_an_encrypted_room_ours_sees_element_call_join_change_leave_and_die() {
+async fn we_see_element_calls_encrypted_member() {
     ours_sees_js(true, true).await;
 }
 
+/// They join, change, leave and die.
 #[tokio::test(flavor = "multi_thread")]
-async fn ours_sees_members_in_the_state_join_change_leave_and_die() {
+async fn we_see_members_in_the_state() {
     ours_sees_js(false, false).await;
 }
 
@@ -225,7 +230,7 @@ async fn everybody_sees_the_same_session() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slot_that_is_closed_is_closed_to_both() {
+async fn a_closed_slot_is_closed_to_both() {
     let (mut ours, mut js, _) = both(false).await;
     let id = js.join("audio").await;
     let theirs = js.member(&id, "audio");
@@ -242,8 +247,9 @@ async fn a_slot_that_is_closed_is_closed_to_both() {
     assert_eq!(ours.call.left(&id).await, NotJoined::Slot(ClosedBy::Status));
 }
 
+/// The membership and the leave.
 #[tokio::test(flavor = "multi_thread")]
-async fn element_call_on_a_device_that_comes_later_can_read_our_membership_and_our_leave() {
+async fn element_calls_later_device_can_read_us() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = alice.encrypted_room_with(&[&bob]);
     let ours = Ours::of(&alice, &room).await;
@@ -256,7 +262,7 @@ async fn element_call_on_a_device_that_comes_later_can_read_our_membership_and_o
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn element_call_that_was_stopped_and_goes_on_is_back_under_the_same_id() {
+async fn a_paused_element_call_keeps_its_id() {
     let (mut ours, mut js, _) = both(false).await;
     let id = js.join("audio").await;
     let member = js.member(&id, "audio");
@@ -269,7 +275,7 @@ async fn element_call_that_was_stopped_and_goes_on_is_back_under_the_same_id() {
 
 #[cfg(feature = "media-keys")]
 #[tokio::test(flavor = "multi_thread")]
-async fn ours_and_element_call_have_one_anothers_media_keys() {
+async fn element_call_and_we_exchange_keys() {
     let (mut ours, mut js, _) = both(true).await;
     let id = js.join("audio").await;
     let theirs = js.member(&id, "audio");
@@ -310,7 +316,7 @@ async fn ours_and_element_call_have_one_anothers_media_keys() {
 
 /// With matrix-js-sdk alone, so that what fails above is known to be ours.
 #[tokio::test(flavor = "multi_thread")]
-async fn element_call_and_element_call_see_one_another_come_and_go() {
+async fn two_element_calls_see_each_other() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = alice.encrypted_room_with(&[&bob]);
     let mut one = JsPeer::of(&alice, &room, true).await;

@@ -239,8 +239,9 @@ pub(crate) async fn know_each_other(people: &[&Person], watchers: &[&Watcher]) {
     }
 }
 
+/// Three members exchange keys, and one leaves.
 #[tokio::test(flavor = "multi_thread")]
-async fn three_exchange_keys_and_who_leaves_does_not_get_the_next_one() {
+async fn a_leaver_gets_no_further_key() {
     let (alice, bob, carol) = (Person::new("alice"), Person::new("bob"), Person::new("carol"));
     let room = alice.encrypted_room_with(&[&bob, &carol]);
     open_slot(&alice, &room, true);
@@ -297,7 +298,7 @@ async fn three_exchange_keys_and_who_leaves_does_not_get_the_next_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_is_back_as_another_member_is_heard_and_hears_as_before() {
+async fn a_rejoined_member_hears_and_is_heard() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = alice.encrypted_room_with(&[&bob]);
     open_slot(&alice, &room, true);
@@ -325,8 +326,9 @@ async fn who_is_back_as_another_member_is_heard_and_hears_as_before() {
     alice.hears(&bob).await;
 }
 
+/// Another device of the same user sends it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_that_another_device_sends_in_a_members_name_is_not_taken() {
+async fn a_key_in_anothers_name_is_rejected() {
     let (alice, bob, mallory) = (Person::new("alice"), Person::new("bob"), Person::new("mallory"));
     let room = alice.encrypted_room_with(&[&bob, &mallory]);
     open_slot(&alice, &room, true);
@@ -373,7 +375,7 @@ async fn a_key_that_another_device_sends_in_a_members_name_is_not_taken() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_the_room_has_no_slot_keys_go_in_element_calls_messages() {
+async fn without_a_slot_element_calls_messages_go() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = alice.encrypted_room_with(&[&bob]);
     let [ours, bobs] = acquainted([&alice, &bob], &room).await;
@@ -394,7 +396,7 @@ async fn where_the_room_has_no_slot_keys_go_in_element_calls_messages() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_that_the_server_did_not_take_is_sent_again() {
+async fn a_refused_key_is_sent_again() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = alice.encrypted_room_with(&[&bob]);
     open_slot(&alice, &room, true);
@@ -420,9 +422,9 @@ async fn a_key_that_the_server_did_not_take_is_sent_again() {
     bob.hears(&alice).await;
 }
 
+/// Also if a first exchange came to nothing.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_that_came_before_the_exchange_has_begun_is_taken_also_after_one_that_came_to_nothing()
- {
+async fn keys_from_before_the_exchange_are_taken() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = alice.encrypted_room_with(&[&bob]);
     open_slot(&alice, &room, true);
@@ -446,7 +448,7 @@ async fn a_key_that_came_before_the_exchange_has_begun_is_taken_also_after_one_t
 /// The default: devices that are not cross-signed are given nothing, and nothing of theirs is taken.
 /// Once they are, what was held back is made up for.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_device_that_is_not_cross_signed_is_left_out_until_it_is() {
+async fn an_unsigned_device_is_left_out() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = alice.encrypted_room_with(&[&bob]);
     open_slot(&alice, &room, true);
@@ -483,7 +485,7 @@ async fn a_device_that_is_not_cross_signed_is_left_out_until_it_is() {
 
 /// Alice has blocked bob's device: it is sent nothing, and nothing of it is taken, until she changes her mind.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_blocked_device_is_left_out_until_it_is_not() {
+async fn a_blocked_device_is_left_out() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = alice.encrypted_room_with(&[&bob]);
     open_slot(&alice, &room, true);
@@ -516,7 +518,7 @@ async fn a_blocked_device_is_left_out_until_it_is_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn in_a_room_that_is_not_encrypted_there_are_no_keys() {
+async fn unencrypted_rooms_have_no_keys() {
     let alice = Person::new("alice");
     let room = alice.room();
     open_slot(&alice, &room, false);

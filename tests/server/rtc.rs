@@ -168,13 +168,14 @@ async fn joins_updates_and_leaves(encrypted: bool) {
     Call::of(&own).await.len(0).await;
 }
 
+/// With a code.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_member_joins_is_updated_and_leaves_with_a_code() {
+async fn a_member_joins_updates_and_leaves() {
     joins_updates_and_leaves(false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn in_an_encrypted_room_a_members_device_is_proven() {
+async fn encryption_proves_a_members_device() {
     joins_updates_and_leaves(true).await;
 }
 
@@ -193,8 +194,9 @@ async fn who_crashes_has_left_by_the_delayed_leave() {
     );
 }
 
+/// Coming back from the background is another join.
 #[tokio::test(flavor = "multi_thread")]
-async fn each_join_has_another_member_id_and_coming_back_is_another_join() {
+async fn each_join_has_another_member_id() {
     let (_alice, _bob, _ours, _theirs, own, looking) = two_in(false).await;
     let mut seen = Call::of(&looking).await;
     let membership = own.session(ROOM_CALL).join(call()).with_delay(DELAY).await.unwrap();
@@ -211,8 +213,9 @@ async fn each_join_has_another_member_id_and_coming_back_is_another_join() {
     membership.leave().await;
 }
 
+/// It was cut off for longer than the delay.
 #[tokio::test(flavor = "multi_thread")]
-async fn who_was_cut_off_for_longer_than_the_delay_is_back_as_another_member() {
+async fn a_member_cut_off_returns_as_another() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = alice.room_with(&[&bob]);
     let theirs = Watcher::of(&bob, &[&room]).await;
@@ -237,7 +240,7 @@ async fn who_was_cut_off_for_longer_than_the_delay_is_back_as_another_member() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slot_that_is_closed_under_us_makes_us_leave() {
+async fn a_closed_slot_makes_us_leave() {
     let (alice, _bob, _ours, _theirs, own, looking) = two_in(false).await;
     let mut seen = Call::of(&looking).await;
     let membership = own.session(ROOM_CALL).join(call()).with_delay(DELAY).await.unwrap();
@@ -256,7 +259,7 @@ async fn a_slot_that_is_closed_under_us_makes_us_leave() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn before_a_logout_the_member_says_that_it_leaves_on_purpose() {
+async fn a_logout_leaves_on_purpose() {
     let (_alice, _bob, ours, _theirs, own, looking) = two_in(false).await;
     let mut seen = Call::of(&looking).await;
     let membership = own.session(ROOM_CALL).join(call()).with_delay(DELAY).await.unwrap();
@@ -269,8 +272,9 @@ async fn before_a_logout_the_member_says_that_it_leaves_on_purpose() {
     assert_eq!(membership.left_as(), Some(on_purpose));
 }
 
+/// If the room has its call under that name alone.
 #[tokio::test(flavor = "multi_thread")]
-async fn where_the_room_has_its_call_under_the_older_name_alone_a_member_names_it_so() {
+async fn a_member_uses_the_slots_older_name() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = alice.room_with(&[&bob]);
     let open = json!({ "status": "open", "application": { "type": "m.call" } });
@@ -350,13 +354,14 @@ fn slot_event(person: &Person, room: &RoomId) -> Value {
     event.unwrap()["event_id"].clone()
 }
 
+/// A slot that is open is not opened again.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slot_is_opened_once_and_closed_by_who_has_the_right() {
+async fn opening_and_closing_takes_the_right() {
     opens_and_closes(false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn in_an_encrypted_room_an_open_slot_says_how_media_are_encrypted() {
+async fn an_encrypted_rooms_slot_names_media_encryption() {
     opens_and_closes(true).await;
 }
 
@@ -366,8 +371,9 @@ fn slot_content(person: &Person, room: &RoomId, kind: &str, slot_id: &str) -> Op
     person.api.get(&format!("rooms/{room}/state/{kind}/{slot_id}")).ok()
 }
 
+/// If no others are given.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slot_that_is_opened_again_keeps_its_settings_unless_told_others() {
+async fn reopening_keeps_the_slots_settings() {
     let alice = Person::new("alice");
     let room = alice.encrypted_room_with(&[]);
     let ours = Watcher::encrypting(&alice, &[&room]).await;
@@ -401,8 +407,9 @@ async fn a_slot_that_is_opened_again_keeps_its_settings_unless_told_others() {
     assert!(matches!(other, Err(SlotError::SlotId)), "{other:?}");
 }
 
+/// Nothing is closed that is not there.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_is_closed_under_each_of_its_names_and_nothing_is_closed_that_is_not_there() {
+async fn closing_covers_each_of_its_names() {
     const STABLE: &str = "m.rtc.slot";
     let alice = Person::new("alice");
     let room = alice.room_with(&[]);
@@ -427,8 +434,9 @@ async fn a_session_is_closed_under_each_of_its_names_and_nothing_is_closed_that_
     seen.until("closed", |now| now.closed_by() == Some(ClosedBy::Status)).await;
 }
 
+/// And not that the right is missing.
 #[tokio::test(flavor = "multi_thread")]
-async fn who_has_left_the_room_is_told_so_and_not_that_the_right_is_missing() {
+async fn opening_says_that_we_are_out() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = alice.room_with(&[&bob]);
     let theirs = Watcher::of(&bob, &[&room]).await;
@@ -445,8 +453,9 @@ async fn who_has_left_the_room_is_told_so_and_not_that_the_right_is_missing() {
     assert!(matches!(session.close().await, Err(SlotError::NotInRoom)));
 }
 
+/// The client has not heard of it yet.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slot_is_opened_as_encrypted_where_the_client_has_not_heard_of_that_yet() {
+async fn opening_asks_the_server_about_encryption() {
     let alice = Person::new("alice");
     let room = alice.room_with(&[]);
     let client = alice.client().await;
@@ -464,8 +473,9 @@ async fn a_slot_is_opened_as_encrypted_where_the_client_has_not_heard_of_that_ye
     assert_eq!(content()["encryption"], json!({ "type": "org.matrix.msc4143.per_member" }));
 }
 
+/// And no others.
 #[tokio::test(flavor = "multi_thread")]
-async fn where_the_slot_is_missing_only_element_calls_members_are_there() {
+async fn a_missing_slot_has_element_calls_members() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = alice.room_with(&[&bob]);
     let ours = Watcher::encrypting(&alice, &[&room]).await;
@@ -497,7 +507,7 @@ async fn where_the_slot_is_missing_only_element_calls_members_are_there() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_is_kicked_is_not_there_and_is_back_with_a_new_membership() {
+async fn a_kicked_user_has_to_join_again() {
     let (alice, bob, _ours, _theirs, own, looking) = two_in(false).await;
     let mut seen = Call::of(&own).await;
     let membership = looking.session(ROOM_CALL).join(call()).with_delay(DELAY).await.unwrap();
@@ -573,8 +583,9 @@ fn is_kicked(alice: &Person, bob: &Person, room: &RoomId) {
     alice.api.kick(room.as_str(), bob.id().as_str()).unwrap();
 }
 
+/// They were kicked from the room.
 #[tokio::test(flavor = "multi_thread")]
-async fn who_was_kicked_comes_back_to_the_room_alone() {
+async fn a_returning_user_is_no_member() {
     comes_back_to_the_room(false, is_kicked).await;
 }
 
@@ -584,12 +595,13 @@ async fn who_left_comes_back_to_the_room_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn in_an_encrypted_room_too_the_call_is_over() {
+async fn a_kick_ends_the_encrypted_call_too() {
     comes_back_to_the_room(true, is_kicked).await;
 }
 
+/// In an encrypted room.
 #[tokio::test(flavor = "multi_thread")]
-async fn in_an_encrypted_room_a_plaintext_event_ends_a_member_and_makes_none() {
+async fn plaintext_only_ends_a_member() {
     let (alice, bob, _ours, _theirs, own, looking) = two_in(true).await;
     let room = own.room_id().to_owned();
     let mut seen = Call::of(&looking).await;
@@ -638,13 +650,13 @@ async fn encryption_is_switched_on(messages: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn encryption_that_is_switched_on_ends_members_in_plaintext() {
+async fn switching_on_encryption_ends_plaintext_members() {
     encryption_is_switched_on(0).await;
 }
 
 /// The SDK keeps eight updates for who is slow.
 #[tokio::test(flavor = "multi_thread")]
-async fn encryption_that_was_switched_on_while_nobody_looked_is_found() {
+async fn encryption_switched_on_unseen_is_found() {
     encryption_is_switched_on(12).await;
 }
 
@@ -671,15 +683,16 @@ async fn the_homeservers_transports_are_discovered_unknown_ones_unharmed() {
     assert_are_there(&discovered.transports);
 }
 
+/// Of a server that has none.
 #[tokio::test(flavor = "multi_thread")]
-async fn without_the_endpoint_the_well_known_tells_the_transports() {
+async fn the_well_known_replaces_the_endpoint() {
     let discovered = transports(false).await;
     assert_eq!(discovered.from, DiscoveredFrom::WellKnown);
     assert_are_there(&discovered.transports);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_on_which_no_transports_are_set_up_offers_none() {
+async fn an_unconfigured_server_offers_no_transports() {
     for rtc_endpoint in [true, false] {
         let server = start(&Options { rtc_endpoint, rtc_transports: false, ..Options::default() });
         let alice = Person::on(&server, "alice");

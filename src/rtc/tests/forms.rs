@@ -22,8 +22,9 @@ fn each_form_is_told_by_what_it_has() {
     assert_eq!(form_of(rtc_transports(ALICE, "a")), MembershipForm::RtcTransports);
 }
 
+/// With its device and its transports.
 #[test]
-fn the_older_sticky_form_says_its_device_and_transports() {
+fn the_older_sticky_form_is_read() {
     let mut world = World::new();
     world.receive(&[sent("$1", rtc_transports(ALICE, "a"))]);
     let call = world.call();
@@ -34,7 +35,7 @@ fn the_older_sticky_form_says_its_device_and_transports() {
 }
 
 #[test]
-fn a_membership_in_the_state_is_over_at_its_own_time_and_since_it_was_created() {
+fn a_state_membership_has_its_own_times() {
     let mut world = World::new();
     let mut content = call_member("X");
     content["created_ts"] = json!(START_MS - 1_000_000);
@@ -58,7 +59,7 @@ fn a_membership_in_the_state_is_over_at_its_own_time_and_since_it_was_created() 
 }
 
 #[test]
-fn in_an_encrypted_room_a_membership_in_the_state_makes_no_member() {
+fn encrypted_rooms_have_no_members_in_the_state() {
     let mut world = World::encrypted();
     let told = world.state(CALL_MEMBER, "_@bob:hs_X", BOB, &call_member("X"));
     assert_eq!(told, ["?bob/@bob:hs:X: not encrypted"]);
@@ -73,7 +74,7 @@ fn an_empty_membership_in_the_state_is_nobody() {
 }
 
 #[test]
-fn the_rooms_call_is_one_session_under_both_its_names() {
+fn both_names_of_the_call_are_one_session() {
     let mut world = World::new();
     world.receive(&[join("$1", "a"), join("$2", "b").by(BOB).in_slot("m.call#room")]);
     assert_eq!(world.members(), ["alice/a", "bob/b"]);
@@ -81,8 +82,9 @@ fn the_rooms_call_is_one_session_under_both_its_names() {
     assert_eq!(world.snapshot().sessions().count(), 1);
 }
 
+/// If there is none, the slot does.
 #[test]
-fn the_dialect_is_what_who_is_there_reads_and_else_what_the_slot_is_open_to() {
+fn the_members_decide_the_dialect() {
     let dialect = |contents: &[Value], slot: Option<Value>| {
         let mut world = World::new();
         if let Some(slot) = slot {
@@ -107,7 +109,7 @@ fn the_dialect_is_what_who_is_there_reads_and_else_what_the_slot_is_open_to() {
 }
 
 #[test]
-fn a_slot_is_open_to_a_dialect_by_its_rules() {
+fn each_dialect_has_rules_for_open_slots() {
     let mut world = World::new();
     assert_eq!(world.call().is_open_to(Dialect::Msc4143), Err(ClosedBy::Missing));
     assert_eq!(world.call().is_open_to(Dialect::ElementCall), Ok(()));
@@ -119,7 +121,7 @@ fn a_slot_is_open_to_a_dialect_by_its_rules() {
 }
 
 #[test]
-fn of_two_spellings_of_a_slot_the_unstable_one_counts() {
+fn the_unstable_spelling_of_a_slot_counts() {
     let mut world = World::new();
     world.state("m.rtc.slot", ROOM_CALL, ALICE, &json!({ "status": "closed" }));
     assert_eq!(world.call().closed_by(), Some(ClosedBy::Status));
@@ -128,7 +130,7 @@ fn of_two_spellings_of_a_slot_the_unstable_one_counts() {
 }
 
 #[test]
-fn since_is_the_first_of_a_members_joins_and_a_new_one_after_a_leave() {
+fn since_is_the_first_join_after_a_leave() {
     let mut world = World::new();
     let since = |world: &World| world.call().members().next().unwrap().since_ms() - START_MS;
     world.receive(&[join("$1", "a").at(5)]);
@@ -140,7 +142,7 @@ fn since_is_the_first_of_a_members_joins_and_a_new_one_after_a_leave() {
 }
 
 #[test]
-fn a_membership_without_a_slot_belongs_to_no_session() {
+fn a_membership_without_a_slot_is_a_stray() {
     let mut world = World::new();
     world.receive(&[join("$1", "a").without("/slot_id")]);
     assert_eq!(world.snapshot().sessions().count(), 0);
@@ -155,7 +157,7 @@ fn the_stable_type_is_read_too() {
 }
 
 #[test]
-fn what_matrix_js_sdk_refuses_is_not_right_for_both() {
+fn what_matrix_js_sdk_refuses_is_msc4143_alone() {
     let refused = |refused: Sent, field: &str| {
         let mut world = World::new();
         world.receive([&refused]);
@@ -186,8 +188,9 @@ fn what_matrix_js_sdk_refuses_is_not_right_for_both() {
     );
 }
 
+/// In each form.
 #[test]
-fn a_member_is_found_by_user_and_id_in_each_form() {
+fn members_are_found_by_user_and_id() {
     let mut world = World::new();
     world.receive(&[join("$1", "a"), join("$2", "a").by(BOB), join("$3", "").by(BOB)]);
     world.state(CALL_MEMBER, "_@bob:hs_X", BOB, &call_member("X"));
@@ -205,8 +208,9 @@ fn a_member_is_found_by_user_and_id_in_each_form() {
     );
 }
 
+/// If none is open, the slot of the newer name is.
 #[test]
-fn of_the_two_slots_of_the_rooms_call_the_open_one_is_shown_and_else_that_of_the_newer_name() {
+fn the_calls_open_slot_is_shown() {
     let mut world = World::new();
     let closed = json!({ "status": "closed" });
     let shown = |world: &World| {
@@ -223,8 +227,9 @@ fn of_the_two_slots_of_the_rooms_call_the_open_one_is_shown_and_else_that_of_the
     assert_eq!(shown(&world).as_deref(), Some(ROOM_CALL));
 }
 
+/// It takes the older one if that alone is open.
 #[test]
-fn element_call_looks_at_the_newer_name_unless_only_the_older_one_is_open() {
+fn element_call_prefers_the_newer_name() {
     let closed = json!({ "status": "closed" });
     let (old, new) = ("m.call#room", ROOM_CALL);
     let cases = [
@@ -250,8 +255,9 @@ fn element_call_looks_at_the_newer_name_unless_only_the_older_one_is_open() {
     }
 }
 
+/// Those of slots, and of memberships in the state.
 #[test]
-fn it_holds_the_events_that_its_slots_and_memberships_in_the_state_are() {
+fn a_roster_holds_its_state_events() {
     let mut world = World::new();
     let holds = |world: &World, id: &str| world.roster.holds(id.try_into().unwrap());
     let state = |world: &mut World, id: &str, kind: &str, key: &str, content: &Value| {
@@ -270,8 +276,9 @@ fn it_holds_the_events_that_its_slots_and_memberships_in_the_state_are() {
     assert!(!holds(&world, "$call"));
 }
 
+/// Whichever join counts.
 #[test]
-fn since_is_the_earliest_whichever_join_counts_and_begins_anew_in_another_slot() {
+fn since_is_the_earliest_join_in_a_slot() {
     let mut world = World::new();
     let since = |session: SessionSnapshot| session.members().next().unwrap().since_ms() - START_MS;
     world.receive(&[join("$later", "a").at(60).lasting(60)]);
@@ -282,8 +289,9 @@ fn since_is_the_earliest_whichever_join_counts_and_begins_anew_in_another_slot()
     assert_eq!(since(world.snapshot().session("m.call#stage")), 70_000);
 }
 
+/// The older sticky form has to have one.
 #[test]
-fn a_device_that_is_no_text_makes_no_member_and_the_older_sticky_form_has_to_have_one() {
+fn a_device_id_has_to_be_text() {
     let mut world = World::new();
     world.slot(&open_slot());
     let odd = sent("$1", msc4143("a")).with("/member/device_id", 5);
@@ -295,8 +303,9 @@ fn a_device_that_is_no_text_makes_no_member_and_the_older_sticky_form_has_to_hav
     );
 }
 
+/// And no user whose name is longer.
 #[test]
-fn a_state_key_is_its_senders_and_never_that_of_one_whose_name_is_longer() {
+fn a_state_key_names_its_sender() {
     let mut world = World::new();
     for key in ["@bob:hs", "_@bob:hs", "@bob:hs_X", "_@bob:hs_X_m.call"] {
         let told = world.state(CALL_MEMBER, key, BOB, &call_member("X"));
@@ -308,8 +317,9 @@ fn a_state_key_is_its_senders_and_never_that_of_one_whose_name_is_longer() {
     }
 }
 
+/// If it does not say for how long.
 #[test]
-fn a_membership_in_the_state_counts_for_four_hours_unless_it_says_so_itself() {
+fn a_state_membership_counts_for_four_hours() {
     let left = |created: Option<Value>, expires: Option<Value>| {
         let mut world = World::new();
         let mut content = call_member("X");
@@ -328,8 +338,9 @@ fn a_membership_in_the_state_counts_for_four_hours_unless_it_says_so_itself() {
     assert_eq!(left(None, Some(json!("x"))), None);
 }
 
+/// Of a membership in the state.
 #[test]
-fn a_membership_in_the_state_is_in_the_session_of_its_call_id() {
+fn the_call_id_names_the_session() {
     let mut world = World::new();
     let mut content = call_member("X");
     content["call_id"] = json!("stage");

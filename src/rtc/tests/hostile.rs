@@ -12,8 +12,9 @@ fn bob_is_there() -> World {
     world
 }
 
+/// Whatever it holds, and bob stays a member.
 #[test]
-fn whatever_stands_in_a_field_is_a_member_or_has_a_reason_and_bob_stays() {
+fn any_field_makes_a_member_or_reason() {
     let odd = [
         json!(null),
         json!(true),
@@ -77,8 +78,9 @@ fn pointers_of(value: &Value) -> impl Iterator<Item = String> + '_ {
     value.as_object().into_iter().flatten().map(|(name, _)| format!("/{name}"))
 }
 
+/// It hides nobody either.
 #[test]
-fn another_users_id_makes_no_member_and_hides_nobody() {
+fn another_users_id_makes_no_member() {
     for id in ["/member/user_id", "/member/claimed_user_id"] {
         let mut world = bob_is_there();
         let lie = join("$lie", "b").by(MALLORY).with(id, BOB).encrypted_by("PHONE");
@@ -87,8 +89,9 @@ fn another_users_id_makes_no_member_and_hides_nobody() {
     }
 }
 
+/// The membership was encrypted by a device that it does not name.
 #[test]
-fn another_device_than_the_one_that_encrypted_it_makes_no_member() {
+fn another_devices_id_makes_no_member() {
     let mut world = bob_is_there();
     let lie = join("$lie", "c").by(BOB).encrypted_by("PHONE").with("/member/device_id", "TABLET");
     assert_eq!(world.receive(&[lie]), ["?bob/c: malformed: `member.device_id`"]);
@@ -113,8 +116,9 @@ fn a_device_that_proves_nothing_hides_nobody() {
     assert_eq!(world.members(), ["alice/a", "alice/b"]);
 }
 
+/// The later membership counts.
 #[test]
-fn of_two_devices_with_one_member_id_the_later_counts_as_they_share_a_key() {
+fn devices_with_one_member_id_share_a_key() {
     let mut world = World::encrypted();
     world.receive(&[join("$1", "a").encrypted_by("PHONE")]);
     world.receive(&[join("$2", "a").at(1).encrypted_by("TABLET")]);
@@ -130,8 +134,9 @@ fn two_users_with_one_member_id_are_two() {
     assert_eq!(world.members(), ["alice/a", "bob/a"]);
 }
 
+/// However many they send, they hide nobody.
 #[test]
-fn a_thousand_members_of_one_user_hide_nobody_and_there_are_no_more_than_the_maps_quota() {
+fn a_user_has_the_maps_quota_of_members() {
     let mut world = World::new();
     let flood: Vec<_> =
         (0..1_500).map(|n| join(&format!("${n}"), &n.to_string()).by(MALLORY)).collect();
@@ -143,7 +148,7 @@ fn a_thousand_members_of_one_user_hide_nobody_and_there_are_no_more_than_the_map
 }
 
 #[test]
-fn many_transports_are_read_and_more_than_4_kb_are_not() {
+fn transports_are_read_up_to_4_kb() {
     let transports = |count: usize| -> Vec<_> {
         (0..count).map(|n| json!({ "type": "x".repeat(20), "n": n })).collect()
     };
@@ -158,7 +163,7 @@ fn many_transports_are_read_and_more_than_4_kb_are_not() {
 }
 
 #[test]
-fn no_field_is_longer_than_any_client_writes_it() {
+fn long_fields_are_malformed() {
     let long = "x".repeat(256);
     for (pointer, field) in [
         ("/slot_id", "slot_id"),
@@ -187,7 +192,7 @@ fn no_field_is_longer_than_any_client_writes_it() {
 }
 
 #[test]
-fn an_application_that_is_not_the_slots_has_its_reason() {
+fn another_application_than_the_slots_is_refused() {
     let mut world = World::new();
     world.slot(&open_slot());
     let other = join("$1", "a").with("/application/type", "m.game");
@@ -196,8 +201,9 @@ fn an_application_that_is_not_the_slots_has_its_reason() {
     assert_eq!(world.receive(&[element_call]), ["?alice/b: other application"]);
 }
 
+/// If it takes over their state key, their membership ends.
 #[test]
-fn a_state_event_in_anothers_name_makes_no_member_and_one_that_takes_over_a_key_ends_its_owner() {
+fn a_state_event_in_anothers_name_is_refused() {
     let mut world = World::new();
     world.state(CALL_MEMBER, "_@bob:hs_X", BOB, &call_member("X"));
     assert_eq!(world.members(), ["bob/@bob:hs:X"]);
@@ -208,8 +214,9 @@ fn a_state_event_in_anothers_name_makes_no_member_and_one_that_takes_over_a_key_
     assert_eq!(world.members(), ["bob/@bob:hs:X"]);
 }
 
+/// The stable spelling of the key is enough.
 #[test]
-fn an_event_without_a_key_makes_no_member_and_only_the_stable_key_does() {
+fn an_event_without_a_key_is_refused() {
     let mut world = World::new();
     let unkeyed = join("$1", "a").without("/sticky_key").without("/msc4354_sticky_key");
     assert_eq!(world.receive(&[unkeyed]), ["?alice/a: malformed: `sticky_key`"]);
@@ -218,8 +225,9 @@ fn an_event_without_a_key_makes_no_member_and_only_the_stable_key_does() {
     assert_eq!(world.receive(&[other_key]), ["?alice/c: malformed: `member.id`"]);
 }
 
+/// Who is a member again.
 #[test]
-fn a_key_that_falls_back_to_its_owners_event_makes_them_a_member_again() {
+fn a_state_key_falls_back_to_its_owner() {
     let mut world = World::new();
     let bobs = state_event("$bob", CALL_MEMBER, "_@bob:hs_X", BOB, &call_member("X"));
     world.state_again(&bobs);
@@ -231,8 +239,9 @@ fn a_key_that_falls_back_to_its_owners_event_makes_them_a_member_again() {
     assert_eq!(world.candidates(), [""; 0], "of mallory nothing is left to tell");
 }
 
+/// Another event had ended the membership in between.
 #[test]
-fn the_same_event_in_the_state_again_brings_back_who_had_left_in_between() {
+fn a_repeated_state_event_brings_back_its_member() {
     let mut world = World::new();
     let bobs = state_event("$bob", CALL_MEMBER, "_@bob:hs_X", BOB, &call_member("X"));
     world.state_again(&bobs);
@@ -244,7 +253,7 @@ fn the_same_event_in_the_state_again_brings_back_who_had_left_in_between() {
 }
 
 #[test]
-fn a_membership_in_the_state_that_is_redacted_has_left() {
+fn a_redacted_state_membership_has_left() {
     let mut world = World::new();
     let of = |content| state_event("$bob", CALL_MEMBER, "_@bob:hs_X", BOB, &content);
     world.state_again(&of(call_member("X")));
@@ -257,7 +266,7 @@ fn a_membership_in_the_state_that_is_redacted_has_left() {
 }
 
 #[test]
-fn a_state_event_with_an_odd_time_counts_all_the_same() {
+fn a_state_event_needs_no_valid_time() {
     for odd in [json!(-1), json!(1.5), json!("x"), json!(null)] {
         let mut world = World::new();
         world.slot(&open_slot());
@@ -271,8 +280,9 @@ fn a_state_event_with_an_odd_time_counts_all_the_same() {
     }
 }
 
+/// As many as the map keeps of a sender.
 #[test]
-fn a_flood_of_memberships_in_the_state_takes_no_more_than_the_maps_quota() {
+fn a_user_has_1000_memberships_in_the_state() {
     let mut world = World::new();
     let now = world.clock.now();
     for n in 0..1_500 {
@@ -293,8 +303,9 @@ fn a_flood_of_memberships_in_the_state_takes_no_more_than_the_maps_quota() {
     assert_eq!(world.members().len(), 1_001);
 }
 
+/// However many there are, one of them counts.
 #[test]
-fn a_thousand_members_of_one_device_are_one_and_one_more_changes_two() {
+fn one_more_member_of_a_device_changes_two() {
     let mut world = World::new();
     let join = |n: u64| {
         let sent = join(&format!("${n}"), &format!("{n:04}")).by(MALLORY);

@@ -83,7 +83,7 @@ proptest! {
     }
 
     #[test]
-    fn whatever_happens_what_was_told_is_what_is_shown(
+    fn changes_and_snapshot_always_agree(
         steps in proptest::collection::vec((any::<prop::sample::Index>(), 0..9_u8), 1..60),
     ) {
         let memberships = memberships();

@@ -18,8 +18,9 @@ fn joined_encrypted() -> World {
     world
 }
 
+/// Opening it again brings the members back.
 #[test]
-fn a_slot_that_is_closed_ends_the_session_and_opened_again_it_is_back() {
+fn a_closed_slot_ends_the_session() {
     let mut world = joined();
     let closed = json!({ "status": "closed" });
     assert_eq!(world.slot(&open_slot()), ["open"]);
@@ -33,8 +34,9 @@ fn a_slot_that_is_closed_ends_the_session_and_opened_again_it_is_back() {
     assert_eq!(world.candidates(), [""; 0]);
 }
 
+/// It is open to Element Call.
 #[test]
-fn a_slot_that_is_missing_is_closed_to_msc4143_alone() {
+fn a_missing_slot_is_closed_to_msc4143() {
     let mut world = World::new();
     let sent = [
         sent("$1", msc4143("msc")),
@@ -51,8 +53,9 @@ fn a_slot_that_is_missing_is_closed_to_msc4143_alone() {
     assert_eq!(world.members().len(), 5);
 }
 
+/// It is closed.
 #[test]
-fn a_slot_that_is_malformed_is_closed_and_says_which_field() {
+fn a_malformed_slot_names_its_field() {
     let mut world = joined();
     for (content, field) in [
         (json!({}), "status"),
@@ -75,8 +78,9 @@ fn a_slot_that_is_malformed_is_closed_and_says_which_field() {
     }
 }
 
+/// Element Call does not look at it.
 #[test]
-fn an_encryption_without_a_type_closes_a_slot_to_msc4143_alone() {
+fn encryption_without_type_closes_to_msc4143() {
     let mut world = World::new();
     let mut slot = open_slot();
     slot["encryption"] = json!({});
@@ -86,8 +90,9 @@ fn an_encryption_without_a_type_closes_a_slot_to_msc4143_alone() {
     assert_eq!(world.candidates(), ["alice/msc: slot malformed: `encryption.type`"]);
 }
 
+/// By the rules of MSC4143 alone.
 #[test]
-fn in_an_encrypted_room_a_slot_without_encryption_is_closed_to_msc4143_alone() {
+fn slots_in_encrypted_rooms_need_encryption() {
     let mut world = joined_encrypted();
     let js = sent("$js", element_call(BOB, "b")).by(BOB).encrypted_by("LAPTOP");
     assert_eq!(world.receive(&[js]), ["+bob/b"]);
@@ -99,8 +104,9 @@ fn in_an_encrypted_room_a_slot_without_encryption_is_closed_to_msc4143_alone() {
     assert_eq!(world.slot(&open_slot()), ["open", "+alice/a"]);
 }
 
+/// A test's server says nothing of when.
 #[test]
-fn a_sender_who_leaves_the_room_is_out_and_back_when_they_are() {
+fn a_member_leaves_and_returns_with_the_room() {
     let mut world = joined();
     assert_eq!(world.in_room(ALICE, "join"), [""; 0]);
     for membership in ["leave", "ban", "invite", "knock"] {
@@ -110,7 +116,7 @@ fn a_sender_who_leaves_the_room_is_out_and_back_when_they_are() {
 }
 
 #[test]
-fn a_kick_by_another_counts_for_whom_it_names() {
+fn a_kick_counts_for_whom_it_names() {
     let mut world = joined();
     world.receive(&[join("$bob", "b").by(BOB)]);
     let kick = json!({ "membership": "leave" });
@@ -118,8 +124,9 @@ fn a_kick_by_another_counts_for_whom_it_names() {
     assert_eq!(world.members(), ["bob/b"]);
 }
 
+/// Until then they count as if they were in the room.
 #[test]
-fn whether_a_sender_is_in_the_room_is_asked_once_and_until_then_they_are() {
+fn an_unknown_sender_is_asked_about_once() {
     let mut world = joined();
     assert_eq!(world.roster.poll_unknown(), [ALICE]);
     assert!(world.roster.poll_unknown().is_empty());
@@ -132,8 +139,9 @@ fn whether_a_sender_is_in_the_room_is_asked_once_and_until_then_they_are() {
     assert!(world.roster.poll_unknown().is_empty());
 }
 
+/// A user without a membership costs nothing.
 #[test]
-fn who_is_in_the_room_is_not_kept_of_those_without_a_membership() {
+fn stays_are_kept_of_senders_alone() {
     let mut world = World::new();
     world.in_room(ALICE, "leave");
     assert_eq!(world.receive(&[join("$a", "a").lasting(10)]), ["+alice/a"]);
@@ -146,7 +154,7 @@ fn who_is_in_the_room_is_not_kept_of_those_without_a_membership() {
 }
 
 #[test]
-fn encryption_that_is_switched_on_ends_who_is_in_plaintext() {
+fn switching_on_encryption_ends_plaintext_members() {
     let mut world = World::new();
     world.slot(&open_slot());
     let encrypted = join("$2", "b").by(BOB).encrypted_by("LAPTOP");
@@ -160,7 +168,7 @@ fn encryption_that_is_switched_on_ends_who_is_in_plaintext() {
 }
 
 #[test]
-fn an_encryption_under_a_state_key_is_not_the_rooms() {
+fn encryption_has_an_empty_state_key() {
     let mut world = World::new();
     world.receive(&[join("$1", "a")]);
     let content = json!({ "algorithm": "m.megolm.v1.aes-sha2" });
@@ -171,7 +179,7 @@ fn an_encryption_under_a_state_key_is_not_the_rooms() {
 }
 
 #[test]
-fn until_it_is_known_a_room_counts_as_encrypted() {
+fn an_unknown_room_counts_as_encrypted() {
     let mut world = World::not_known_to_be_encrypted();
     assert_eq!(world.receive(&[join("$join", "a")]), ["?alice/a: not encrypted"]);
     assert!(world.call().is_encrypted());
@@ -180,7 +188,7 @@ fn until_it_is_known_a_room_counts_as_encrypted() {
 }
 
 #[test]
-fn what_closes_a_slot_when_encryption_is_switched_on_is_told() {
+fn encryption_that_closes_a_slot_is_reported() {
     let mut world = World::new();
     let mut plain = open_slot();
     plain.as_object_mut().unwrap().remove("encryption");
@@ -191,8 +199,9 @@ fn what_closes_a_slot_when_encryption_is_switched_on_is_told() {
     assert_eq!(world.call().closed_by(), Some(ClosedBy::NotEncrypted));
 }
 
+/// In an encrypted room it only ends one.
 #[test]
-fn in_an_encrypted_room_plaintext_ends_a_member_and_never_makes_one() {
+fn plaintext_never_makes_a_member() {
     let mut world = joined_encrypted();
     let bare = json!({ "slot_id": ROOM_CALL, "msc4354_sticky_key": "a" });
     for (event_id, content, told) in [
@@ -220,15 +229,16 @@ fn in_an_encrypted_room_plaintext_ends_a_member_and_never_makes_one() {
 }
 
 #[test]
-fn a_session_that_is_not_the_senders_own_does_not_count_as_encrypted() {
+fn anothers_megolm_session_proves_nothing() {
     let mut world = World::encrypted();
     let mut join = join("$join", "a").encrypted_by("PHONE");
     join.owner = Some(BOB.to_owned());
     assert_eq!(world.receive(&[join]), ["?alice/a: not encrypted"]);
 }
 
+/// The next one brings it back.
 #[test]
-fn a_refresh_that_is_malformed_ends_the_member_and_the_next_one_mends_it() {
+fn a_malformed_refresh_ends_the_member() {
     let mut world = joined();
     let malformed = join("$2", "a").at(1).with("/member/id", "b");
     assert_eq!(world.receive(&[malformed]), ["-alice/a: malformed: `member.id`"]);
@@ -236,7 +246,7 @@ fn a_refresh_that_is_malformed_ends_the_member_and_the_next_one_mends_it() {
 }
 
 #[test]
-fn one_who_is_over_has_expired_and_is_forgotten_after_an_hour() {
+fn an_expired_member_is_listed_for_an_hour() {
     let mut world = World::new();
     world.receive(&[join("$join", "a").lasting(60)]);
     assert_eq!(world.pass(59), [""; 0]);
@@ -249,7 +259,7 @@ fn one_who_is_over_has_expired_and_is_forgotten_after_an_hour() {
 }
 
 #[test]
-fn one_who_has_expired_is_back_with_a_refresh() {
+fn a_refresh_brings_back_an_expired_member() {
     let mut world = World::new();
     world.receive(&[join("$join", "a").lasting(60)]);
     world.pass(60);
@@ -265,8 +275,9 @@ fn a_redacted_join_has_left() {
     assert_eq!(world.receive(&[join("$2", "a").at(1)]), ["+alice/a"]);
 }
 
+/// Although the map falls back to the older join.
 #[test]
-fn a_redacted_refresh_has_left_although_the_map_falls_back_to_the_older_join() {
+fn a_redacted_refresh_is_a_leave() {
     let mut world = joined();
     world.receive(&[join("$2", "a").at(1)]);
     assert_eq!(world.redact("$2"), ["-alice/a: redacted"]);
@@ -279,7 +290,7 @@ fn a_redacted_refresh_has_left_although_the_map_falls_back_to_the_older_join() {
 }
 
 #[test]
-fn an_older_join_that_comes_after_the_redaction_of_the_newer_one_brings_nobody_back() {
+fn a_late_older_join_undoes_no_redaction() {
     let mut world = World::new();
     world.receive(&[join("$2", "a").at(1)]);
     assert_eq!(world.redact("$2"), ["-alice/a: redacted"]);
@@ -290,7 +301,7 @@ fn an_older_join_that_comes_after_the_redaction_of_the_newer_one_brings_nobody_b
 }
 
 #[test]
-fn an_older_join_that_ends_after_a_redaction_has_still_left_by_it() {
+fn an_expiry_after_redaction_stays_a_redaction() {
     let mut world = World::new();
     world.receive(&[join("$1", "a").lasting(60)]);
     world.receive(&[join("$2", "a").at(1)]);
@@ -340,8 +351,9 @@ fn a_leave_of_matrix_js_sdk_is_one() {
     assert_eq!(world.candidates(), ["alice/a: left"]);
 }
 
+/// A leave of somebody who was not a member is reported as no member's.
 #[test]
-fn a_removal_is_a_leave_and_a_leave_nobody_waited_for_is_no_news_of_a_member() {
+fn a_removal_is_a_leave() {
     let mut world = joined();
     let removal = json!({ "msc4354_sticky_key": "a" });
     assert_eq!(world.receive(&[sent("$removal", removal).at(1)]), ["-alice/a: left"]);
@@ -357,8 +369,9 @@ fn a_late_join_does_not_undo_a_leave() {
     assert_eq!(world.members(), [""; 0]);
 }
 
+/// The earlier membership is back when the later one leaves.
 #[test]
-fn the_same_device_counts_once_and_the_earlier_one_is_back_when_the_later_leaves() {
+fn one_device_counts_once() {
     let mut world = World::new();
     let join = |event_id: &str, member_id: &str| join(event_id, member_id).encrypted_by("PHONE");
     world.receive(&[join("$1", "a")]);
@@ -386,8 +399,9 @@ fn one_who_does_not_count_supersedes_nobody() {
     assert_eq!(world.candidates().iter().filter(|it| it.contains("slot closed")).count(), 2);
 }
 
+/// So a third changes nothing for the first.
 #[test]
-fn each_is_superseded_by_the_next_so_that_a_third_changes_nothing_for_the_first() {
+fn each_membership_gives_way_to_the_next() {
     let mut world = World::new();
     let join = |event_id: &str, member_id: &str| join(event_id, member_id).encrypted_by("PHONE");
     world.receive(&[join("$1", "a"), join("$2", "b").at(1)]);
@@ -400,7 +414,7 @@ fn each_is_superseded_by_the_next_so_that_a_third_changes_nothing_for_the_first(
 }
 
 #[test]
-fn two_users_with_a_device_of_one_name_are_two() {
+fn equal_device_ids_of_two_users_differ() {
     let mut world = World::new();
     let alice = join("$1", "a").encrypted_by("PHONE");
     let bob = join("$2", "a").by(BOB).encrypted_by("PHONE");
@@ -408,8 +422,9 @@ fn two_users_with_a_device_of_one_name_are_two() {
     assert_eq!(world.members(), ["alice/a", "bob/a"]);
 }
 
+/// And back when they are not ignored any more.
 #[test]
-fn who_is_ignored_is_gone_at_once_and_back_when_they_are_not() {
+fn an_ignored_user_is_gone_at_once() {
     let mut world = joined();
     world.receive(&[leave("$2", "b")]);
     assert_eq!(world.ignore(&[ALICE]), ["-alice/a: ignored", "!alice/b: left"]);
@@ -417,8 +432,9 @@ fn who_is_ignored_is_gone_at_once_and_back_when_they_are_not() {
     assert_eq!(world.ignore(&[]), ["+alice/a", "?alice/b: left"]);
 }
 
+/// Coming back fills them again.
 #[test]
-fn when_we_leave_the_room_nobody_is_there_and_back_they_are() {
+fn leaving_the_room_empties_its_sessions() {
     let mut world = joined();
     let key = "_@bob:hs_X";
     let text = state_event("$state", CALL_MEMBER, key, BOB, &call_member("X"));
@@ -430,7 +446,7 @@ fn when_we_leave_the_room_nobody_is_there_and_back_they_are() {
 }
 
 #[test]
-fn when_we_leave_the_room_nothing_is_told_any_more_of_who_had_ended_nor_kept() {
+fn leaving_the_room_forgets_former_members() {
     let mut world = World::new();
     world.receive(&[join("$1", "a").lasting(10)]);
     world.in_room(ALICE, "leave");
@@ -447,7 +463,7 @@ fn when_we_leave_the_room_nothing_is_told_any_more_of_who_had_ended_nor_kept() {
 }
 
 #[test]
-fn room_left_and_back_before_anybody_looked_is_no_news() {
+fn leaving_and_returning_unseen_changes_nothing() {
     let mut world = World::new();
     let text = state_event("$state", CALL_MEMBER, "_@bob:hs_X", BOB, &call_member("X"));
     world.state_again(&text);
@@ -483,7 +499,7 @@ fn one_who_goes_to_another_slot_has_moved() {
 }
 
 #[test]
-fn of_one_user_sixteen_who_have_ended_are_told_of() {
+fn a_user_has_sixteen_former_members() {
     let mut world = World::new();
     for n in 0..20 {
         world.receive(&[join(&format!("${n}"), &format!("{n:02}")).lasting(10 + n)]);
@@ -497,8 +513,9 @@ fn of_one_user_sixteen_who_have_ended_are_told_of() {
     assert_eq!(world.candidates()[0], "alice/04: expired");
 }
 
+/// If many end at once.
 #[test]
-fn of_many_who_end_at_once_it_is_told_too_whom_nobody_remembers() {
+fn members_beyond_the_quota_are_reported_forgotten() {
     let mut world = World::new();
     let joins: Vec<_> =
         (0..20).map(|n| join(&format!("${n}"), &format!("{n:02}")).lasting(10)).collect();

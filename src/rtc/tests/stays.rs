@@ -113,7 +113,7 @@ fn where_the_state_cannot_tell_a_membership_counts() {
 }
 
 #[test]
-fn a_leave_by_the_users_own_server_is_enough() {
+fn a_leave_by_their_server_is_enough() {
     let mut world = joined();
     world.stays(&stay("$out", "leave", 20));
     // A gap swallowed the joining, and this change of name alone came through.
@@ -133,7 +133,7 @@ fn a_membership_right_after_the_joining_counts() {
 }
 
 #[test]
-fn the_event_before_is_asked_for_only_where_it_matters() {
+fn only_a_deciding_event_is_asked_for() {
     let mut world = joined();
     assert_eq!(world.roster.poll_unknown(), [ALICE; 0]);
     assert_eq!(world.stays(&stay("$back", "join", 30).replaces("$before")), [""; 0]);
@@ -158,8 +158,9 @@ fn the_event_before_is_asked_for_only_where_it_matters() {
     assert_eq!(world.members(), ["alice/a"]);
 }
 
+/// If its predecessor is known.
 #[test]
-fn a_change_of_name_whose_predecessor_is_known_decides_nothing() {
+fn a_change_of_name_decides_nothing() {
     let mut world = joined();
     world.stays(&stay("$renamed", "join", 30).after("join").replaces("$in"));
     assert_eq!(world.undecided(), None);
@@ -173,7 +174,7 @@ fn a_change_of_name_whose_predecessor_is_known_decides_nothing() {
 }
 
 #[test]
-fn a_joining_that_is_doubted_says_when_it_was() {
+fn a_doubted_joining_keeps_its_time() {
     let mut world = joined();
     world.stays(&stay("$out", "leave", 20).by("@mod:elsewhere"));
     let back = stay("$back", "join", 30).after("leave").text();
@@ -186,7 +187,7 @@ fn a_joining_that_is_doubted_says_when_it_was() {
 }
 
 #[test]
-fn the_event_before_decides_or_names_an_earlier_one() {
+fn the_predecessor_decides_or_names_another() {
     let mut world = joined();
     world.stays(&stay("$back", "join", 30).replaces("$before"));
     let undecided = world.undecided().unwrap();
@@ -210,7 +211,7 @@ fn the_event_before_decides_or_names_an_earlier_one() {
 }
 
 #[test]
-fn memberships_in_the_state_end_with_the_stay_too() {
+fn state_memberships_end_with_the_stay() {
     let mut world = World::new();
     world.state(CALL_MEMBER, "_@alice:hs_PHONE", ALICE, &call_member("PHONE"));
     assert_eq!(world.members(), ["alice/@alice:hs:PHONE"]);
@@ -234,7 +235,7 @@ fn only_those_who_are_held_back_wait() {
 }
 
 #[test]
-fn what_this_device_left_in_the_room_is_known() {
+fn leftovers_of_this_device_are_known() {
     let mut world = World::encrypted();
     let [alice, bob] = [ALICE, BOB].map(|it| UserId::parse(it).unwrap());
     let of = |member_id: &str, device_id: &str| {

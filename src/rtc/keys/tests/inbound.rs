@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn a_key_of_a_member_is_taken_and_told_once() {
+fn a_key_is_reported_once() {
     let mut story = Story::with(&["a"]);
     story.expect(&["0 to a"], &["use 0"]);
     story.receives(&sender("a"), message("m-a", 3, 1));
@@ -20,8 +20,9 @@ fn a_key_of_a_member_is_taken_and_told_once() {
     story.expect_discards(&[]);
 }
 
+/// The index is the same, and each says when it was sent.
 #[test]
-fn a_key_that_says_that_it_is_older_does_not_replace_one_of_the_same_index() {
+fn an_older_key_replaces_no_newer_one() {
     let mut story = Story::with(&["a"]);
     story.told.clear();
     let sent = |ms, byte| KeyMessage { sent_ms: Some(ms), ..message("m-a", 0, byte) };
@@ -34,7 +35,7 @@ fn a_key_that_says_that_it_is_older_does_not_replace_one_of_the_same_index() {
 }
 
 #[test]
-fn a_key_that_comes_before_its_member_waits_for_it() {
+fn a_key_waits_for_its_member() {
     let mut story = Story::with(&[]);
     story.receives(&sender("a"), message("m-a", 0, 1));
     story.receives(&sender("a"), message("m-a", 1, 2));
@@ -53,8 +54,9 @@ fn a_key_that_comes_before_its_member_waits_for_it() {
     assert!(!story.told.iter().any(|told| told.starts_with('b')), "{:?}", story.told);
 }
 
+/// Also if the device is the same user's.
 #[test]
-fn a_key_from_another_device_of_the_same_user_is_not_taken() {
+fn a_key_from_another_device_is_rejected() {
     let mut story = Story::with(&["a"]);
     story.told.clear();
     let mut other = sender("a");
@@ -74,8 +76,9 @@ fn a_key_from_another_device_of_the_same_user_is_not_taken() {
     story.expect_discards(&["other device"; 4]);
 }
 
+/// Older Element Call clients send no member id.
 #[test]
-fn a_message_without_a_member_id_is_of_the_member_of_its_device() {
+fn the_device_names_the_member_without_an_id() {
     let mut story = Story::with(&["a"]);
     story.told.clear();
     let without =
@@ -85,7 +88,7 @@ fn a_message_without_a_member_id_is_of_the_member_of_its_device() {
 }
 
 #[test]
-fn a_key_from_a_device_that_is_not_trusted_waits_until_it_is() {
+fn a_key_waits_for_trust_in_its_device() {
     let mut story = Story::with(&["a"]);
     story.told.clear();
     let mut unsigned = sender("a");
@@ -112,8 +115,9 @@ fn a_key_from_a_device_that_is_not_trusted_waits_until_it_is() {
     assert_eq!(story.told, ["use 0", "a 0=1"]);
 }
 
+/// It was gone to us alone, and will not send its keys again.
 #[test]
-fn one_who_was_gone_only_to_us_is_heard_again_when_it_is_back() {
+fn a_returning_member_keeps_its_earlier_keys() {
     let mut story = Story::with(&["a", "b"]);
     story.receives(&sender("a"), message("m-a", 0, 1));
     story.told.clear();
@@ -129,8 +133,9 @@ fn one_who_was_gone_only_to_us_is_heard_again_when_it_is_back() {
     story.expect_discards(&[]);
 }
 
+/// It does not count as rejected either.
 #[test]
-fn a_message_of_another_room_is_not_ours_and_nothing_that_was_discarded() {
+fn a_message_for_another_room_is_ignored() {
     let mut story = Story::with(&["a"]);
     story.told.clear();
     let room_id = owned_room_id!("!other:hs");
@@ -139,8 +144,9 @@ fn a_message_of_another_room_is_not_ours_and_nothing_that_was_discarded() {
     story.expect_discards(&[]);
 }
 
+/// Nobody pushes out the messages of a user who has fewer.
 #[test]
-fn what_waits_is_bounded_and_nobody_pushes_out_another() {
+fn waiting_messages_are_bounded_for_each_user() {
     let mut story = Story::with(&[]);
     story.receives(&sender("quiet"), message("m-quiet", 0, 1));
     for n in 0..100 {
@@ -164,8 +170,9 @@ fn what_waits_is_bounded_and_nobody_pushes_out_another() {
     assert!((5..16).contains(&loud), "{loud}");
 }
 
+/// The newest ones are kept.
 #[test]
-fn of_one_member_the_16_newest_keys_are_kept() {
+fn one_member_has_16_keys() {
     let mut story = Story::with(&["a"]);
     for n in 0..=255 {
         story.receives(&sender("a"), message("m-a", n, n));

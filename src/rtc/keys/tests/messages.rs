@@ -14,7 +14,7 @@ fn base64_of(length: usize) -> String {
 }
 
 #[test]
-fn what_is_written_in_a_dialect_is_read_in_it() {
+fn each_dialect_reads_what_it_writes() {
     let room_id = owned_room_id!("!room:hs");
     let key = MediaKey::new(Zeroizing::new(vec![7; 32]));
     let us = participant("us");
@@ -58,7 +58,7 @@ fn what_is_written_in_a_dialect_is_read_in_it() {
 }
 
 #[test]
-fn a_message_that_is_not_as_it_has_to_be_is_not_read_and_says_which_field_it_was() {
+fn a_malformed_message_names_its_field() {
     let right = json!({
         "room_id": ROOM,
         "member_id": "m",
@@ -89,7 +89,7 @@ fn a_message_that_is_not_as_it_has_to_be_is_not_read_and_says_which_field_it_was
 }
 
 #[test]
-fn element_calls_keys_may_be_of_16_to_64_bytes() {
+fn element_call_keys_have_16_to_64_bytes() {
     let read = |key: String, member: Value| {
         let keys = json!({ "index": 1, "key": key });
         let message = json!({ "keys": keys, "member": member, "room_id": ROOM });
@@ -132,7 +132,7 @@ fn no_key_is_shown() {
 }
 
 #[test]
-fn the_livekit_identity_is_that_of_matrix_js_sdk() {
+fn livekit_identities_are_those_of_matrix_js_sdk() {
     let participant = Participant::new(user_id!("@alice:hs"), "m-1", "DEVICE\"é");
     assert_eq!(participant.livekit_identity(), "CzTP1d8SMurAYVhVOlWH0wJrl2Rj7Hw6Oi/KGp3Z9/U");
 }
@@ -175,8 +175,9 @@ fn peers_of(content: Value, verification: Verification, dialect: Dialect) -> Vec
     session.members().filter_map(|member| Peer::of(member, dialect)).collect()
 }
 
+/// The form of the membership says which dialect the peer reads.
 #[test]
-fn a_member_whose_device_is_proven_is_a_peer_and_reads_what_its_membership_says() {
+fn only_a_proven_device_makes_a_peer() {
     let both = json!({
         "slot_id": "m.call#ROOM",
         "member": {

@@ -2,8 +2,9 @@
 
 use super::*;
 
+/// It is sent to all.
 #[test]
-fn the_first_key_is_used_at_once_and_sent_to_all() {
+fn the_first_key_is_used_at_once() {
     let mut story = Story::with(&["a", "b"]);
     story.expect(&["0 to a b"], &["use 0"]);
     story.update();
@@ -13,7 +14,7 @@ fn the_first_key_is_used_at_once_and_sent_to_all() {
 
 /// The first diagram of the proposal.
 #[test]
-fn leaves_during_the_delay_are_gathered_into_one_rotation_at_its_end() {
+fn leaves_during_the_delay_make_one_rotation() {
     let mut story = Story::with(&["a", "b", "c", "d"]);
     story.at(100);
     story.expect(&["0 to a b c d"], &["use 0"]);
@@ -37,7 +38,7 @@ fn leaves_during_the_delay_are_gathered_into_one_rotation_at_its_end() {
 
 /// The second diagram of the proposal.
 #[test]
-fn who_joins_within_the_grace_gets_the_same_key_and_who_joins_later_makes_a_new_one() {
+fn a_join_after_the_grace_makes_a_key() {
     let mut story = Story::with(&["before"]);
     story.at(100);
     story.expect(&["0 to before"], &["use 0"]);
@@ -60,8 +61,9 @@ fn who_joins_within_the_grace_gets_the_same_key_and_who_joins_later_makes_a_new_
     story.expect(&[], &["use 2"]);
 }
 
+/// Nobody has the key in use, so nobody is waited for.
 #[test]
-fn who_joins_one_who_was_alone_hears_them_from_the_start() {
+fn the_first_to_join_hears_everything() {
     let mut story = Story::with(&[]);
     story.expect(&[], &["use 0"]);
     story.at(100);
@@ -75,7 +77,7 @@ fn who_joins_one_who_was_alone_hears_them_from_the_start() {
 }
 
 #[test]
-fn what_could_not_be_sent_is_tried_again_for_those_devices_alone() {
+fn failed_sends_are_retried_for_those_devices_alone() {
     let mut story = Story::with(&[]);
     story.broken.insert(participant("b"), KeySendFailure::Unknown);
     story.joins("a");
@@ -98,7 +100,7 @@ fn what_could_not_be_sent_is_tried_again_for_those_devices_alone() {
 }
 
 #[test]
-fn news_of_a_device_is_a_reason_to_try_again_now() {
+fn a_device_change_retries_at_once() {
     let mut story = Story::with(&[]);
     story.broken.insert(participant("a"), KeySendFailure::NotSent);
     story.joins("a");
@@ -113,8 +115,9 @@ fn news_of_a_device_is_a_reason_to_try_again_now() {
     story.expect(&["0 to a"], &[]);
 }
 
+/// A member who has left gets nothing more.
 #[test]
-fn who_has_left_gets_nothing_more_and_who_never_had_the_key_leaves_it_as_it_is() {
+fn a_leaver_without_the_key_rotates_nothing() {
     let mut story = Story::with(&[]);
     story.broken.insert(participant("b"), KeySendFailure::NotSent);
     story.joins("a");
@@ -134,7 +137,7 @@ fn who_has_left_gets_nothing_more_and_who_never_had_the_key_leaves_it_as_it_is()
 }
 
 #[test]
-fn one_who_is_back_as_another_member_has_left_and_joined() {
+fn another_member_id_is_a_leave_and_join() {
     let mut story = Story::with(&["a", "b"]);
     story.at(100);
     story.expect(&["0 to a b"], &["use 0"]);
@@ -145,8 +148,9 @@ fn one_who_is_back_as_another_member_has_left_and_joined() {
     story.expect(&["1 to a b"], &[]);
 }
 
+/// The member is back under the same id.
 #[test]
-fn one_who_is_back_as_the_same_member_has_left_and_joined_too() {
+fn a_later_since_is_a_leave_and_join() {
     let mut story = Story::with(&["a", "b"]);
     story.at(100);
     story.expect(&["0 to a b"], &["use 0"]);
@@ -165,7 +169,7 @@ fn one_who_is_back_as_the_same_member_has_left_and_joined_too() {
 }
 
 #[test]
-fn when_we_are_back_all_are_sent_the_key_again() {
+fn our_return_sends_the_key_to_all() {
     let mut story = Story::with(&["a"]);
     story.at(100);
     story.expect(&["0 to a"], &["use 0"]);
@@ -186,8 +190,9 @@ fn when_we_are_back_all_are_sent_the_key_again() {
     story.expect(&["0 to a"], &["use 0"]);
 }
 
+/// The others are still heard.
 #[test]
-fn as_another_member_we_have_another_key_and_the_others_are_still_heard() {
+fn our_next_member_has_another_key() {
     let mut story = Story::with(&["a", "b"]);
     story.receives(&sender("a"), message("m-a", 0, 1));
     story.at(100);
@@ -209,7 +214,7 @@ fn as_another_member_we_have_another_key_and_the_others_are_still_heard() {
 }
 
 #[test]
-fn nothing_is_sent_before_we_are_seen_to_be_there() {
+fn nothing_is_sent_before_our_membership_is_seen() {
     let mut story = Story::with(&[]);
     story.keys = KeyExchange::new(
         owned_room_id!("!room:hs"),
@@ -227,8 +232,9 @@ fn nothing_is_sent_before_we_are_seen_to_be_there() {
     story.expect(&["0 to a"], &[]);
 }
 
+/// Or without a limit, if that is wanted.
 #[test]
-fn a_key_is_used_for_an_hour_at_most_and_forever_if_that_is_wanted() {
+fn a_key_is_used_for_an_hour() {
     let mut story = Story::with(&["a"]);
     story.expect(&["0 to a"], &["use 0"]);
     story.at(3_599);
@@ -252,8 +258,9 @@ fn the_index_begins_anew_after_255() {
     assert_eq!(story.told[255..], ["use 255", "use 0", "use 1"]);
 }
 
+/// Or after 10 s.
 #[test]
-fn the_delay_begins_when_the_sends_are_answered_and_no_later_than_after_10_s() {
+fn the_delay_begins_with_the_last_answer() {
     let mut story = Story::with(&["a", "b", "c"]);
     story.at(100);
     story.is_slow = true;
@@ -275,7 +282,7 @@ fn the_delay_begins_when_the_sends_are_answered_and_no_later_than_after_10_s() {
 }
 
 #[test]
-fn who_leaves_while_a_key_is_on_its_way_is_not_waited_for() {
+fn a_leaver_is_not_waited_for() {
     let mut story = Story::with(&["a", "b", "c"]);
     story.at(100);
     story.is_slow = true;
@@ -291,8 +298,9 @@ fn who_leaves_while_a_key_is_on_its_way_is_not_waited_for() {
     story.expect(&["2 to b"], &["use 1"]);
 }
 
+/// The dialect is the one that the peer reads now.
 #[test]
-fn a_key_goes_in_the_dialect_that_is_read_now() {
+fn a_key_goes_in_the_peers_dialect() {
     let mut story = Story::with(&[]);
     story.broken.insert(participant("a"), KeySendFailure::NotSent);
     story.joins("a");
@@ -303,8 +311,9 @@ fn a_key_goes_in_the_dialect_that_is_read_now() {
     assert_eq!(story.unanswered[0].0.to, [(participant("a"), Dialect::ElementCall)]);
 }
 
+/// This one does not, whatever its member id.
 #[test]
-fn another_device_of_ours_gets_the_key_and_this_one_does_not_whatever_its_member_id() {
+fn our_other_devices_get_the_key() {
     let mut story = Story::with(&[]);
     let us = participant("us");
     let other = Participant::new(us.user_id.clone(), "m-other", "D-other");
@@ -317,7 +326,7 @@ fn another_device_of_ours_gets_the_key_and_this_one_does_not_whatever_its_member
 }
 
 #[test]
-fn what_is_out_of_range_becomes_the_nearest_that_is_not() {
+fn settings_are_clamped_to_their_range() {
     let config = KeyConfig::default()
         .with_use_after(secs(100))
         .with_grace(secs(1_000))
@@ -329,7 +338,7 @@ fn what_is_out_of_range_becomes_the_nearest_that_is_not() {
 }
 
 #[test]
-fn only_devices_that_the_policy_trusts_are_let_through() {
+fn the_policy_decides_which_devices_are_trusted() {
     use Verification::{
         Unproven, UnsignedDevice, UnverifiedIdentity, VerificationViolation, Verified,
     };

@@ -74,7 +74,7 @@ fn model(seed: u64) {
 /// Several who join and leave, each with its own view of that, over a network that takes its time, in
 /// whichever order. In the end all who are there hear each other, and nobody who has left hears anybody.
 #[test]
-fn in_the_end_all_who_are_there_hear_each_other_and_nobody_else_does() {
+fn in_the_end_exactly_the_members_hear_another() {
     for seed in 0..200 {
         simulate(seed);
     }
