@@ -80,12 +80,7 @@ impl Run {
             tokio::select! {
                 session = sessions.next(), if !sessions_are_over => match session {
                     Some((member_id, session)) => {
-                        self.with(|exchange| {
-                            if exchange.own().member_id != member_id {
-                                exchange.handle_joined_as(member_id);
-                            }
-                            exchange.handle_session(timer.now(), &session);
-                        });
+                        self.handle_session(member_id, &session);
                         must_look_up = true;
                     }
                     None => sessions_are_over = true,
@@ -98,12 +93,7 @@ impl Run {
                     self.with(|exchange| exchange.handle_sent(timer.now(), id, &failures));
                 }
                 Some(devices) = news.next() => {
-                    self.with(|exchange| match devices {
-                        Told::News(users) => {
-                            users.iter().for_each(|user_id| exchange.handle_devices_change(user_id));
-                        }
-                        Told::Missed => exchange.handle_devices_missed(),
-                    });
+                    self.handle_devices(devices);
                     must_look_up = true;
                 }
                 senders = optional(&mut looking) => {
@@ -122,6 +112,24 @@ impl Run {
                 looking = self.look_up();
             }
         }
+    }
+
+    fn handle_session(&self, member_id: String, session: &SessionSnapshot) {
+        self.with(|exchange| {
+            if exchange.own().member_id != member_id {
+                exchange.handle_joined_as(member_id);
+            }
+            exchange.handle_session(self.shared.timer.now(), session);
+        });
+    }
+
+    fn handle_devices(&self, devices: Told<BTreeSet<OwnedUserId>>) {
+        self.with(|exchange| match devices {
+            Told::News(users) => {
+                users.iter().for_each(|user_id| exchange.handle_devices_change(user_id));
+            }
+            Told::Missed => exchange.handle_devices_missed(),
+        });
     }
 
     fn with(&self, handle: impl FnOnce(&mut KeyExchange)) {
