@@ -12,6 +12,7 @@ use xtask::bindings::Language;
 use crate::{
     cargo::{Cargo, MAIN},
     process::{End, Interrupt, run as run_child},
+    prose,
 };
 
 /// What the shell says of a command that Ctrl-C ended.
@@ -33,6 +34,8 @@ const FEATURE_SETS: &[(&str, &[&str])] = &[
 /// `cargo xtask ci`.
 pub(crate) fn run(no_test: bool, cargo: &Cargo, interrupt: &Interrupt) -> anyhow::Result<ExitCode> {
     let began = Instant::now();
+    eprintln!("== prose: cargo xtask prose");
+    prose::check()?;
     for (name, command) in steps(cargo) {
         if !step(&name, command, interrupt)? {
             return Ok(ExitCode::from(INTERRUPTED));

@@ -15,6 +15,7 @@ mod ci;
 mod demo;
 mod package;
 mod process;
+mod prose;
 mod serve;
 mod side_by_side;
 
@@ -45,6 +46,8 @@ enum Chore {
     Chaos(ChaosArgs),
     /// Runs all that must pass before a commit: formatting, lints, docs, feature sets, tests
     Ci(CiArgs),
+    /// Refuses phrases that readers stumble over, in comments, documents and error texts
+    Prose(ProseArgs),
     /// Makes a package of the bindings for a language, in target/bindings: a JAR, a Swift package, a wheel
     Bindings(BindingsArgs),
     /// Prints the speed table: counted instructions, bytes and tasks, with their goals
@@ -94,6 +97,13 @@ struct CiArgs {
     /// All but the tests
     #[arg(long)]
     no_test: bool,
+}
+
+#[derive(Args)]
+struct ProseArgs {
+    /// First takes the files that are clean by now out of the list of unfinished ones
+    #[arg(long)]
+    shrink: bool,
 }
 
 #[derive(Args)]
@@ -163,6 +173,7 @@ fn run(chore: Chore) -> anyhow::Result<ExitCode> {
         Chore::Homeserver(args) => serve::run(&args, &interrupt),
         Chore::Test(args) => ci::test(&args.args, &Cargo::find()?, &interrupt),
         Chore::Ci(args) => ci::run(args.no_test, &Cargo::find()?, &interrupt),
+        Chore::Prose(args) => prose::run(args.shrink),
         Chore::Chaos(args) => chaos::run(&args, &Cargo::find()?, &interrupt),
         Chore::Bindings(args) => package::run(&args, &Cargo::find()?, &interrupt),
         Chore::Bench(args) => bench::run(&args, &Cargo::find()?, &interrupt),
