@@ -199,7 +199,17 @@ pub use self::{
 #[cfg(feature = "e2e-encryption")]
 pub use matrix_sdk_base;
 
-/// The README's programs compile.
+/// The programs of README.md and of `docs/` compile.
 #[cfg(all(doctest, feature = "e2e-encryption", feature = "sqlite"))]
-#[doc = include_str!("../README.md")]
-mod readme {}
+mod documents {
+    #[doc = include_str!("../README.md")]
+    mod readme {}
+    #[doc = include_str!("../docs/calls.md")]
+    mod calls {}
+    #[doc = include_str!("../docs/heartbeats.md")]
+    mod heartbeats {}
+    #[doc = include_str!("../docs/receiving.md")]
+    mod receiving {}
+    #[doc = include_str!("../docs/sending.md")]
+    mod sending {}
+}

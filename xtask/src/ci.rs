@@ -12,7 +12,7 @@ use xtask::bindings::Language;
 use crate::{
     cargo::{Cargo, MAIN},
     process::{End, Interrupt, run as run_child},
-    prose,
+    prose, readme,
 };
 
 /// What the shell says of a command that Ctrl-C ended.
@@ -36,7 +36,7 @@ pub(crate) fn run(no_test: bool, cargo: &Cargo, interrupt: &Interrupt) -> anyhow
     let began = Instant::now();
     eprintln!("== prose: cargo xtask prose");
     prose::check()?;
-    for (name, command) in steps(cargo) {
+    for (name, command) in steps(cargo)? {
         if !step(&name, command, interrupt)? {
             return Ok(ExitCode::from(INTERRUPTED));
         }
@@ -88,7 +88,7 @@ fn tests(args: &[String], cargo: &Cargo) -> Command {
 }
 
 /// Everything but cargo-deny and the tests, in the order of what fails soonest.
-fn steps(cargo: &Cargo) -> Vec<(String, Command)> {
+fn steps(cargo: &Cargo) -> anyhow::Result<Vec<(String, Command)>> {
     let mut format = cargo.plain("fmt");
     format.args(["--all", "--check"]);
     let mut clippy = cargo.compile("clippy");
@@ -103,7 +103,8 @@ fn steps(cargo: &Cargo) -> Vec<(String, Command)> {
         check.args(["--package", MAIN, "--lib"]).args(*features).args(["--", "-D", "warnings"]);
         steps.push((format!("features: {name}"), check));
     }
-    steps
+    steps.push(("readme".to_owned(), readme::check(cargo)?));
+    Ok(steps)
 }
 
 fn has_deny(cargo: &Cargo) -> bool {

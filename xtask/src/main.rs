@@ -16,6 +16,7 @@ mod demo;
 mod package;
 mod process;
 mod prose;
+mod readme;
 mod serve;
 mod side_by_side;
 
@@ -48,6 +49,8 @@ enum Chore {
     Ci(CiArgs),
     /// Refuses phrases that readers stumble over, in comments, documents and error texts
     Prose(ProseArgs),
+    /// Compiles README's programs with the dependencies that README names, and no others
+    Readme,
     /// Makes a package of the bindings for a language, in target/bindings: a JAR, a Swift package, a wheel
     Bindings(BindingsArgs),
     /// Prints the speed table: counted instructions, bytes and tasks, with their goals
@@ -173,6 +176,7 @@ fn run(chore: Chore) -> anyhow::Result<ExitCode> {
         Chore::Homeserver(args) => serve::run(&args, &interrupt),
         Chore::Test(args) => ci::test(&args.args, &Cargo::find()?, &interrupt),
         Chore::Ci(args) => ci::run(args.no_test, &Cargo::find()?, &interrupt),
+        Chore::Readme => readme::run(&Cargo::find()?, &interrupt),
         Chore::Prose(args) => prose::run(args.shrink),
         Chore::Chaos(args) => chaos::run(&args, &Cargo::find()?, &interrupt),
         Chore::Bindings(args) => package::run(&args, &Cargo::find()?, &interrupt),
