@@ -257,7 +257,7 @@ fn readable(line: &str) -> String {
 /// Takes out what stands in backticks; nothing if one of them has no partner.
 fn without_code_spans(paragraph: Vec<(usize, String)>) -> Vec<(usize, String)> {
     let ticks: usize = paragraph.iter().map(|(_, line)| line.matches('`').count()).sum();
-    if ticks % 2 != 0 {
+    if !ticks.is_multiple_of(2) {
         return paragraph;
     }
     let mut is_code = false;

@@ -189,3 +189,29 @@ fn every_example_is_in_the_index() {
         assert!(name == "README" || index.contains(name), "{name} is not in examples/README.md");
     }
 }
+
+/// On docs.rs there are no files beside the guide: each of its links is defined anew there.
+#[test]
+fn guide_defines_every_relative_link() {
+    let guide = text_of("src/guide.rs");
+    let mut defined = BTreeSet::new();
+    let mut pages = 0;
+    for line in guide.lines() {
+        if let Some(label) = line.strip_prefix("#[doc = \"[") {
+            defined.insert(label.split(']').next().unwrap().to_lowercase());
+        } else if let Some(path) = line.strip_prefix("#[doc = include_str!(\"../") {
+            let page = path.split('"').next().unwrap();
+            let text = prose(&text_of(page));
+            let relative =
+                text.lines().filter_map(|line| line.strip_prefix('[')?.split_once("]: "));
+            for (label, target) in relative.filter(|(_, target)| !target.starts_with("https://")) {
+                assert!(defined.contains(&label.to_lowercase()), "{page}: [{label}]: {target}");
+            }
+            let inline = text.split("](").skip(1).filter(|target| !target.starts_with("https://"));
+            assert_eq!(inline.count(), 0, "{page}: define its links at its end");
+            defined.clear();
+            pages += 1;
+        }
+    }
+    assert!(pages > 5, "{guide}");
+}
