@@ -138,6 +138,10 @@
 //! [MSC4143]: https://github.com/matrix-org/matrix-spec-proposals/pull/4143
 //! [MSC4354]: https://github.com/matrix-org/matrix-spec-proposals/pull/4354
 
+// matrix-sdk's futures are deep: to know that a task may run `Client::sync`, the compiler has to look
+// further than it does by default. `app::keep_syncing` is in a box, so its callers need no such line.
+#![recursion_limit = "256"]
+
 pub mod event;
 #[cfg(all(any(doc, doctest), feature = "e2e-encryption", feature = "sqlite"))]
 pub mod guide;
@@ -148,6 +152,8 @@ pub mod time;
 pub mod view;
 pub mod wire;
 
+#[cfg(feature = "client")]
+pub mod app;
 #[cfg(feature = "client")]
 mod cleartext;
 #[cfg(feature = "client")]

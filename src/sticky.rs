@@ -18,6 +18,7 @@ use serde_json::{Map, Value};
 #[cfg(feature = "e2e-encryption")]
 use crate::encrypt::Encryptor;
 use crate::{
+    app::{NotLiveError, until_live},
     client_table::ClientTable,
     context::{ClientContext, RoomContext},
     delayed::{DelayedEvents, ScheduleDelayed},
@@ -111,6 +112,36 @@ impl Sticky {
     /// How current the maps are, and each change of that.
     pub fn subscribe_state(&self) -> Subscriber<SyncState> {
         self.context.state.subscribe()
+    }
+
+    /// Waits until the maps are live: everything that is sticky is there.
+    ///
+    /// [`SyncState::Incomplete`] counts as live, because nothing more comes by waiting. While the
+    /// server is away ([`SyncState::Offline`]) the wait goes on. Bound it by `tokio::time::timeout`
+    /// if nobody may wait that long.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # async fn example(client: matrix_sdk::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// use matrix_sdk_sticky::ClientExt as _;
+    ///
+    /// let sticky = client.sticky();
+    /// sticky.until_live().await?;
+    /// println!("{} entries in all rooms", sticky.events().snapshot().len());
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`NotLiveError`](crate::app::NotLiveError), when waiting makes no sense: the server lacks what the
+    /// source needs, or has logged us out.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future changes nothing.
+    pub async fn until_live(&self) -> Result<(), NotLiveError> {
+        until_live(self.subscribe_state()).await
     }
 
     /// Where sticky events come from: what was asked for, and once the server has been asked, which

@@ -10,6 +10,7 @@
 )]
 
 mod account;
+mod app;
 mod builder;
 mod clock;
 mod connection;

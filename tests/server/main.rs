@@ -8,6 +8,7 @@
 #![allow(clippy::disallowed_methods, reason = "a real server, on the real clock")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod app;
 mod attacker;
 mod delayed;
 mod element_call;

@@ -604,12 +604,7 @@ impl DerefMut for Watcher {
 /// The example of that name, as this person in this room, by this way to the server. `cargo test`
 /// builds it.
 pub(crate) fn example(name: &str, url: &str, person: &Person, room: &RoomId) -> Command {
-    let mut program = std::env::current_exe().unwrap();
-    program.pop();
-    program.set_file_name("examples");
-    program.push(format!("{name}{}", std::env::consts::EXE_SUFFIX));
-    assert!(program.exists(), "build it first: cargo build --example {name}");
-    let mut command = Command::new(program);
+    let mut command = program(name);
     command.args(["--homeserver", url, "--username", person.id().as_str()]).args([
         "--password",
         PASSWORD,
@@ -617,6 +612,22 @@ pub(crate) fn example(name: &str, url: &str, person: &Person, room: &RoomId) -> 
         room.as_str(),
     ]);
     command
+}
+
+/// An example whose arguments have no names: the server, the user, the password.
+pub(crate) fn example_of(name: &str, url: &str, person: &Person) -> Command {
+    let mut command = program(name);
+    command.args([url, person.id().as_str(), PASSWORD]);
+    command
+}
+
+fn program(name: &str) -> Command {
+    let mut program = std::env::current_exe().unwrap();
+    program.pop();
+    program.set_file_name("examples");
+    program.push(format!("{name}{}", std::env::consts::EXE_SUFFIX));
+    assert!(program.exists(), "build it first: cargo build --example {name}");
+    Command::new(program)
 }
 
 /// Sends a signal to a child process, as `kill` does.
