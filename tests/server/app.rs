@@ -19,7 +19,7 @@ async fn the_smallest_program_survives_a_restart() {
     let alice = Person::on(&server, "alice");
     let room = alice.room();
     let send = |key: &str| {
-        let content = json!({ "sticky_key": key, "msc4354_sticky_key": key });
+        let content = json!({ "sticky_key": key, "msc4354_sticky_key": key, "status": "here" });
         alice.api.send(room.as_str(), TYPE, key, &content, Some(600_000)).unwrap()
     };
     let mut process = example_of("smallest", server.url(), &alice)
@@ -32,7 +32,6 @@ async fn the_smallest_program_survives_a_restart() {
     let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
     let mut until = async |sign: &str, key: &str| loop {
         let line = timeout(DEADLINE, lines.next_line()).await.expect("a line").unwrap().unwrap();
-        eprintln!("DEBUG {line}");
         if line.starts_with(sign) && line.contains(&format!(r#""sticky_key":"{key}""#)) {
             return;
         }

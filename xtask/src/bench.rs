@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
-use xtask::{homeserver::workspace, tools::runs};
+use xtask::{folders::target_dir, tools::runs};
 
 use crate::{
     BenchArgs,
@@ -234,7 +234,7 @@ fn runner(cargo: &Cargo, interrupt: &Interrupt) -> anyhow::Result<Option<PathBuf
         .rsplit_once('@')
         .with_context(|| format!("cargo names no version of gungraun: {package}"))?;
 
-    let root = workspace().join("target").join(format!("gungraun-runner-{version}"));
+    let root = target_dir().join(format!("gungraun-runner-{version}"));
     let name = format!("gungraun-runner{}", env::consts::EXE_SUFFIX);
     let runner = root.join("bin").join(name);
     // Cargo puts it there as the last thing that it does.

@@ -13,7 +13,7 @@ use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 
 use crate::{
-    homeserver::workspace,
+    folders::{target_dir, workspace},
     tools::{run, runs},
 };
 
@@ -102,7 +102,7 @@ pub fn package(language: Language, built: &Built) -> anyhow::Result<PathBuf> {
     if let Some(lacks) = language.lacks() {
         bail!("{lacks}");
     }
-    let dir = workspace().join("target").join("bindings").join(language.to_string());
+    let dir = target_dir().join("bindings").join(language.to_string());
     match fs::remove_dir_all(&dir) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             return Err(error).with_context(|| format!("cannot remove {}", dir.display()));

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use serde_json::Value;
-use xtask::homeserver::workspace;
+use xtask::folders::{target_dir, workspace};
 
 use crate::process::{End, Interrupt, run as run_child};
 
@@ -52,6 +52,10 @@ impl Cargo {
     pub(crate) fn plain(&self, subcommand: &str) -> Command {
         let mut command = Command::new(&self.program);
         command.current_dir(workspace()).arg(subcommand);
+        if env::var_os("CARGO_TARGET_DIR").is_some_and(|name| !name.is_empty()) {
+            // A relative one is meant from where we were called.
+            command.env("CARGO_TARGET_DIR", target_dir());
+        }
         command
     }
 
@@ -83,6 +87,7 @@ impl Cargo {
         name: &str,
         interrupt: &Interrupt,
     ) -> anyhow::Result<Option<PathBuf>> {
+        eprintln!("building `{name}` (some minutes the first time) ..");
         let quietly = [&["--quiet"], options].concat();
         if !self.build(&quietly, name, interrupt)? {
             return Ok(None);
@@ -96,6 +101,11 @@ impl Cargo {
             .filter(|message| message["target"]["name"] == name)
             .find_map(|message| message["executable"].as_str().map(PathBuf::from));
         path.map(Some).with_context(|| format!("cargo does not say where it put `{name}`"))
+    }
+
+    /// How a person types `cargo run` here.
+    pub(crate) fn run_words(&self) -> &'static str {
+        if self.ignore_rust_version { "cargo run --ignore-rust-version" } else { "cargo run" }
     }
 
     /// `rust-version` of the main package; nothing if it names none.

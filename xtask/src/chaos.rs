@@ -21,7 +21,7 @@ use std::{
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
-use xtask::{homeserver::workspace, npm::Js};
+use xtask::{folders::target_dir, npm::Js};
 
 use self::{
     schedule::{Room, Round},
@@ -56,13 +56,12 @@ pub(crate) fn run(
     teller
         .say("seed", &format!("the seed is {seed}; to repeat it: cargo xtask chaos --seed {seed}"));
     let interrupted = Ok(ExitCode::from(INTERRUPTED));
-    eprintln!("building the example `presence` (some minutes the first time) ..");
     // With the features that the tests have, so that CI has compiled it already.
     let example = ["--workspace", "--features", ALL, "--example", "presence"];
     let presence = cargo.executable(&example, "presence", interrupt)?;
     let Some(presence) = presence else { return interrupted };
     let Some(js) = interrupt.or(Js::ensure).transpose()? else { return interrupted };
-    let logs = workspace().join("target").join("chaos").join(seed.to_string());
+    let logs = target_dir().join("chaos").join(seed.to_string());
     let _ = fs::remove_dir_all(&logs);
     fs::create_dir_all(&logs).with_context(|| format!("cannot create {}", logs.display()))?;
 

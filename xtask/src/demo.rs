@@ -72,7 +72,6 @@ pub(crate) fn run(
     cargo: &Cargo,
     interrupt: &Interrupt,
 ) -> anyhow::Result<ExitCode> {
-    eprintln!("building the example `presence` (some minutes the first time) ..");
     let presence = cargo.executable(&["--example", "presence"], "presence", interrupt)?;
     let Some(presence) = presence else {
         return Ok(ExitCode::SUCCESS);
@@ -113,7 +112,6 @@ pub(crate) fn run(
 
 /// Builds the example `watch` and says where it is; `None` if Ctrl-C came first.
 pub(crate) fn build_watch(cargo: &Cargo, interrupt: &Interrupt) -> anyhow::Result<Option<PathBuf>> {
-    eprintln!("building the example `watch` (some minutes the first time) ..");
     cargo.executable(&["--example", "watch"], "watch", interrupt)
 }
 

@@ -23,7 +23,10 @@ use std::{
 use serde_json::json;
 
 pub use self::{link::Link, venv::SYNAPSE_VERSION};
-use crate::api::{Api, ApiError};
+use crate::{
+    api::{Api, ApiError},
+    folders::target_dir,
+};
 
 /// When to give up on a server that does not answer.
 const START_WITHIN: Duration = Duration::from_secs(60);
@@ -111,14 +114,14 @@ pub struct Registered {
 
 impl Synapse {
     /// Starts a server with empty data and waits until it answers: about 3 s, and some 40 s more
-    /// the first time ever, when Synapse is installed into `target/synapse`.
+    /// the first time ever, when Synapse is installed into the target folder.
     ///
     /// # Errors
     /// A [`StartError`], which names what is missing and what to do about it.
     pub fn start(options: &Options) -> Result<Self, StartError> {
         // Before a long install, rather than after.
         options.port.map(check_port).transpose()?;
-        let root = workspace().join("target").join("synapse");
+        let root = target_dir().join("synapse");
         let python = venv::ensure(&root)?;
         let mut tries = PORT_TRIES;
         loop {
@@ -437,7 +440,7 @@ impl fmt::Display for StartError {
             ),
             Self::NotUp { end, said } => write!(
                 f,
-                "Synapse did not come up ({end}). If its files are damaged, remove target/synapse and \
+                "Synapse did not come up ({end}). If its files are damaged, remove `synapse` in the target folder and \
                  try again; to keep its data and log, set STICKY_KEEP_SERVER=1. The last lines of \
                  its log:\n{said}"
             ),
@@ -467,12 +470,6 @@ fn io<'a>(verb: &'a str, path: &'a Path) -> impl FnOnce(std::io::Error) -> Start
 fn last_lines(text: &str, count: usize) -> String {
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     lines.get(lines.len().saturating_sub(count)..).unwrap_or_default().join("\n")
-}
-
-/// The root of the workspace that this crate was built in.
-pub fn workspace() -> PathBuf {
-    let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
-    xtask.parent().unwrap_or(xtask).to_owned()
 }
 
 fn fresh_dir(root: &Path) -> Result<PathBuf, StartError> {

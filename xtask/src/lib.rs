@@ -16,6 +16,7 @@
 
 pub mod api;
 pub mod bindings;
+pub mod folders;
 pub mod homeserver;
 pub mod npm;
 pub mod tools;

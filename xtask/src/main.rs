@@ -39,7 +39,7 @@ struct Cli {
 enum Chore {
     /// Shows a call live: a Synapse of its own, users who come, go and crash, and `presence`
     Demo(DemoArgs),
-    /// Runs a Synapse on loopback to play with, until Ctrl-C
+    /// Runs a Synapse on loopback to play with, with users in two rooms, until Ctrl-C
     Homeserver(HomeserverArgs),
     /// Runs every test, those against a real Synapse included
     Test(TestArgs),
@@ -71,7 +71,7 @@ struct DemoArgs {
 
 #[derive(Args)]
 struct HomeserverArgs {
-    /// The port on 127.0.0.1; a free one unless told
+    /// The port on 127.0.0.1; defaults to a free one
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
     /// Without sticky events (MSC4354)
@@ -83,7 +83,7 @@ struct HomeserverArgs {
     /// With the rate limits that a Synapse has by default
     #[arg(long)]
     rate_limits: bool,
-    /// The users to make
+    /// The users to make. All of them are in both rooms
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "alice,bob")]
     users: Vec<String>,
 }
@@ -173,7 +173,7 @@ fn run(chore: Chore) -> anyhow::Result<ExitCode> {
     let interrupt = Interrupt::listen()?;
     match chore {
         Chore::Demo(args) => demo::run(&args, &Cargo::find()?, &interrupt),
-        Chore::Homeserver(args) => serve::run(&args, &interrupt),
+        Chore::Homeserver(args) => serve::run(&args, &Cargo::find()?, &interrupt),
         Chore::Test(args) => ci::test(&args.args, &Cargo::find()?, &interrupt),
         Chore::Ci(args) => ci::run(args.no_test, &Cargo::find()?, &interrupt),
         Chore::Readme => readme::run(&Cargo::find()?, &interrupt),

@@ -10,7 +10,10 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::{homeserver::workspace, tools::runs};
+use crate::{
+    folders::{target_dir, workspace},
+    tools::runs,
+};
 
 /// What is installed, in exact versions. There is no lock file: it would name the registry of
 /// whoever wrote it.
@@ -35,7 +38,7 @@ impl Js {
     /// # Errors
     /// An [`InstallError`], which names what is missing and what to do about it.
     pub fn ensure() -> Result<Self, InstallError> {
-        let dir = workspace().join("target").join("js");
+        let dir = target_dir().join("js");
         fs::create_dir_all(&dir).map_err(failed("create", &dir))?;
         let _lock = lock(&dir)?;
         // Written last, and so the sign of an install that was not cut short.

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use xtask::{
     bindings::{self, Built},
-    homeserver::workspace,
+    folders::target_dir,
 };
 
 use crate::{BindingsArgs, cargo::Cargo, ci::INTERRUPTED, process::Interrupt};
@@ -28,7 +28,7 @@ pub(crate) fn run(
             return Ok(ExitCode::from(INTERRUPTED));
         }
     }
-    let target = workspace().join("target");
+    let target = target_dir();
     let dir = if args.debug { "debug" } else { "ffi" };
     let built = Built::in_dir(&target.join(dir), &target.join("debug"))?;
     eprintln!("packaging for {language} ..");

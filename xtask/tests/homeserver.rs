@@ -5,7 +5,7 @@
 use std::{
     io::{BufRead as _, BufReader},
     net::TcpListener,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     thread,
     time::Duration,
 };
@@ -111,18 +111,56 @@ fn a_paused_server_restarts_and_a_dropped_one_leaves_nothing() {
 
 #[test]
 fn the_server_does_not_outlive_a_killed_owner() {
-    let mut owner = Command::new(env!("CARGO_BIN_EXE_xtask"))
-        .args(["homeserver", "--users", "alice"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut said = BufReader::new(owner.stdout.take().unwrap()).lines();
-    let first = said.next().expect("the owner says where the server is").unwrap();
-    let api = Api::anonymous(first.rsplit(' ').next().unwrap());
+    let (mut owner, said) = homeserver(&["--users", "alice"]);
+    let api = Api::anonymous(said[0].rsplit(' ').next().unwrap());
     unstable_features(&api);
     owner.kill().unwrap();
     owner.wait().unwrap();
     assert!(goes_silent(&api));
+}
+
+/// What it prints can be pasted, and is about rooms and users that are there.
+#[test]
+fn a_homeserver_to_play_with_has_rooms() {
+    let (mut owner, said) = homeserver(&["--users", "alice,bob"]);
+    let url = said[0].rsplit(' ').next().unwrap();
+    let login = json!({
+        "type": "m.login.password",
+        "identifier": { "type": "m.id.user", "user": "bob" },
+        "password": "bob-password",
+    });
+    let session = Api::anonymous(url).post("login", &login).unwrap();
+    let bob = Api::new(url, session["access_token"].as_str().unwrap());
+    let rooms = bob.get("joined_rooms").unwrap()["joined_rooms"].as_array().unwrap().len();
+    assert_eq!(rooms, 2);
+    let secret = bob.get("directory/room/%23secret:sticky.test").unwrap()["room_id"].clone();
+    let state = format!("rooms/{}/state/m.room.encryption", secret.as_str().unwrap());
+    assert_eq!(bob.get(&state).unwrap()["algorithm"], "m.megolm.v1.aes-sha2");
+    for (example, user) in [("watch", "alice"), ("send", "bob")] {
+        let account = format!(
+            "--example {example} -- --homeserver {url} --username {user} \
+             --password {user}-password --room '#play:sticky.test'"
+        );
+        assert!(said.iter().any(|line| line.contains(&account)), "{account} in {said:#?}");
+    }
+    owner.kill().unwrap();
+    owner.wait().unwrap();
+}
+
+/// `cargo xtask homeserver`, and what it says until it is ready.
+fn homeserver(args: &[&str]) -> (Child, Vec<String>) {
+    let mut owner = Command::new(env!("CARGO_BIN_EXE_xtask"))
+        .arg("homeserver")
+        .args(args)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(owner.stdout.take().unwrap()).lines();
+    let mut said = Vec::new();
+    while !said.last().is_some_and(|line: &String| line.starts_with("Ctrl-C")) {
+        said.push(lines.next().expect("the owner says where the server is").unwrap());
+    }
+    (owner, said)
 }
 
 #[test]

@@ -17,7 +17,8 @@ use tokio::{
 };
 use xtask::{
     bindings::{self, Built, Language},
-    homeserver::{Options, Registered, Synapse, workspace},
+    folders::workspace,
+    homeserver::{Options, Registered, Synapse},
     tools,
 };
 

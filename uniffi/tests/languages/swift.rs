@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 use xtask::{
     bindings::{self, Language},
-    homeserver::workspace,
+    folders::workspace,
     tools,
 };
 

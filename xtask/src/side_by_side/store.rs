@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, bail};
 use serde_json::Value;
-use xtask::{homeserver::workspace, npm::Js};
+use xtask::{folders::target_dir, npm::Js};
 
 use super::{Row, Table, median};
 use crate::{
@@ -20,12 +20,11 @@ pub(super) fn measure(
     cargo: &Cargo,
     interrupt: &Interrupt,
 ) -> anyhow::Result<Option<Table>> {
-    eprintln!("building our side ..");
     let options = ["--release", "--package", "sticky-benches", "--bin", "side-by-side"];
     let Some(program) = cargo.executable(&options, "side-by-side", interrupt)? else {
         return Ok(None);
     };
-    let corpus = Corpus(workspace().join("target").join("js").join("corpus"));
+    let corpus = Corpus(target_dir().join("js").join("corpus"));
     let ours = |verb: &str| {
         let mut command = Command::new(&program);
         command.arg(verb).arg(&corpus.0);
