@@ -82,42 +82,35 @@ fn main() -> ExitCode {
 }
 
 async fn beat(client: Client, options: Options, stop: oneshot::Receiver<()>) -> Result {
-    common::first_sync(&client).await?;
     let room = common::joined_room(&client, &options.room).await?.sticky();
-    let beat = async {
-        common::live(room.client()).await?;
-        common::release();
-        let mut start = room
-            .heartbeat(&options.key)
-            .raw_content(&options.event_type, options.content)
-            .sticky(Duration::from_secs(options.sticky))
-            .delay(Duration::from_secs(options.delay));
-        if let Some(content) = &options.leave_content {
-            start = start.leave_content(content);
-        }
-        let heartbeat = start.start().await?;
-        let over = async {
-            match options.seconds {
-                Some(seconds) => sleep(Duration::from_secs(seconds)).await,
-                None => future::pending().await,
-            }
-        };
-        let leave = async {
-            tokio::select! {
-                _ = stop => {}
-                () = over => {}
-            }
-            heartbeat.leave().await;
-            future::pending::<Result>().await
-        };
-        tokio::select! {
-            end = show(&heartbeat, options.json) => end,
-            end = leave => end,
+    common::live(room.client()).await?;
+    common::release();
+    let mut start = room
+        .heartbeat(&options.key)
+        .raw_content(&options.event_type, options.content)
+        .sticky(Duration::from_secs(options.sticky))
+        .delay(Duration::from_secs(options.delay));
+    if let Some(content) = &options.leave_content {
+        start = start.leave_content(content);
+    }
+    let heartbeat = start.start().await?;
+    let over = async {
+        match options.seconds {
+            Some(seconds) => sleep(Duration::from_secs(seconds)).await,
+            None => future::pending().await,
         }
     };
+    let leave = async {
+        tokio::select! {
+            _ = stop => {}
+            () = over => {}
+        }
+        heartbeat.leave().await;
+        future::pending::<Result>().await
+    };
     tokio::select! {
-        end = common::keep_syncing(&client) => end,
-        end = beat => end,
+        end = show(&heartbeat, options.json) => end,
+        end = leave => end,
     }
 }
 

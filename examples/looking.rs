@@ -61,27 +61,20 @@ fn main() -> ExitCode {
 }
 
 async fn look(client: Client, options: Options, stop: oneshot::Receiver<()>) -> Result {
-    common::first_sync(&client).await?;
     let room = common::joined_room(&client, &options.room).await?.sticky();
-    let look = async {
-        common::live(room.client()).await?;
-        common::release();
-        // A key for each device, so that one may look from two.
-        let device = client.device_id().map_or_else(Default::default, ToString::to_string);
-        let first = Looking { page: "1".to_owned() };
-        let heartbeat = room.heartbeat(device).content(&first).start().await?;
-        tokio::select! {
-            end = show(&room) => end,
-            end = turn_pages(&heartbeat) => end,
-            _ = stop => {
-                heartbeat.leave().await;
-                Ok(())
-            }
-        }
-    };
+    common::live(room.client()).await?;
+    common::release();
+    // A key for each device, so that a user may look from two.
+    let device = client.device_id().map_or_else(Default::default, ToString::to_string);
+    let first = Looking { page: "1".to_owned() };
+    let heartbeat = room.heartbeat(device).content(&first).start().await?;
     tokio::select! {
-        end = common::keep_syncing(&client) => end,
-        end = look => end,
+        end = show(&room) => end,
+        end = turn_pages(&heartbeat) => end,
+        _ = stop => {
+            heartbeat.leave().await;
+            Ok(())
+        }
     }
 }
 

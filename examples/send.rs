@@ -66,7 +66,6 @@ fn main() -> ExitCode {
 }
 
 async fn send(client: Client, options: Options) -> Result {
-    common::first_sync(&client).await?;
     let sticky = common::joined_room(&client, &options.room).await?.sticky();
     // What we have sent before tells for how long the next of its key is sticky.
     common::live(sticky.client()).await?;

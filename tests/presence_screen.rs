@@ -13,6 +13,8 @@
 mod common;
 #[path = "../examples/presence/json.rs"]
 mod json;
+#[path = "../examples/common/names.rs"]
+mod names;
 #[path = "../examples/presence/plain.rs"]
 mod plain;
 #[path = "../examples/presence/screen.rs"]

@@ -11,6 +11,12 @@
 
 #[path = "../examples/common/mod.rs"]
 mod common;
+#[path = "../examples/common/names.rs"]
+mod names;
+#[path = "../examples/watch/only.rs"]
+mod only;
+#[path = "../examples/watch/opened.rs"]
+mod opened;
 #[path = "../examples/watch/plain.rs"]
 mod plain;
 #[path = "../examples/watch/screen.rs"]

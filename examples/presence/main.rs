@@ -17,6 +17,8 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod json;
+#[path = "../common/names.rs"]
+mod names;
 mod own;
 mod plain;
 mod screen;
@@ -109,12 +111,8 @@ fn main() -> ExitCode {
 }
 
 async fn presence(client: Client, options: Options, mut stop: oneshot::Receiver<()>) -> Result {
-    let room = async {
-        common::first_sync(&client).await?;
-        common::joined_room(&client, &options.room).await
-    };
     let room = tokio::select! {
-        room = room => room?,
+        room = common::joined_room(&client, &options.room) => room?,
         _ = &mut stop => return Ok(()),
     };
     let sticky = Sticky::builder(&client).source(options.sync.into()).start()?;
@@ -126,7 +124,6 @@ async fn presence(client: Client, options: Options, mut stop: oneshot::Receiver<
         show.run(changes, &options, &mut stop).await
     };
     tokio::select! {
-        end = common::keep_syncing(&client) => end,
         end = common::token_lost(&sticky) => end,
         end = show => end,
     }
@@ -168,17 +165,23 @@ impl Ui {
         }
     }
 
-    fn update(&mut self, own: &Own, change: RtcUpdate) -> Result {
-        let is_here =
-            |change: &&RtcChange| change.slot_id.as_deref() == Some(own.session_slot_id());
+    /// Takes the two names of our slot: the one that was asked for, and the one that the changes have.
+    async fn update(
+        &mut self,
+        (slot_id, session_slot_id): (&str, &str),
+        change: RtcChange,
+    ) -> Result {
+        let is_here = |change: &&SessionChange| change.slot_id.as_deref() == Some(session_slot_id);
         match self {
-            Self::Json(json) => say_if(json.members(&change.snapshot.session(own.slot_id())))?,
+            Self::Json(json) => say_if(json.members(&change.snapshot.session(slot_id)))?,
             Self::Plain(_) => {
                 let changes = change.changes.iter().filter(is_here);
-                let mut lines = changes.filter_map(|change| plain::line(&change.change));
+                // Scripts may read these lines too, so they have the ids.
+                let names = names::Names::default();
+                let mut lines = changes.filter_map(|change| plain::line(&change.what, &names));
                 lines.try_for_each(|line| say(&line))?;
             }
-            Self::Screen(view) => view.update(change),
+            Self::Screen(view) => view.update(change).await,
         }
         Ok(())
     }
@@ -197,6 +200,12 @@ impl Ui {
         match self {
             Self::Screen(view) => view.note(why),
             _ => common::warn(why),
+        }
+    }
+
+    fn toggle_help(&mut self) {
+        if let Self::Screen(view) = self {
+            view.toggle_help();
         }
     }
 
@@ -258,7 +267,10 @@ impl Show {
                     leave_at = None;
                     self.own.leave();
                 }
-                Some(change) = changes.next() => self.ui.update(&self.own, change)?,
+                Some(change) = changes.next() => {
+                    let slots = (self.own.slot_id(), self.own.session_slot_id());
+                    self.ui.update(slots, change).await?;
+                }
                 news = self.own.next() => match news {
                     News::State(state) => {
                         self.ui.own(state)?;
@@ -273,6 +285,7 @@ impl Show {
                     screen::Key::Join => self.own.join(),
                     screen::Key::Leave => self.own.leave(),
                     screen::Key::Quit => return self.leave_for_good().await,
+                    screen::Key::Help => self.ui.toggle_help(),
                     screen::Key::Redraw => {}
                 },
             }

@@ -5,7 +5,7 @@ use matrix_sdk_sticky::{
     rtc::{Candidate, LeaveReason, Member, NotJoined, SessionChange, SessionSnapshot},
 };
 
-use crate::terminal::harmless;
+use crate::{names::Names, terminal::harmless};
 
 /// How we stand in one word; `None` for what passes in no time.
 pub(crate) fn own_name(state: State) -> Option<&'static str> {
@@ -50,23 +50,24 @@ impl Plain {
 
 /// Who is there to begin with, and who is not.
 pub(crate) fn at_first(snapshot: &SessionSnapshot) -> Vec<String> {
-    let members = snapshot.members().map(|member| format!("{} is there", who(member)));
-    members.chain(snapshot.candidates().map(refused)).collect()
+    let names = Names::default();
+    let members = snapshot.members().map(|member| format!("{} is there", who(member, &names)));
+    members.chain(snapshot.candidates().map(|it| refused(it, &names))).collect()
 }
 
-/// The line of a change; `None` where nobody need be told.
-pub(crate) fn line(change: &SessionChange) -> Option<String> {
+/// The line of a change; `None` if nobody need know.
+pub(crate) fn line(change: &What, names: &Names) -> Option<String> {
     Some(match change {
-        SessionChange::Joined(member) => format!("{} joined", who(member)),
-        SessionChange::Left { member, reason } => match goodbye(reason) {
-            Some(words) => format!("{} left{words}", who(member)),
-            None => format!("{} is gone: {}", who(member), why(reason)),
+        What::Joined(member) => format!("{} joined", who(member, names)),
+        What::Left { member, reason } => match goodbye(reason) {
+            Some(words) => format!("{} left{words}", who(member, names)),
+            None => format!("{} is gone: {}", who(member, names), why(reason)),
         },
-        SessionChange::Updated { member, previous } if member.intent() != previous.intent() => {
-            format!("{} changed", who(member))
+        What::Updated { member, previous } if member.intent() != previous.intent() => {
+            format!("{} changed", who(member, names))
         }
-        SessionChange::Refused(candidate) => refused(candidate),
-        SessionChange::Slot(Some(slot)) => {
+        What::Refused(candidate) => refused(candidate, names),
+        What::Slot(Some(slot)) => {
             let application = slot.application.as_ref();
             let application = application.map_or("", |it| &it.application_type);
             format!("the slot has changed ({})", harmless(application))
@@ -77,16 +78,16 @@ pub(crate) fn line(change: &SessionChange) -> Option<String> {
 }
 
 /// A user, and by which device.
-pub(crate) fn who(member: &Member) -> String {
+pub(crate) fn who(member: &Member, names: &Names) -> String {
     let device = member.device().map(|device| {
         let proof = if device.is_proven() { "" } else { "?" };
         format!(" by {}{proof}", harmless(device.device_id.as_str()))
     });
-    format!("{}{}", harmless(member.user_id().as_str()), device.unwrap_or_default())
+    format!("{}{}", names.of(member.user_id()), device.unwrap_or_default())
 }
 
-pub(crate) fn refused(candidate: &Candidate) -> String {
-    format!("{} is not there: {}", harmless(candidate.user_id.as_str()), why(&candidate.reason))
+pub(crate) fn refused(candidate: &Candidate, names: &Names) -> String {
+    format!("{} is not there: {}", names.of(&candidate.user_id), why(&candidate.reason))
 }
 
 /// Why somebody is not there.

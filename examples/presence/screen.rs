@@ -1,7 +1,10 @@
 //! The terminal view: the room's sessions, who is in them, by which device and for how long their
 //! memberships last, who is refused and why, the pulse of our heartbeat, and what happened.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    time::Duration,
+};
 
 use matrix_sdk::{
     Room,
@@ -30,24 +33,42 @@ use tokio::{
 
 use crate::{
     common::Result,
+    names::Names,
     plain,
-    terminal::{Screen, bar_of, clock, color_of, draw_left, fit, harmless, keys},
+    terminal::{
+        Log, Parts, Screen, bar_of, clock, color_of, divide, draw_help, draw_left, fit, harmless,
+        keys,
+    },
 };
 
 /// When to draw again though nothing changed: time passes, and the lease runs.
 const TICK: Duration = Duration::from_millis(250);
 
-/// How many of the last changes are remembered.
-const CHANGES: usize = 50;
-
-/// For how many ticks back the pulse is drawn.
+/// For how many ticks back the pulse is drawn, where there is room.
 const PULSE: usize = 24;
+
+/// After how many ticks the users' names are read again, as people rename themselves.
+const NAMES_EVERY: u32 = 40;
+
+/// What each key does.
+const HELP: [(&str, &str); 9] = [
+    ("j", "join the call"),
+    ("l", "leave it, and go on looking"),
+    ("?", "this help, or back"),
+    ("q Esc", "leave the call, and end"),
+    ("", ""),
+    ("♥", "ourselves; a beat of our heart"),
+    ("🔒 DEVICE", "the device is proven, by encryption"),
+    ("DEVICE?", "the device is what the member says"),
+    ("† x", "crashed or cut off; is refused"),
+];
 
 /// What the user asks for.
 pub(crate) enum Key {
     Join,
     Leave,
     Quit,
+    Help,
     Redraw,
 }
 
@@ -66,21 +87,17 @@ struct Model {
     /// Whether our heart beat, for each of the last ticks; the newest last.
     pulse: VecDeque<bool>,
     has_beaten: bool,
-    /// The newest first, and when it was.
-    changes: VecDeque<(Told, Moment)>,
+    names: Names,
+    log: Log,
     /// What did not work.
     note: Option<String>,
-}
-
-/// A change, as it is shown.
-struct Told {
-    mark: char,
-    color: Color,
-    text: String,
+    has_help: bool,
 }
 
 pub(crate) struct View {
     screen: Screen,
+    room: Room,
+    ticks: u32,
     keys: mpsc::UnboundedReceiver<Key>,
     tick: Interval,
     model: Model,
@@ -90,14 +107,22 @@ impl View {
     pub(crate) fn open(room: &Room, delay: Duration, snapshot: RtcSnapshot) -> Result<Self> {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let name = room.cached_display_name().map(|name| name.to_string()).unwrap_or_default();
-        let model =
-            Model::new(room.own_user_id(), &format!("{name} {}", room.room_id()), delay, snapshot);
-        Ok(Self { screen: Screen::open()?, keys: keys(key_of), tick, model })
+        let name = room.cached_display_name().map(|name| name.to_string());
+        let name = name.unwrap_or_else(|| room.room_id().to_string());
+        let model = Model::new(room.own_user_id(), &name, delay, snapshot);
+        let (screen, room) = (Screen::open()?, room.clone());
+        Ok(Self { screen, room, ticks: 0, keys: keys(key_of), tick, model })
     }
 
-    pub(crate) fn update(&mut self, change: RtcUpdate) {
+    pub(crate) async fn update(&mut self, change: RtcChange) {
+        // The names first, so that the log has them.
+        self.read_names(&change.snapshot).await;
         self.model.update(change);
+    }
+
+    async fn read_names(&mut self, snapshot: &RtcSnapshot) {
+        let users = users_of(snapshot).collect();
+        self.model.names.read(&self.room, users).await;
     }
 
     pub(crate) fn own(&mut self, state: State) {
@@ -118,11 +143,20 @@ impl View {
         Ok(())
     }
 
+    pub(crate) fn toggle_help(&mut self) {
+        self.model.has_help = !self.model.has_help;
+    }
+
     pub(crate) async fn next(&mut self) -> Key {
         tokio::select! {
             key = self.keys.recv() => key.unwrap_or(Key::Quit),
             _ = self.tick.tick() => {
                 self.model.tick();
+                if self.ticks % NAMES_EVERY == 0 {
+                    let snapshot = self.model.snapshot.clone();
+                    self.read_names(&snapshot).await;
+                }
+                self.ticks = self.ticks.wrapping_add(1);
                 Key::Redraw
             }
         }
@@ -135,6 +169,7 @@ fn key_of(event: Event) -> Option<Key> {
         Event::Key(key) if key.kind == KeyEventKind::Press => match key.code {
             KeyCode::Char('q') | KeyCode::Esc => Key::Quit,
             KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => Key::Quit,
+            KeyCode::Char('?' | 'h') => Key::Help,
             KeyCode::Char('j') => Key::Join,
             KeyCode::Char('l') => Key::Leave,
             _ => return None,
@@ -156,20 +191,31 @@ impl Model {
             armed_until: None,
             pulse: VecDeque::new(),
             has_beaten: false,
-            changes: VecDeque::new(),
+            names: Names::default(),
+            log: Log::default(),
             note: None,
+            has_help: false,
         }
     }
 
     fn update(&mut self, change: RtcUpdate) {
         let at = change.snapshot.taken_at();
         for change in &change.changes {
-            if let Some(told) = told(&change.change) {
-                self.changes.push_front((told, at));
-            }
+            self.log(&change.what, at);
         }
-        self.changes.truncate(CHANGES);
         self.snapshot = change.snapshot;
+    }
+
+    fn log(&mut self, what: &What, at: Moment) {
+        if let Some(text) = plain::line(what, &self.names) {
+            let (mark, color) = mark_of(what);
+            self.log.push(at, mark, color, text);
+        }
+    }
+
+    /// Whether we are in the session, or on our way there: `l` leaves, `j` does nothing.
+    fn is_in(&self) -> bool {
+        !matches!(self.own, None | Some(State::Left | State::Failed(_)))
     }
 
     /// A beat is what moves the end of the lease on.
@@ -210,7 +256,19 @@ enum Row {
     Refused(Candidate),
 }
 
-/// Who is gone is told of once, with what happened; who says to be there and does not count stays.
+/// Everybody whom a snapshot names.
+fn users_of(snapshot: &RtcSnapshot) -> impl Iterator<Item = OwnedUserId> {
+    let mut users = BTreeSet::new();
+    for session in snapshot.sessions() {
+        users.extend(session.members().map(|member| member.user_id().to_owned()));
+        users.extend(session.candidates().map(|candidate| candidate.user_id.clone()));
+    }
+    users.extend(snapshot.strays().map(|candidate| candidate.user_id.clone()));
+    users.into_iter()
+}
+
+/// Whether the list shows a candidate. One that is gone stands in the log once, with the reason; one
+/// that says to be there and does not count stays in the list.
 fn is_refused(reason: &NotJoined) -> bool {
     !matches!(
         reason,
@@ -222,43 +280,51 @@ fn is_refused(reason: &NotJoined) -> bool {
     )
 }
 
-fn told(change: &SessionChange) -> Option<Told> {
-    let (mark, color) = match change {
-        SessionChange::Joined(_) => ('+', Color::Green),
-        SessionChange::Left { reason: NotJoined::Left(leave), .. }
-            if leave.code.as_deref() != Some(LeaveReason::DELAYED) =>
+fn mark_of(what: &What) -> (char, Color) {
+    match what {
+        What::Joined(_) => ('+', Color::Green),
+        What::Left { reason: NotJoined::Left(leave), .. }
+            if leave.code.as_deref() != Some(Leave::DELAYED) =>
         {
             ('-', Color::Yellow)
         }
         SessionChange::Left { .. } => ('†', Color::Red),
         SessionChange::Refused(_) => ('x', Color::Magenta),
         _ => ('~', Color::Cyan),
-    };
-    plain::line(change).map(|text| Told { mark, color, text })
+    }
 }
 
 fn draw(frame: &mut Frame<'_>, model: &Model, now: Moment) {
-    let changes_height = frame.area().height / 3;
-    let [header, state, own, list, heading, changes, footer] =
-        frame.area().layout(&Layout::vertical([
-            Constraint::Length(1),
-            Constraint::Length(1),
-            Constraint::Length(2),
-            Constraint::Fill(1),
-            Constraint::Length(1),
-            Constraint::Length(changes_height),
-            Constraint::Length(1),
-        ]));
-    let title = Line::from(vec![
-        " presence ".bold().reversed(),
-        format!(" {} ", harmless(model.user_id.as_str())).bold(),
-        format!("in {}", model.room).into(),
-    ]);
-    frame.render_widget(title, header);
-    frame.render_widget(state_line(model), state);
-    frame.render_widget(own_line(model, now), own);
+    /// From this height on there is an empty line below the head.
+    const ROOMY: u16 = 16;
 
     let rows = model.rows();
+    let wanted = if model.has_help { HELP.len() } else { rows.len() };
+    let head = if frame.area().height < ROOMY { 2 } else { 3 };
+    let Parts { title, head, list, log, hint } = divide(frame.area(), head, wanted);
+    let line = Line::from(vec![
+        " presence ".bold().reversed(),
+        format!(" {} ", model.names.of(&model.user_id)).bold(),
+        format!("in {}", model.room).into(),
+    ]);
+    frame.render_widget(line, title);
+    for (line, area) in
+        [state_line(model), own_line(model, now, head.width)].into_iter().zip(head.rows())
+    {
+        frame.render_widget(line, area);
+    }
+    if model.has_help {
+        draw_help(frame, list, &HELP);
+    } else {
+        draw_list(frame, list, model, &rows, now);
+    }
+    model.log.draw(frame, log, " What happened", now);
+    let does = if model.is_in() { "l leave" } else { "j join" };
+    let help = if model.has_help { "? back" } else { "? help" };
+    frame.render_widget(Line::from(format!(" {does}   q quit   {help}")).dim(), hint);
+}
+
+fn draw_list(frame: &mut Frame<'_>, list: Rect, model: &Model, rows: &[Row], now: Moment) {
     if rows.is_empty() {
         frame.render_widget(Line::from("  no session, and no slot for one").dim(), list);
     }
@@ -270,24 +336,14 @@ fn draw(frame: &mut Frame<'_>, model: &Model, now: Moment) {
         match row {
             Row::Session(session) => frame.render_widget(session_line(session), area),
             Row::Member(member) => draw_member(frame, area, model, member, now),
-            Row::Refused(candidate) => frame.render_widget(refused_line(candidate, area), area),
+            Row::Refused(candidate) => {
+                frame.render_widget(refused_line(candidate, &model.names, area), area);
+            }
         }
     }
     if let Some(area) = areas.next().filter(|_| is_too_long) {
         frame.render_widget(Line::from(format!("    and {} more", rows.len() - shown)).dim(), area);
     }
-
-    frame.render_widget(Line::from(" SessionChange happened").bold(), heading);
-    for ((told, at), area) in model.changes.iter().zip(changes.rows()) {
-        let ago = Duration::from_millis(now.unix_ms().saturating_sub(at.unix_ms()));
-        let line = Line::from(vec![
-            format!(" {:>5} ago ", clock(ago)).dim(),
-            format!("{} ", told.mark).fg(told.color),
-            fit(told.text.clone(), area.width.saturating_sub(14)).into(),
-        ]);
-        frame.render_widget(line, area);
-    }
-    frame.render_widget(Line::from(" j join   l leave   q quit").dim(), footer);
 }
 
 fn state_line(model: &Model) -> Line<'static> {
@@ -301,8 +357,14 @@ fn state_line(model: &Model) -> Line<'static> {
     Line::from(vec![format!(" ● {text}").fg(color), format!("   {room}").dim()])
 }
 
-/// Ourselves: how we stand, the beats of the last seconds, and what would happen without the next.
-fn own_line(model: &Model, now: Moment) -> Line<'static> {
+/// Ourselves: how we stand, the beats of the last seconds, and what would happen without the next. The
+/// seconds until then are always there; a narrow terminal shows fewer beats.
+fn own_line(model: &Model, now: Moment, width: u16) -> Line<'static> {
+    /// Below this width there is neither a pulse nor a bar.
+    const NARROW: u16 = 66;
+    /// What stands beside the pulse, in cells.
+    const BESIDE: u16 = 59;
+
     if let Some(note) = &model.note {
         return Line::from(format!(" ! {note}")).fg(Color::Red);
     }
@@ -317,17 +379,25 @@ fn own_line(model: &Model, now: Moment) -> Line<'static> {
         State::Left => ("♡", Color::Reset),
         _ => ("♡", Color::Yellow),
     };
-    let state = format!(" {heart} we: {:<14} ", own.as_str().replace('_', " ")).fg(color);
-    let Some(armed_until) = model.armed_until else { return Line::from(state) };
-    let beats: String = model.pulse.iter().map(|beat| if *beat { '♥' } else { '·' }).collect();
+    let state = own.as_str().replace('_', " ");
+    let Some(armed_until) = model.armed_until else {
+        return Line::from(format!(" {heart} we: {state:<14} ").fg(color));
+    };
     let left = armed_until.left(now);
     let part = left.as_secs_f64() / model.delay.as_secs_f64().max(f64::MIN_POSITIVE);
+    let seconds = format!(" {:.1} s", left.as_secs_f64()).fg(color_of(part));
+    if width < NARROW {
+        return Line::from(vec![format!(" {heart} {state}, leave in").fg(color), seconds]);
+    }
+    let pulse = PULSE.min(usize::from(width.saturating_sub(BESIDE)));
+    let beats = model.pulse.iter().skip(model.pulse.len().saturating_sub(pulse));
+    let beats: String = beats.map(|beat| if *beat { '♥' } else { '·' }).collect();
     Line::from(vec![
-        state,
-        format!("{beats:·>PULSE$}").fg(color),
+        format!(" {heart} we: {state:<14} ").fg(color),
+        format!("{beats:·>pulse$}").fg(color),
         "  the leave fires in ".dim(),
         bar_of(part, 10).fg(color_of(part)),
-        format!(" {:.1} s", left.as_secs_f64()).fg(color_of(part)),
+        seconds,
     ])
 }
 
@@ -350,19 +420,28 @@ fn session_line(session: &SessionSnapshot) -> Line<'static> {
     ])
 }
 
+/// Draws a member. A narrow terminal shows who it is, by which device, and until when.
 fn draw_member(frame: &mut Frame<'_>, area: Rect, model: &Model, member: &Member, now: Moment) {
+    /// Below this width the intent, the stay and the bar are not shown.
+    const NARROW: u16 = 66;
+    /// Below this width the device is not shown either.
+    const TINY: u16 = 30;
+
+    let from = |width: u16, part: Constraint| {
+        if area.width < width { Constraint::Length(0) } else { part }
+    };
     let [_, mark, user, device, intent, since, bar, time] = area.layout(
         &Layout::horizontal([
             Constraint::Length(1),
-            Constraint::Length(1),
+            Constraint::Length(if area.width < NARROW { 2 } else { 1 }),
             Constraint::Fill(4),
-            Constraint::Fill(3),
-            Constraint::Fill(2),
-            Constraint::Length(9),
-            Constraint::Length(10),
+            from(TINY, Constraint::Fill(3)),
+            from(NARROW, Constraint::Fill(2)),
+            from(NARROW, Constraint::Length(9)),
+            from(NARROW, Constraint::Length(10)),
             Constraint::Length(5),
         ])
-        .spacing(1),
+        .spacing(u16::from(area.width >= NARROW)),
     );
     let mut put = |text: String, style: Style, area: Rect| {
         frame.render_widget(Span::styled(fit(text, area.width), style), area);
@@ -371,7 +450,7 @@ fn draw_member(frame: &mut Frame<'_>, area: Rect, model: &Model, member: &Member
     if model.is_us(member) {
         put("♥".to_owned(), plain.green(), mark);
     }
-    put(harmless(member.user_id().as_str()), plain.bold(), user);
+    put(model.names.of(member.user_id()), plain.bold(), user);
     let (text, style) = match member.device() {
         Some(known) if known.is_proven() => (format!("🔒 {}", known.device_id), plain),
         Some(known) => (format!("{}?", known.device_id), plain.dim()),
@@ -386,8 +465,8 @@ fn draw_member(frame: &mut Frame<'_>, area: Rect, model: &Model, member: &Member
     draw_left(frame, bar, time, member.expires_in(now), whole);
 }
 
-fn refused_line(candidate: &Candidate, area: Rect) -> Line<'static> {
-    let text = fit(plain::refused(candidate), area.width.saturating_sub(4));
+fn refused_line(candidate: &Candidate, names: &Names, area: Rect) -> Line<'static> {
+    let text = fit(plain::refused(candidate, names), area.width.saturating_sub(4));
     Line::from(vec!["  x ".fg(Color::Magenta), text.dim()])
 }
 
@@ -485,9 +564,9 @@ mod tests {
             for user_id in self.roster.poll_unknown() {
                 self.roster.handle_in_room(&user_id, true);
             }
-            let told = self.roster.poll_changes(now);
-            let told = told.iter().filter_map(|change| told_at(&change.change, now));
-            told.for_each(|told| self.model.changes.push_front(told));
+            for change in self.roster.poll_changes(now) {
+                self.model.log(&change.what, now);
+            }
             self.model.snapshot = self.roster.snapshot(now);
         }
 
@@ -572,10 +651,6 @@ mod tests {
         }
     }
 
-    fn told_at(change: &SessionChange, now: Moment) -> Option<(Told, Moment)> {
-        told(change).map(|told| (told, now))
-    }
-
     /// Half a minute of a call: carol's crash is seen, bob leaves, and eve would be there.
     fn call() -> TestResult<Stage> {
         let (bob, carol) = ("@bob:example.org", "@carol:example.org");
@@ -597,7 +672,7 @@ mod tests {
     }
 
     #[test]
-    fn shows_who_is_there_who_is_refused_and_what_happened() -> TestResult {
+    fn shows_members_refusals_and_what_happened() -> TestResult {
         call()?.assert_shows(&[
             "@alice:example.org in Stand-up !p:example.org",
             "● live   encrypted room",
@@ -616,7 +691,7 @@ mod tests {
     }
 
     #[test]
-    fn another_slot_of_the_room_is_shown_too() -> TestResult {
+    fn another_slot_is_shown_too() -> TestResult {
         let mut stage = call()?;
         stage.open("com.example.draw", "com.example.draw#board");
         stage.assert_shows(&[
@@ -626,7 +701,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pulse_shows_each_beat_and_the_time_to_the_leave() -> TestResult {
+    fn the_pulse_shows_beats_and_the_lease() -> TestResult {
         let mut stage = call()?;
         stage.model.own = Some(State::Joined);
         for _ in 0..3 {
@@ -641,11 +716,63 @@ mod tests {
         let shown = format!("♡ we: joined         {beats}  the leave fires in ██████▉    2.8 s");
         stage.assert_shows(&[&shown])?;
         stage.model.look_at_lease(Some(stage.clock.now().deadline(Duration::from_secs(4))));
-        stage.assert_shows(&["♥ we: joined", "the leave fires in ██████████ 4.0 s"])
+        stage.assert_shows(&["♥ we: joined", "the leave fires in ██████████ 4.0 s"])?;
+        // The seconds are there on each width.
+        for (width, shown) in [(80, "██████████ 4.0 s"), (40, "♥ joined, leave in 4.0 s")]
+        {
+            let picture = stage.picture(width, 24)?;
+            assert!(picture.contains(shown), "no {shown:?} in\n{picture}");
+        }
+        Ok(())
     }
 
     #[test]
-    fn cut_off_there_is_no_beat_and_the_time_runs_out() -> TestResult {
+    fn a_small_terminal_shows_members_before_the_log() -> TestResult {
+        let mut stage = call()?;
+        for (width, height) in [(40, 12), (20, 6)] {
+            let picture = stage.picture(width, height)?;
+            assert!(picture.contains("@alice:") && picture.contains("@carol:"), "{picture}");
+        }
+        for number in 0..3 {
+            stage.join(&format!("@u{number}:example.org"), Some("D"), "m")?;
+        }
+        let picture = stage.picture(40, 12)?;
+        let parts = ["@alice:", "@carol:", "@u0:", "@u1:", "@u2:", "@eve:"];
+        assert!(parts.iter().all(|part| picture.contains(part)), "{picture}");
+        assert!(!picture.contains("What happened"), "{picture}");
+        Ok(())
+    }
+
+    #[test]
+    fn display_names_are_shown_where_they_are_clear() -> TestResult {
+        let mut stage = call()?;
+        let [alice, carol] = [user_id!("@alice:example.org"), user_id!("@carol:example.org")];
+        stage.model.names.set([(alice.to_owned(), "Alice".to_owned())]);
+        stage.leave("@carol:example.org", "CAROL", "c2", Leave::ON_PURPOSE)?;
+        stage.assert_shows(&[
+            "♥ Alice  ",
+            " presence  Alice in",
+            "@carol:example.org by CAROL left",
+        ])?;
+        let twins = [alice, carol].map(|user| (user.to_owned(), "Twin".to_owned()));
+        stage.model.names.set(twins);
+        stage.assert_shows(&["♥ Twin (@alice:example.org)"])
+    }
+
+    #[test]
+    fn the_hint_is_true_in_each_state() -> TestResult {
+        let mut stage = call()?;
+        stage.assert_shows(&[" j join   q quit   ? help"])?;
+        for own in [State::Joining, State::Joined, State::Degraded] {
+            stage.model.own = Some(own);
+            stage.assert_shows(&[" l leave   q quit   ? help"])?;
+        }
+        stage.model.own = Some(State::Left);
+        stage.assert_shows(&[" j join   q quit"])
+    }
+
+    #[test]
+    fn while_cut_off_the_time_runs_out() -> TestResult {
         let mut stage = call()?;
         let since = stage.clock.now().deadline(Duration::from_secs(1));
         stage.model.look_at_lease(Some(since));
@@ -664,12 +791,15 @@ mod tests {
     }
 
     #[test]
-    fn a_screen_of_any_size_is_drawn() -> TestResult {
+    fn any_size_is_drawn() -> TestResult {
         let mut stage = call()?;
         for size in 1..30 {
             stage.picture(size, size)?;
         }
-        for number in 0..9 {
+        stage.model.has_help = true;
+        stage.assert_shows(&["j          join the call", "? back"])?;
+        stage.model.has_help = false;
+        for number in 0..12 {
             stage.join(&format!("@u{number}:example.org"), Some("D"), "m")?;
         }
         stage.assert_shows(&["    and 4 more"])?;
@@ -678,7 +808,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_terminal_would_obey_is_not_passed_on() -> TestResult {
+    fn control_characters_do_not_reach_the_terminal() -> TestResult {
         let evil = "\u{1b}[2J\u{7}\n\u{202e}";
         let mut stage = Stage::new();
         let device = format!("D{evil}");
@@ -701,7 +831,7 @@ mod tests {
     }
 
     #[test]
-    fn to_scripts_nothing_is_said_twice() -> TestResult {
+    fn scripts_are_told_nothing_twice() -> TestResult {
         let mut stage = Stage::new();
         let mut json = Json::default();
         let now = |stage: &Stage| stage.model.snapshot.session(ROOM_CALL);

@@ -14,6 +14,10 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod json;
+#[path = "../common/names.rs"]
+mod names;
+mod only;
+mod opened;
 mod plain;
 mod screen;
 #[path = "../common/terminal.rs"]
@@ -35,7 +39,10 @@ use matrix_sdk_sticky::{
 };
 use tokio::time::sleep;
 
-use self::common::{By, Result, say, source};
+use self::{
+    common::{By, Result, say, source},
+    only::Only,
+};
 
 /// Shows the sticky events (MSC4354) of a user's rooms, live.
 #[derive(Parser)]
@@ -45,6 +52,8 @@ struct Options {
     /// Only this room, by its id or alias; it has to be joined. All joined rooms without it.
     #[arg(long, value_name = "R")]
     room: Option<String>,
+    #[command(flatten)]
+    only: Only,
     /// Which sync to receive by.
     #[arg(long, value_enum, default_value_t = By::Auto)]
     sync: By,
@@ -63,49 +72,43 @@ fn main() -> ExitCode {
 }
 
 async fn watch(client: Client, options: Options) -> Result {
-    common::first_sync(&client).await?;
     let room = match &options.room {
         Some(room) => Some(common::joined_room(&client, room).await?),
         None => None,
     };
 
     let sticky = Sticky::builder(&client).source(options.sync.into()).start()?;
-    let show = async {
-        common::live(&sticky).await?;
-        let view = match room {
-            Some(room) => sticky.events().in_room(room.room_id()),
-            None => sticky.events(),
-        };
-        let over = async {
-            match options.seconds {
-                Some(seconds) => sleep(Duration::from_secs(seconds)).await,
-                None => future::pending().await,
-            }
-        };
-        let shown = async {
-            if options.json {
-                print(&view, json::ready(source(&sticky)), json::line).await
-            } else if io::stdout().is_terminal() && io::stdin().is_terminal() {
-                screen::show(&client, &sticky, &view).await
-            } else {
-                print(&view, plain::ready(source(&sticky)), plain::line).await
-            }
-        };
-        tokio::select! {
-            () = over => Ok(()),
-            end = common::token_lost(&sticky) => end,
-            end = shown => end,
+    common::live(&sticky).await?;
+    let view = match room {
+        Some(room) => sticky.events().in_room(room.room_id()),
+        None => sticky.events(),
+    };
+    let over = async {
+        match options.seconds {
+            Some(seconds) => sleep(Duration::from_secs(seconds)).await,
+            None => future::pending().await,
+        }
+    };
+    let shown = async {
+        if options.json {
+            print(&view, &options.only, json::ready(source(&sticky)), json::line).await
+        } else if io::stdout().is_terminal() && io::stdin().is_terminal() {
+            screen::show(&client, &sticky, &view, options.only).await
+        } else {
+            print(&view, &options.only, plain::ready(source(&sticky)), plain::line).await
         }
     };
     tokio::select! {
-        end = common::keep_syncing(&client) => end,
-        end = show => end,
+        () = over => Ok(()),
+        end = common::token_lost(&sticky) => end,
+        end = shown => end,
     }
 }
 
 /// Prints what is there, then what changes, for ever.
 async fn print(
     view: &View,
+    only: &Only,
     ready: String,
     line: impl Fn(&EntryChange, Duration) -> serde_json::Result<String>,
 ) -> Result {
@@ -113,12 +116,12 @@ async fn print(
     let Subscription { snapshot, mut changes, .. } = view.subscribe();
     say(&ready)?;
     common::release();
-    for entry in snapshot.iter() {
+    for entry in snapshot.iter().filter(|entry| only.lets_through(entry)) {
         let left = entry.expires_in(snapshot.taken_at());
         say(&line(&EntryChange::Added(entry), left)?)?;
     }
     while let Some(change) = changes.next().await {
-        for entry in &change.entries {
+        for entry in change.entries.iter().filter(|it| only.lets_through(it.entry())) {
             let left = entry.entry().expires_in(change.told_at);
             say(&line(entry, left)?)?;
         }

@@ -21,32 +21,26 @@ pub(crate) fn line(change: &EntryChange, left: Duration) -> serde_json::Result<S
         _ => format!("updated, {} left", clock(left)),
     };
     let room = harmless(entry.room_id().as_str());
-    Ok(format!("{room} {}: {what}", in_short(entry)))
+    let sender = harmless(entry.sender().as_str());
+    Ok(format!("{room} {}: {what}", in_short(&sender, entry)))
 }
 
-/// Who, what, under which key, and the content.
-pub(crate) fn in_short(event: &StickyEvent) -> String {
-    let sender = harmless(event.sender().as_str());
+/// Who, what, under which key, and the content. The sender is given as it is to be shown.
+pub(crate) fn in_short(sender: &str, event: &StickyEvent) -> String {
     let key = event.sticky_key().map(|key| format!("[{}]", harmless(key)));
     let lock = if event.is_encrypted() { " 🔒" } else { "" };
     format!(
         "{sender} {}{}{lock} {}",
-        short_type(event.event_type()),
+        harmless(event.event_type()),
         key.unwrap_or_default(),
         summary(event)
     )
 }
 
-/// The last two parts of a type: `rtc.member` of `org.matrix.msc4143.rtc.member`.
-pub(crate) fn short_type(event_type: &str) -> String {
-    let start = event_type.rmatch_indices('.').nth(1).map_or(0, |(dot, _)| dot + 1);
-    harmless(event_type.get(start..).unwrap_or(event_type))
-}
-
 /// The content without the sticky key, as `name: value, ..`.
 pub(crate) fn summary(event: &StickyEvent) -> String {
-    // Whoever sends a content can make it as large as a server allows.
-    const MOST: usize = 200;
+    /// A sender can make a content as large as the server allows.
+    const MAX_CHARS: usize = 200;
 
     let content: Map<String, Value> = event.content().unwrap_or_default();
     let mut text = String::new();
@@ -54,7 +48,7 @@ pub(crate) fn summary(event: &StickyEvent) -> String {
         if matches!(name.as_str(), "sticky_key" | "msc4354_sticky_key") {
             continue;
         }
-        if text.len() > MOST {
+        if text.len() > MAX_CHARS {
             break;
         }
         let between = if text.is_empty() { "" } else { ", " };
@@ -63,5 +57,5 @@ pub(crate) fn summary(event: &StickyEvent) -> String {
             value => text.extend([between, name, ": ", &value.to_string()]),
         }
     }
-    harmless(&text.chars().take(MOST).collect::<String>())
+    harmless(&text.chars().take(MAX_CHARS).collect::<String>())
 }

@@ -1,12 +1,16 @@
-//! The terminal view: rooms, their entries, the time that each has left, and the last changes.
+//! The terminal view: rooms, their entries, the time that each has left, and the last changes. Enter
+//! opens an entry.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 
 use futures_util::StreamExt as _;
-use matrix_sdk::{Client, ruma::OwnedRoomId};
+use matrix_sdk::{
+    Client,
+    ruma::{OwnedEventId, OwnedRoomId, RoomId, UserId},
+};
 use matrix_sdk_sticky::{
     Sticky, SyncState,
     time::Moment,
@@ -23,89 +27,240 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
     common::Result,
-    plain::{in_short, short_type, summary},
-    terminal::{Screen, clock, draw_left, fit, harmless, keys},
+    names::Names,
+    only::Only,
+    opened::{Opened, is_same, remember},
+    plain::{in_short, summary},
+    terminal::{
+        Log, Parts, Screen, clock, divide, draw_help, draw_left, fit, fit_middle, harmless, keys,
+    },
 };
 
 /// When to draw again though nothing changed: time passes.
 const TICK: Duration = Duration::from_secs(1);
 
-/// How many of the last changes are remembered.
-const CHANGES: usize = 50;
+/// After how many ticks the names of rooms and users are read again, as people rename themselves.
+const NAMES_EVERY: u32 = 10;
+
+/// Of how many entries the events that lost are remembered.
+const MAX_LOSERS: usize = 1_000;
+
+/// What each key does.
+const HELP: [(&str, &str); 11] = [
+    ("↑ ↓", "select an entry"),
+    ("PgUp PgDn", "ten entries further"),
+    ("Home End", "the first, the last entry"),
+    ("Enter", "open it: ids, encryption, JSON"),
+    ("Esc", "back; in the list: leave"),
+    ("t", "show its type alone, or all again"),
+    ("s", "show its sender alone, or all again"),
+    ("a", "show everything again"),
+    ("p", "pause, or go on: nothing is lost"),
+    ("?", "this help, or back"),
+    ("q Ctrl-C", "leave"),
+];
 
 /// All that is drawn, but for the time.
 struct Model {
     user: String,
     server: String,
     state: SyncState,
+    /// What is known of the room with entries, waiting events and drops.
+    counts: Counts,
     snapshot: Snapshot,
+    only: Only,
     room_names: BTreeMap<OwnedRoomId, String>,
-    /// The newest first, and when each was told.
-    changes: VecDeque<(EntryChange, Moment)>,
+    names: BTreeMap<OwnedRoomId, Names>,
+    log: Log,
+    /// The events that lost to an entry since the program started, by the event that is the entry now.
+    losers: BTreeMap<OwnedEventId, Vec<OwnedEventId>>,
+    selected: Option<Entry>,
     /// How many rows of the list are above the first that is shown.
     scroll: usize,
+    opened: Option<Opened>,
+    has_help: bool,
+    /// Since when the picture stands still.
+    paused: Option<Moment>,
+}
+
+/// What does not show in the list.
+#[derive(Clone, Copy, Default)]
+struct Counts {
+    /// Events that wait for their room key.
+    waiting: usize,
+    /// Events that were dropped because their sender has sent too many.
+    dropped: u64,
 }
 
 /// Shows a view until the user leaves.
-pub(crate) async fn show(client: &Client, sticky: &Sticky, view: &View) -> Result {
+pub(crate) async fn show(client: &Client, sticky: &Sticky, view: &View, only: Only) -> Result {
     let Subscription { snapshot, mut changes, .. } = view.subscribe();
     let mut states = std::pin::pin!(sticky.subscribe_state());
-    let mut model = Model {
-        user: client.user_id().map(ToString::to_string).unwrap_or_default(),
-        server: client.homeserver().to_string(),
-        state: sticky.state(),
-        snapshot,
-        room_names: BTreeMap::new(),
-        changes: VecDeque::new(),
-        scroll: 0,
-    };
+    let user = client.user_id().map(ToString::to_string).unwrap_or_default();
+    let mut model = Model::new(user, client.homeserver().to_string(), snapshot, only);
+    model.state = sticky.state();
 
     let mut keys = keys(key_of);
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ticks = 0;
     let mut screen = Screen::open()?;
     loop {
-        model.snapshot = view.snapshot();
-        model.name_rooms(client);
         let now = sticky.now();
-        screen.draw(|frame| model.scroll = draw(frame, &model, now))?;
+        if model.paused.is_none() {
+            model.snapshot = view.snapshot();
+        }
+        screen.draw(|frame| draw(frame, &mut model, now))?;
         tokio::select! {
-            _ = tick.tick() => {}
-            Some(change) = changes.next() => model.handle_change(change),
+            _ = tick.tick() => {
+                model.counts = count(client, sticky);
+                if ticks % NAMES_EVERY == 0 {
+                    model.read_names(client).await;
+                }
+                ticks = ticks.wrapping_add(1);
+            }
+            // A paused screen is a slow subscriber: what it misses comes as one merged change.
+            Some(change) = changes.next(), if model.paused.is_none() => {
+                model.handle_change(&change);
+                model.read_new_names(client, &change).await;
+            }
             Some(state) = states.next() => model.state = state,
             key = keys.recv() => match key {
-                Some(Key::Scroll(rows)) => model.scroll = model.scroll.saturating_add_signed(rows),
-                Some(Key::Redraw) => {}
-                Some(Key::Leave) | None => return Ok(()),
+                Some(key) if model.handle_key(key, now) => {}
+                _ => return Ok(()),
             },
         }
     }
 }
 
-impl Model {
-    fn handle_change(&mut self, change: Change) {
-        for entry in change.entries {
-            self.changes.push_front((entry, change.told_at));
+/// Adds up what waits and what was dropped in all joined rooms.
+fn count(client: &Client, sticky: &Sticky) -> Counts {
+    let mut counts = Counts::default();
+    for room in client.joined_rooms() {
+        if let Some(room) = sticky.room(room.room_id()) {
+            let known = room.known();
+            counts.waiting += known.waiting;
+            counts.dropped += known.dropped;
         }
-        self.changes.truncate(CHANGES);
+    }
+    counts
+}
+
+impl Model {
+    fn new(user: String, server: String, snapshot: Snapshot, only: Only) -> Self {
+        Self {
+            user,
+            server,
+            state: SyncState::Connecting,
+            counts: Counts::default(),
+            snapshot,
+            only,
+            room_names: BTreeMap::new(),
+            names: BTreeMap::new(),
+            log: Log::default(),
+            losers: BTreeMap::new(),
+            selected: None,
+            scroll: 0,
+            opened: None,
+            has_help: false,
+            paused: None,
+        }
     }
 
-    fn name_rooms(&mut self, client: &Client) {
-        for entry in self.snapshot.iter() {
-            if !self.room_names.contains_key(entry.room_id())
-                && let Some(room) = client.get_room(entry.room_id())
-                && let Some(name) = room.cached_display_name()
-            {
-                self.room_names.insert(entry.room_id().to_owned(), name.to_string());
-            }
+    fn handle_change(&mut self, change: &Change) {
+        for change_of_entry in &change.entries {
+            self.handle_entry(change_of_entry, change.told_at);
         }
+    }
+
+    fn handle_entry(&mut self, change: &EntryChange, at: Moment) {
+        let entry = change.entry();
+        match change {
+            EntryChange::Updated { previous, .. } => {
+                let mut lost = self.losers.remove(previous.event_id()).unwrap_or_default();
+                remember(&mut lost, previous, entry);
+                if self.losers.len() < MAX_LOSERS && !lost.is_empty() {
+                    self.losers.insert(entry.event_id().to_owned(), lost);
+                }
+            }
+            EntryChange::Removed { .. } => drop(self.losers.remove(entry.event_id())),
+            _ => {}
+        }
+        if let Some(opened) = &mut self.opened {
+            opened.handle_change(change);
+        }
+        if let Some(selected) = self.selected.as_mut().filter(|selected| is_same(selected, entry)) {
+            *selected = entry.clone();
+        }
+        if !self.only.lets_through(entry) {
+            return;
+        }
+        let (mark, what, color) = match change {
+            EntryChange::Added(_) => ('+', "added", Color::Green),
+            EntryChange::Removed { reason, .. } => ('-', reason.as_str(), Color::Red),
+            _ => ('~', "updated", Color::Yellow),
+        };
+        let sender = self.name_of(entry.room_id(), entry.sender());
+        self.log.push(at, mark, color, format!("{what:<8} {}", in_short(&sender, entry)));
+    }
+
+    /// Does what a key asks for; `false` if it asks to leave.
+    fn handle_key(&mut self, key: Key, now: Moment) -> bool {
+        match key {
+            Key::Leave => return false,
+            Key::Back if self.has_help => self.has_help = false,
+            Key::Back if self.opened.is_some() => self.opened = None,
+            Key::Back => return false,
+            Key::Help => self.has_help = !self.has_help,
+            Key::Move(rows) => match &mut self.opened {
+                Some(opened) => opened.scroll = opened.scroll.saturating_add_signed(rows),
+                None => self.select(rows),
+            },
+            Key::Open => {
+                if let Some(entry) = self.selected.clone() {
+                    let lost = self.losers.get(entry.event_id()).cloned().unwrap_or_default();
+                    self.opened = Some(Opened::new(entry, lost));
+                }
+            }
+            Key::Type => {
+                if let Some(entry) = &self.selected {
+                    self.only.toggle_type(entry.event_type());
+                }
+            }
+            Key::Sender => {
+                if let Some(entry) = &self.selected {
+                    self.only.toggle_sender(entry.sender());
+                }
+            }
+            Key::All => self.only = Only::default(),
+            Key::Pause => self.paused = if self.paused.is_some() { None } else { Some(now) },
+            Key::Redraw => {}
+        }
+        true
+    }
+
+    /// Selects another entry, so many further.
+    fn select(&mut self, by: isize) {
+        let entries: Vec<Entry> = self.entries().collect();
+        let at = self
+            .selected
+            .as_ref()
+            .and_then(|selected| entries.iter().position(|entry| is_same(entry, selected)));
+        let last = entries.len().saturating_sub(1);
+        let to =
+            at.map_or(if by > 1 { last } else { 0 }, |at| at.saturating_add_signed(by).min(last));
+        self.selected = entries.into_iter().nth(to);
+    }
+
+    fn entries(&self) -> impl Iterator<Item = Entry> + '_ {
+        self.snapshot.iter().filter(|entry| self.only.lets_through(entry))
     }
 
     /// The rows of the list: each room, and below it its entries.
     fn rows(&self) -> Vec<Row> {
         let mut rows = Vec::new();
         let mut last_room = None;
-        for entry in self.snapshot.iter() {
+        for entry in self.entries() {
             if last_room.as_deref() != Some(entry.room_id()) {
                 last_room = Some(entry.room_id().to_owned());
                 rows.push(Row::Room(entry.room_id().to_owned()));
@@ -114,6 +269,36 @@ impl Model {
         }
         rows
     }
+
+    fn name_of(&self, room_id: &RoomId, user: &UserId) -> String {
+        let names = self.names.get(room_id);
+        names.map_or_else(|| harmless(user.as_str()), |names| names.of(user))
+    }
+
+    /// Reads the names of rooms and of senders, from the client's store.
+    async fn read_names(&mut self, client: &Client) {
+        let mut senders: BTreeMap<OwnedRoomId, BTreeSet<_>> = BTreeMap::new();
+        for entry in self.snapshot.iter() {
+            let of_room = senders.entry(entry.room_id().to_owned()).or_default();
+            of_room.insert(entry.sender().to_owned());
+        }
+        self.names.retain(|room_id, _| senders.contains_key(room_id));
+        self.room_names.retain(|room_id, _| senders.contains_key(room_id));
+        for (room_id, senders) in senders {
+            let Some(room) = client.get_room(&room_id) else { continue };
+            if let Some(name) = room.cached_display_name() {
+                self.room_names.insert(room_id.clone(), name.to_string());
+            }
+            self.names.entry(room_id).or_default().read(&room, senders).await;
+        }
+    }
+
+    /// Reads the names if somebody has come.
+    async fn read_new_names(&mut self, client: &Client, change: &Change) {
+        if change.entries.iter().any(|change| matches!(change, EntryChange::Added(_))) {
+            self.read_names(client).await;
+        }
+    }
 }
 
 enum Row {
@@ -121,58 +306,51 @@ enum Row {
     Entry(Entry),
 }
 
-/// Draws all of it, and returns how far the list is scrolled: no further than there are rows.
-fn draw(frame: &mut Frame<'_>, model: &Model, now: Moment) -> usize {
-    let changes_height = frame.area().height / 3;
-    let [header, state, list, heading, changes, footer] = frame.area().layout(&Layout::vertical([
-        Constraint::Length(1),
-        Constraint::Length(2),
-        Constraint::Fill(1),
-        Constraint::Length(1),
-        Constraint::Length(changes_height),
-        Constraint::Length(1),
-    ]));
+/// Draws all of it. The list is scrolled to what is selected, and no further than there are rows.
+fn draw(frame: &mut Frame<'_>, model: &mut Model, now: Moment) {
+    // A picture that stands still shows the time at which it was taken.
+    let shown_at = model.paused.unwrap_or(now);
+    let rows = model.rows();
+    let wanted = if model.opened.is_some() { usize::MAX } else { rows.len() };
+    let Parts { title, head, list, log, hint } = divide(frame.area(), 2, wanted);
+    frame.render_widget(title_line(model), title);
+    frame.render_widget(state_line(model, now), head);
 
-    let title = Line::from(vec![
+    let mut position = String::new();
+    if model.has_help {
+        draw_help(frame, list, &HELP);
+    } else if model.opened.is_some() {
+        position = draw_opened(frame, list, model, shown_at);
+    } else if rows.is_empty() {
+        let text = match model.only.is_empty() {
+            true => "  no sticky events at the moment",
+            false => "  nothing that the filters let through; a shows everything",
+        };
+        frame.render_widget(Line::from(text).dim(), list);
+    } else {
+        position = draw_list(frame, list, model, &rows, shown_at);
+    }
+    model.log.draw(frame, log, " Last changes", shown_at);
+    draw_hint(frame, hint, model, &position);
+}
+
+fn title_line(model: &Model) -> Line<'static> {
+    let mut title = vec![
         " watch ".bold().reversed(),
         format!(" {} ", harmless(&model.user)).bold(),
         format!("on {}", harmless(&model.server)).into(),
-    ]);
-    frame.render_widget(title, header);
-    frame.render_widget(state_line(&model.state, now), state);
-
-    let rows = model.rows();
-    let height = usize::from(list.height);
-    let scroll = model.scroll.min(rows.len().saturating_sub(height));
-    if rows.is_empty() {
-        frame.render_widget(Line::from("  no sticky events at the moment").dim(), list);
+    ];
+    let Only { types, senders } = &model.only;
+    let only = types.iter().cloned().chain(senders.iter().map(ToString::to_string));
+    let only: Vec<_> = only.map(|only| harmless(&only)).collect();
+    if !only.is_empty() {
+        title.push(format!("   only {}", only.join(", ")).yellow());
     }
-    for (row, area) in rows.iter().skip(scroll).zip(list.rows()) {
-        match row {
-            Row::Room(room_id) => draw_room(frame, area, model, room_id),
-            Row::Entry(entry) => draw_entry(frame, area, entry, now),
-        }
-    }
-
-    frame.render_widget(Line::from(" Last changes").bold(), heading);
-    for ((change, told_at), area) in model.changes.iter().zip(changes.rows()) {
-        frame.render_widget(change_line(change, *told_at, now), area);
-    }
-
-    let shown = format!(
-        "rows {}-{} of {}",
-        rows.len().min(scroll + 1),
-        rows.len().min(scroll + height),
-        rows.len()
-    );
-    let [left, right] = footer.layout(&Layout::horizontal([Constraint::Fill(1); 2]));
-    frame.render_widget(Line::from(" q leave   ↑ ↓ PgUp PgDn scroll").dim(), left);
-    frame.render_widget(Line::from(shown).dim().right_aligned(), right);
-    scroll
+    Line::from(title)
 }
 
-fn state_line(state: &SyncState, now: Moment) -> Line<'static> {
-    let (text, color) = match state {
+fn state_line(model: &Model, now: Moment) -> Line<'static> {
+    let (text, color) = match &model.state {
         SyncState::Live => ("live".to_owned(), Color::Green),
         SyncState::Incomplete { rooms } => {
             (format!("live, but incomplete in {} rooms", rooms.len()), Color::Yellow)
@@ -188,7 +366,57 @@ fn state_line(state: &SyncState, now: Moment) -> Line<'static> {
         SyncState::LoggedOut => ("logged out".to_owned(), Color::Red),
         _ => (String::new(), Color::Reset),
     };
-    Line::from(format!(" ● {text}")).fg(color)
+    let mut parts = vec![format!(" ● {text}").fg(color)];
+    if let Some(since) = model.paused {
+        let for_long = Duration::from_millis(now.unix_ms().saturating_sub(since.unix_ms()));
+        parts.push(format!("   paused for {}", clock(for_long)).yellow().bold());
+    }
+    let Counts { waiting, dropped } = model.counts;
+    if waiting > 0 {
+        parts.push(format!("   {waiting} wait for a room key").yellow());
+    }
+    if dropped > 0 {
+        parts.push(format!("   {dropped} dropped: too many of one sender").red());
+    }
+    Line::from(parts)
+}
+
+/// Draws the rows, and says which of them are shown.
+fn draw_list(
+    frame: &mut Frame<'_>,
+    list: Rect,
+    model: &mut Model,
+    rows: &[Row],
+    now: Moment,
+) -> String {
+    let height = usize::from(list.height);
+    let selected = rows.iter().position(|row| match (row, &model.selected) {
+        (Row::Entry(entry), Some(selected)) => is_same(entry, selected),
+        _ => false,
+    });
+    if let Some(at) = selected {
+        // The row above is shown too if there is room, so that the first entry of a room has its
+        // heading.
+        let least = (at + 1).saturating_sub(height);
+        model.scroll = model.scroll.clamp(least, at.saturating_sub(1).max(least));
+    }
+    model.scroll = model.scroll.min(rows.len().saturating_sub(height));
+    let longest = model.entries().map(|entry| entry.event_type().chars().count()).max();
+    let type_width = u16::try_from(longest.unwrap_or(0)).unwrap_or(u16::MAX);
+    for ((at, row), area) in rows.iter().enumerate().skip(model.scroll).zip(list.rows()) {
+        match row {
+            Row::Room(room_id) => draw_room(frame, area, model, room_id),
+            Row::Entry(entry) => {
+                let sender = model.name_of(entry.room_id(), entry.sender());
+                draw_entry(frame, area, &sender, type_width, entry, now);
+                if selected == Some(at) {
+                    frame.buffer_mut().set_style(area, Style::new().reversed());
+                }
+            }
+        }
+    }
+    let (first, last) = (model.scroll + 1, model.scroll + height);
+    format!("rows {}-{} of {}", rows.len().min(first), rows.len().min(last), rows.len())
 }
 
 fn draw_room(frame: &mut Frame<'_>, area: Rect, model: &Model, room_id: &OwnedRoomId) {
@@ -200,53 +428,102 @@ fn draw_room(frame: &mut Frame<'_>, area: Rect, model: &Model, room_id: &OwnedRo
     frame.render_widget(line, area);
 }
 
-fn draw_entry(frame: &mut Frame<'_>, area: Rect, entry: &Entry, now: Moment) {
-    let [_, sender, event_type, key, lock, content, bar, time] = area.layout(
+/// Draws an entry. Its type is whole where there is room for it: `m.rtc.member` and
+/// `org.matrix.msc4143.rtc.member` are two types. A narrow terminal has no room for the content.
+fn draw_entry(
+    frame: &mut Frame<'_>,
+    area: Rect,
+    sender: &str,
+    type_width: u16,
+    entry: &Entry,
+    now: Moment,
+) {
+    /// Below this width neither the key, the content nor the bar are shown.
+    const NARROW: u16 = 60;
+    /// Below this width the type is not shown either.
+    const TINY: u16 = 30;
+
+    let is_narrow = area.width < NARROW;
+    let wide = |part: Constraint| if is_narrow { Constraint::Length(0) } else { part };
+    // Who is there comes first.
+    let type_width =
+        if area.width < TINY { 0 } else { type_width.clamp(10, (area.width / 3).max(10)) };
+    let [_, sender_area, event_type, key, lock, content, bar, time] = area.layout(
         &Layout::horizontal([
             Constraint::Length(1),
-            Constraint::Fill(4),
-            Constraint::Fill(4),
             Constraint::Fill(3),
-            Constraint::Length(2),
-            Constraint::Fill(6),
-            Constraint::Length(10),
+            Constraint::Length(type_width),
+            wide(Constraint::Fill(2)),
+            Constraint::Length(if is_narrow { 3 } else { 2 }),
+            wide(Constraint::Fill(5)),
+            wide(Constraint::Length(10)),
             Constraint::Length(5),
         ])
-        .spacing(1),
+        .spacing(if is_narrow { 0 } else { 1 }),
     );
     let mut put = |text: String, style: Style, area: Rect| {
-        frame.render_widget(Span::styled(fit(text, area.width), style), area);
+        frame.render_widget(Span::styled(text, style), area);
     };
     let plain = Style::new();
-    put(harmless(entry.sender().as_str()), plain.bold(), sender);
-    put(short_type(entry.event_type()), plain, event_type);
-    put(harmless(entry.sticky_key().unwrap_or("")), plain.yellow(), key);
+    put(fit(sender.to_owned(), sender_area.width), plain.bold(), sender_area);
+    put(fit_middle(harmless(entry.event_type()), event_type.width), plain, event_type);
+    put(fit(harmless(entry.sticky_key().unwrap_or("")), key.width), plain.yellow(), key);
     if entry.is_encrypted() {
         put("🔒".to_owned(), plain, lock);
     }
-    put(summary(entry), plain, content);
+    put(fit(summary(entry), content.width), plain, content);
 
     draw_left(frame, bar, time, entry.expires_in(now), entry.sticky_duration());
 }
 
-fn change_line(change: &EntryChange, told_at: Moment, now: Moment) -> Line<'static> {
-    let (mark, what, color) = match change {
-        EntryChange::Added(_) => ("+", "added", Color::Green),
-        EntryChange::Removed { reason, .. } => ("-", reason.as_str(), Color::Red),
-        _ => ("~", "updated", Color::Yellow),
+/// Draws what is open, and says which of its lines are shown.
+fn draw_opened(frame: &mut Frame<'_>, area: Rect, model: &mut Model, now: Moment) -> String {
+    let Some(opened) = &model.opened else { return String::new() };
+    let entry = opened.entry();
+    let lines = opened.lines(&model.name_of(entry.room_id(), entry.sender()), now);
+    let height = usize::from(area.height);
+    let scroll = opened.scroll.min(lines.len().saturating_sub(height));
+    for (line, area) in lines.iter().skip(scroll).zip(area.rows()) {
+        frame.render_widget(Line::from(fit(format!(" {line}"), area.width)), area);
+    }
+    if let Some(opened) = &mut model.opened {
+        opened.scroll = scroll;
+    }
+    let last = lines.len().min(scroll + height);
+    format!("lines {}-{last} of {}", last.min(scroll + 1), lines.len())
+}
+
+/// The keys that do something now, the most useful ones first: a narrow terminal cuts the rest.
+fn draw_hint(frame: &mut Frame<'_>, area: Rect, model: &Model, position: &str) {
+    let pause = if model.paused.is_some() { "p go on" } else { "p pause" };
+    let hint = if model.has_help {
+        " ? back   q leave".to_owned()
+    } else if model.opened.is_some() {
+        format!(" Esc back   ↑ ↓ scroll   {pause}   ? help")
+    } else if model.selected.is_some() {
+        format!(" ? help   q leave   Enter open   ↑ ↓ select   {pause}   t type   s sender")
+    } else {
+        format!(" ? help   q leave   ↑ ↓ select   {pause}")
     };
-    let ago = Duration::from_millis(now.unix_ms().saturating_sub(told_at.unix_ms()));
-    Line::from(vec![
-        format!(" {:>5} ago ", clock(ago)).dim(),
-        format!("{mark} {what:<8} ").fg(color),
-        in_short(change.entry()).into(),
-    ])
+    let width = u16::try_from(position.chars().count() + 1).unwrap_or(0);
+    let [left, right] =
+        area.layout(&Layout::horizontal([Constraint::Fill(1), Constraint::Length(width)]));
+    frame.render_widget(Line::from(hint).dim(), left);
+    frame.render_widget(Line::from(position).dim().right_aligned(), right);
 }
 
 /// What the user asks for.
+#[derive(Clone, Copy)]
 enum Key {
     Leave,
-    Scroll(isize),
+    Back,
+    Help,
+    Move(isize),
+    Open,
+    Type,
+    Sender,
+    All,
+    Pause,
     Redraw,
 }
 
@@ -256,14 +533,21 @@ fn key_of(event: Event) -> Option<Key> {
     Some(match event {
         Event::Resize(..) => Key::Redraw,
         Event::Key(key) if key.kind == KeyEventKind::Press => match key.code {
-            KeyCode::Char('q') | KeyCode::Esc => Key::Leave,
             KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => Key::Leave,
-            KeyCode::Up => Key::Scroll(-1),
-            KeyCode::Down => Key::Scroll(1),
-            KeyCode::PageUp => Key::Scroll(-PAGE),
-            KeyCode::PageDown => Key::Scroll(PAGE),
-            KeyCode::Home => Key::Scroll(isize::MIN),
-            KeyCode::End => Key::Scroll(isize::MAX),
+            KeyCode::Char('q') => Key::Leave,
+            KeyCode::Esc | KeyCode::Backspace => Key::Back,
+            KeyCode::Char('?' | 'h') => Key::Help,
+            KeyCode::Char('t') => Key::Type,
+            KeyCode::Char('s') => Key::Sender,
+            KeyCode::Char('a') => Key::All,
+            KeyCode::Char('p' | ' ') => Key::Pause,
+            KeyCode::Enter => Key::Open,
+            KeyCode::Up => Key::Move(-1),
+            KeyCode::Down => Key::Move(1),
+            KeyCode::PageUp => Key::Move(-PAGE),
+            KeyCode::PageDown => Key::Move(PAGE),
+            KeyCode::Home => Key::Move(isize::MIN),
+            KeyCode::End => Key::Move(isize::MAX),
             _ => return None,
         },
         _ => return None,
@@ -329,15 +613,11 @@ mod tests {
             let clock = Hand::default();
             let maps = EphemeralMaps::new(clock.clone(), Limits::default());
             let Subscription { snapshot, changes, .. } = maps.view().subscribe();
-            let model = Model {
-                user: "@alice:example.org".to_owned(),
-                server: "https://matrix.example.org/".to_owned(),
-                state: SyncState::Live,
-                snapshot,
-                room_names: [(Self::room_id(), "Stand-up".to_owned())].into(),
-                changes: VecDeque::new(),
-                scroll: 0,
-            };
+            let user = "@alice:example.org".to_owned();
+            let server = "https://matrix.example.org/".to_owned();
+            let mut model = Model::new(user, server, snapshot, Only::default());
+            model.state = SyncState::Live;
+            model.room_names = [(Self::room_id(), "Stand-up".to_owned())].into();
             Self { clock, maps, changes, model, sent: 0 }
         }
 
@@ -359,8 +639,13 @@ mod tests {
             self.maps.advance();
             self.model.snapshot = self.maps.view().snapshot();
             while let Some(change) = self.changes.next().now_or_never().flatten() {
-                self.model.handle_change(change);
+                self.model.handle_change(&change);
             }
+        }
+
+        /// Presses a key; `false` if it ends the program.
+        fn press(&mut self, key: Key) -> bool {
+            self.model.handle_key(key, self.clock.now())
         }
 
         fn pass(&mut self, seconds: u64) {
@@ -403,11 +688,19 @@ mod tests {
             Ok(())
         }
 
-        fn picture(&self, width: u16, height: u16) -> TestResult<String> {
+        #[track_caller]
+        fn assert_shows(&mut self, width: u16, height: u16, parts: &[&str]) -> TestResult {
+            let picture = self.picture(width, height)?;
+            for part in parts {
+                assert!(picture.contains(part), "no {part:?} in\n{picture}");
+            }
+            Ok(())
+        }
+
+        fn picture(&mut self, width: u16, height: u16) -> TestResult<String> {
             let mut terminal = Terminal::new(TestBackend::new(width, height))?;
-            terminal.draw(|frame| {
-                draw(frame, &self.model, self.clock.now());
-            })?;
+            let now = self.clock.now();
+            terminal.draw(|frame| draw(frame, &mut self.model, now))?;
             Ok(as_text(terminal.backend().buffer()))
         }
     }
@@ -435,59 +728,154 @@ mod tests {
         Ok(stage)
     }
 
-    /// Also the README's picture: `WATCH_PICTURE=FILE cargo test --example watch` writes it.
+    /// Also the README's picture: `WATCH_PICTURE=FILE cargo test --test watch_screen` writes it.
     #[test]
-    fn shows_rooms_entries_the_time_left_and_the_last_changes() -> TestResult {
-        let picture = stand_up()?.picture(100, 19)?;
+    fn shows_rooms_entries_time_and_changes() -> TestResult {
+        let mut stage = stand_up()?;
+        let picture = stage.picture(120, 19)?;
         if let Some(file) = std::env::var_os("WATCH_PICTURE") {
             std::fs::write(file, &picture)?;
         }
-        for part in [
+        let parts = [
             "@alice:example.org on https://matrix.example.org",
             "● live",
             "Stand-up !pWnkgSbYrMEaLcGdxv:example.org",
+            "org.matrix.msc4143.rtc.member",
             "🔒 slot_id: m.call#room",
-            "status: on the train       ███▎        0:08",
-            "status: in a call          █████▋      0:34",
-            "0:02 ago - removed  @dave:example.org rtc.member[hQ3fT9cBbe] 🔒",
-            "0:07 ago ~ updated  @carol:example.org example.presence[laptop]",
-            "0:14 ago - expired  @dave:example.org example.hand[hand]",
-        ] {
-            assert!(picture.contains(part), "no {part:?} in\n{picture}");
+            "███▎        0:08",
+            "█████▋      0:34",
+            "0:02 ago - removed  @dave:example.org org.matrix.msc4143.rtc.member[hQ3fT9cBbe] 🔒",
+            "0:07 ago ~ updated  @carol:example.org com.example.presence[laptop]",
+            "0:14 ago - expired  @dave:example.org com.example.hand[hand]",
+            "? help   q leave   ↑ ↓ select   p pause",
+        ];
+        stage.assert_shows(120, 19, &parts)
+    }
+
+    #[test]
+    fn a_small_terminal_shows_entries_before_the_log() -> TestResult {
+        let mut stage = stand_up()?;
+        let picture = stage.picture(40, 12)?;
+        for sender in ["@bob", "@carol"] {
+            assert!(picture.contains(sender), "{picture}");
         }
+        assert!(picture.contains(" rows 1-6 of 6"), "{picture}");
+        stage.assert_shows(20, 6, &["@bob", "@carol"])
+    }
+
+    #[test]
+    fn the_list_scrolls_to_the_selected_entry() -> TestResult {
+        let mut stage = stand_up()?;
+        stage.press(Key::Move(isize::MAX));
+        stage.assert_shows(80, 6, &["rows 2-6 of 6", "Enter open"])?;
+        stage.press(Key::Move(isize::MIN));
+        stage.assert_shows(80, 6, &["rows 1-5 of 6", "Stand-up"])
+    }
+
+    #[test]
+    fn enter_opens_an_event_with_what_lost() -> TestResult {
+        let mut stage = stand_up()?;
+        stage.press(Key::Type);
+        assert!(stage.model.only.is_empty(), "nothing is selected yet");
+        let is_carols = |entry: &Entry| {
+            entry.sticky_key() == Some("laptop") && entry.sender() == "@carol:example.org"
+        };
+        let selected = stage.model.entries().find(is_carols);
+        stage.model.selected = selected;
+        stage.press(Key::Open);
+        let parts = [
+            "event id    $event8",
+            "type        com.example.presence",
+            r#"sticky key  "laptop""#,
+            "sent        0:07 ago",
+            "ends        in 1:53, of 2:00",
+            "encryption  none: sent in plaintext",
+            "lost to it  $event4, same key, shown earlier",
+            r#"   "content": {"#,
+            "Esc back",
+            "lines 1-",
+        ];
+        stage.assert_shows(100, 24, &parts)?;
+        // It follows the entry, and says why it is gone.
+        stage.pass(200);
+        stage.assert_shows(100, 24, &["ends        gone: expired"])?;
+        stage.press(Key::Move(1_000));
+        stage.assert_shows(100, 24, &[" }"])?;
+        assert!(stage.press(Key::Back) && stage.model.opened.is_none());
+        assert!(!stage.press(Key::Back), "from the list it leaves");
         Ok(())
     }
 
     #[test]
-    fn scrolls_no_further_than_there_are_rows() -> TestResult {
+    fn an_open_event_says_who_encrypted_it() -> TestResult {
         let mut stage = stand_up()?;
-        stage.model.scroll = usize::MAX;
-        let mut terminal = Terminal::new(TestBackend::new(80, 9))?;
-        let mut scroll = 0;
-        terminal.draw(|frame| scroll = draw(frame, &stage.model, stage.clock.now()))?;
-        assert_eq!(scroll, 5);
-        assert!(as_text(terminal.backend().buffer()).contains("rows 6-6 of 6"));
-        Ok(())
+        stage.press(Key::Move(isize::MAX));
+        stage.press(Key::Open);
+        let whose = "encryption  by the sender's device unknown, cross-signed by a user whom we";
+        stage.assert_shows(100, 24, &["event id    $event1", whose])
     }
 
     #[test]
-    fn a_screen_of_any_size_is_drawn_in_any_state() -> TestResult {
+    fn filters_hide_types_and_senders() -> TestResult {
         let mut stage = stand_up()?;
-        for size in 1..30 {
-            stage.picture(size, size)?;
+        stage.press(Key::Move(1));
+        stage.press(Key::Type);
+        stage.assert_shows(120, 19, &["rows 1-2 of 2", "only com.example.hand"])?;
+        stage.press(Key::Sender);
+        stage.press(Key::Type);
+        stage.assert_shows(120, 19, &["rows 1-4 of 4", "only @carol:example.org"])?;
+        stage.model.only.senders = vec![OwnedUserId::try_from("@nobody:example.org")?];
+        stage.assert_shows(120, 19, &["nothing that the filters let through"])?;
+        stage.press(Key::All);
+        stage.assert_shows(120, 19, &["rows 1-6 of 6"])
+    }
+
+    #[test]
+    fn a_pause_and_the_help_say_so() -> TestResult {
+        let mut stage = stand_up()?;
+        stage.press(Key::Pause);
+        stage.clock.0.fetch_add(5, Ordering::Relaxed);
+        stage.assert_shows(100, 20, &["paused for 0:05", "p go on", "0:34"])?;
+        stage.press(Key::Help);
+        stage.assert_shows(100, 24, &["Enter      open it", "? back"])?;
+        stage.press(Key::Back);
+        stage.model.counts = Counts { waiting: 2, dropped: 3 };
+        stage.assert_shows(100, 20, &["2 wait for a room key", "3 dropped: too many"])
+    }
+
+    #[test]
+    fn display_names_are_shown_in_their_room() -> TestResult {
+        let mut stage = stand_up()?;
+        let bob = OwnedUserId::try_from("@bob:example.org")?;
+        stage.model.names.entry(Stage::room_id()).or_default().set([(bob, "Bob".to_owned())]);
+        stage.assert_shows(100, 19, &["  Bob ", "  @carol:ex"])
+    }
+
+    #[test]
+    fn any_size_is_drawn_in_any_state() -> TestResult {
+        let mut stage = stand_up()?;
+        stage.press(Key::Move(1));
+        for key in [Key::Redraw, Key::Open, Key::Help] {
+            stage.press(key);
+            for size in 1..30 {
+                stage.picture(size, size)?;
+            }
         }
+        stage.press(Key::Help);
         let (since, error) = (std::time::UNIX_EPOCH, "gone".to_owned());
         stage.model.state = SyncState::Offline { since, error };
-        assert!(stage.picture(100, 20)?.contains("● offline for"));
-        Ok(())
+        stage.assert_shows(100, 20, &["● offline for"])
     }
 
     #[test]
-    fn what_a_terminal_would_obey_is_not_passed_on() -> TestResult {
+    fn control_characters_do_not_reach_the_terminal() -> TestResult {
         let evil = "\u{1b}[2J\u{7}\n\u{202e}";
         let mut stage = Stage::new();
         stage.send(("@eve:example.org", evil, evil, 60, json!({ evil: evil })))?;
-        let picture = stage.picture(100, 20)?;
+        let list = stage.picture(100, 20)?;
+        stage.press(Key::Move(1));
+        stage.press(Key::Open);
+        let picture = format!("{list}{}", stage.picture(100, 30)?);
         assert!(picture.contains("@eve:example.org"));
         assert!(!picture.chars().any(|c| "\u{1b}\u{7}\u{202e}".contains(c)), "{picture:?}");
         Ok(())

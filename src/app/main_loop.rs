@@ -25,8 +25,8 @@ use crate::{
 /// The middle of the wait after the first failure. The waits double from there.
 const FIRST_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The middle of the longest wait. Jitter makes up to 30 s of it.
-const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(20);
+/// The middle of the longest wait. Jitter makes 5 to 15 s of it.
+const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The longest wait that a server can ask for.
 pub(super) const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
@@ -34,7 +34,7 @@ pub(super) const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 /// Runs matrix-sdk's v3 main loop ([`Client::sync`]) for as long as the session is good.
 ///
 /// [`Client::sync`] ends with an error when the server restarts or the network is gone. This loop
-/// starts it again after 0.5 to 1.5 s. The pauses double up to 30 s while nothing goes well, and
+/// starts it again after 0.5 to 1.5 s. The pauses double up to 15 s while nothing goes well, and
 /// start over after the next response. If the server asks for a longer pause (429), the loop
 /// respects it, for up to five minutes.
 ///

@@ -60,6 +60,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// When the next round begins; whoever is still there stays.
 const ROUND_TAKES: u64 = 36;
 
+/// What stays on the screen afterwards.
+const GOODBYE: &str = "That was the example `presence` in an encrypted call, on a Synapse of its own. \
+                       The server is gone, and so are its users.\n\
+                       To try it by hand: cargo xtask homeserver. What the examples do: examples/README.md";
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Doing {
     Join,
@@ -100,6 +105,9 @@ pub(crate) fn run(
         over.store(true, Ordering::SeqCst);
         end
     });
+    if !args.json {
+        println!("{GOODBYE}");
+    }
     match end? {
         End::Interrupted => Ok(ExitCode::SUCCESS),
         End::Exited(status) => {
