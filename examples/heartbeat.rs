@@ -1,5 +1,5 @@
-//! `heartbeat`: keeps a key alive until Ctrl-C. Everybody in the room sees it, and sees it gone soon
-//! after this program is, however it ends.
+//! `heartbeat`: keeps a key alive until Ctrl-C. All users in the room see it, and see it gone soon after
+//! this program has ended, however it ends.
 //!
 //! ```text
 //! cargo run --example heartbeat -- --homeserver https://matrix.example.org --username alice \
@@ -31,7 +31,7 @@ use tokio::{sync::oneshot, time::sleep};
 
 use self::common::Result;
 
-/// Keeps a sticky key (MSC4354) alive, with a leave that the server sends when we are gone (MSC4140).
+/// Keeps a sticky key (MSC4354) alive, with a leave that the server sends after a crash (MSC4140).
 #[derive(Parser)]
 struct Options {
     #[command(flatten)]
@@ -45,26 +45,26 @@ struct Options {
     /// The sticky key.
     #[arg(long, value_name = "K")]
     key: String,
-    /// What everybody sees meanwhile, a JSON object.
+    /// What others see meanwhile, a JSON object.
     #[arg(long, value_name = "JSON", value_parser = object)]
     content: Map<String, Value>,
-    /// What everybody sees afterwards, a JSON object. Without it the key is removed.
+    /// What others see afterwards, a JSON object. Defaults to removing the key.
     #[arg(long, value_name = "JSON", value_parser = object)]
     leave_content: Option<Map<String, Value>>,
-    /// How many seconds after a crash everybody sees it gone: 3 to 86400.
+    /// How many seconds after a crash all others see it gone: 3 to 86400.
     #[arg(long, value_name = "SECONDS", default_value_t = 15)]
     delay: u64,
     /// For how many seconds its events are sticky, at most 3600 and at least twice the delay.
     #[arg(long, value_name = "SECONDS", default_value_t = 3_600)]
     sticky: u64,
-    /// A folder in which the device and what was armed are kept, and found again by the next start.
-    /// Without it each run is a new device.
+    /// A folder that keeps the device and the armed leave for the next start. Without it each run is a
+    /// new device.
     #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
     /// One JSON object a line.
     #[arg(long)]
     json: bool,
-    /// Leave after that many seconds. Without it: on Ctrl-C.
+    /// Leave after that many seconds. Defaults to leaving on Ctrl-C.
     #[arg(long = "for", value_name = "SECONDS")]
     seconds: Option<u64>,
 }
@@ -121,7 +121,7 @@ async fn show(heartbeat: &HeartbeatHandle, json: bool) -> Result {
     let mut said = "";
     loop {
         let name = state.as_str();
-        // Leaving is over in no time, and here nobody suspends.
+        // Leaving is over in no time, and nothing here suspends.
         if name != said && !matches!(state, State::Leaving | State::Suspended { .. }) {
             said = name;
             if let State::Failed(_) = state {

@@ -1,5 +1,5 @@
-//! `looking`: who is looking at which page of a document, right now. Each line typed is a page that
-//! one turns to; whoever closes the program, or loses the network, is gone from everybody's list.
+//! `looking`: the users that look at a document right now, and their pages. Type the number of a page
+//! to turn to it. A user who closes the program, or loses the network, is gone from all lists.
 //!
 //! ```text
 //! cargo run --example looking -- --homeserver https://matrix.example.org --username alice \
@@ -32,7 +32,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::common::Result;
 
-/// Shows who is looking at which page, and lets others see where you are.
+/// Shows the pages that users look at, and shows others yours.
 #[derive(Parser)]
 struct Options {
     #[command(flatten)]
@@ -42,7 +42,7 @@ struct Options {
     room: String,
 }
 
-/// Where somebody is looking.
+/// The page that a user looks at.
 #[derive(Serialize, Deserialize)]
 struct Looking {
     page: String,
@@ -78,7 +78,7 @@ async fn look(client: Client, options: Options, stop: oneshot::Receiver<()>) -> 
     }
 }
 
-/// Prints who looks where, whenever that changes.
+/// Prints the users and their pages at each change.
 async fn show(room: &RoomSticky) -> Result {
     let view = room.view::<Looking>();
     let TypedSubscription { mut changes, .. } = view.subscribe();
@@ -92,13 +92,13 @@ async fn show(room: &RoomSticky) -> Result {
     }
 }
 
-/// `None` for what somebody sent that is no page.
+/// The line of an entry; `None` if its content names no page.
 fn line(entry: &TypedEntry<Looking>) -> Option<String> {
     let Looking { page } = entry.content().ok()?;
     Some(format!("{} is on page {page}", entry.sender()))
 }
 
-/// Each line typed is where we look next.
+/// Turns to each page that is typed.
 async fn turn_pages(heartbeat: &HeartbeatHandle) -> Result {
     let (typed, mut lines) = mpsc::unbounded_channel();
     // A thread of its own: there is no other way to wait for a line.
@@ -109,6 +109,6 @@ async fn turn_pages(heartbeat: &HeartbeatHandle) -> Result {
     while let Some(page) = lines.recv().await {
         heartbeat.update(&Looking { page })?;
     }
-    // Nobody types any more; that is no reason to leave.
+    // The input has ended. That is no reason to leave.
     future::pending().await
 }

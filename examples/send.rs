@@ -43,8 +43,8 @@ struct Options {
     /// The content, a JSON object.
     #[arg(long, value_name = "JSON", default_value = "{}", value_parser = object)]
     content: Map<String, Value>,
-    /// For how many seconds it is sticky, at most 3600. Without it: as long as what was last sent
-    /// for the key, else an hour.
+    /// For how many seconds it is sticky, at most 3600. Defaults to the duration of the last event of
+    /// the key, else to an hour.
     #[arg(long, value_name = "SECONDS")]
     sticky: Option<u64>,
     /// Remove what was sent for the key.
@@ -67,7 +67,7 @@ fn main() -> ExitCode {
 
 async fn send(client: Client, options: Options) -> Result {
     let sticky = common::joined_room(&client, &options.room).await?.sticky();
-    // What we have sent before tells for how long the next of its key is sticky.
+    // An event is sticky for as long as the last one of its key, so the map has to be there.
     common::live(sticky.client()).await?;
     let duration = options.sticky.map(Duration::from_secs);
 

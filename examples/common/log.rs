@@ -14,8 +14,8 @@ use tracing_subscriber::EnvFilter;
 /// The lines that are held back; `None` while they go through.
 static HELD: Mutex<Option<String>> = Mutex::new(None);
 
-/// How much is held back at most; what comes then is lost.
-const MOST_HELD: usize = 1 << 20;
+/// How many bytes are held back at most. The rest is lost.
+const MAX_HELD: usize = 1 << 20;
 
 /// Starts to log: as `RUST_LOG` says, or else this crate's warnings, held back until the first
 /// [`release`].
@@ -47,7 +47,7 @@ pub(crate) fn release() {
     }
 }
 
-/// Says what did not work, though the program goes on.
+/// Says what did not work. The program goes on.
 pub(crate) fn warn(why: &str) {
     let line = on_one_line(&format!("warning: {why}"));
     match held().as_mut() {
@@ -80,7 +80,7 @@ impl io::Write for Stderr {
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         let line = on_one_line(&String::from_utf8_lossy(event));
         match held().as_mut() {
-            Some(lines) if lines.len() < MOST_HELD => lines.push_str(&line),
+            Some(lines) if lines.len() < MAX_HELD => lines.push_str(&line),
             Some(_) => {}
             None => io::stderr().write_all(line.as_bytes())?,
         }

@@ -37,13 +37,13 @@ pub(crate) type Result<T = ()> = std::result::Result<T, Box<dyn Error + Send + S
 /// When to give up on a server that let us in and then does not answer.
 const LIVE_WITHIN: Duration = Duration::from_secs(25);
 
-/// When to leave without having said goodbye.
+/// How long the end waits for `work` and for the logout.
 const BYE_WITHIN: Duration = Duration::from_secs(2);
 
-/// When to give up on saying goodbye.
+/// How long a polite end may take.
 const POLITE_WITHIN: Duration = Duration::from_secs(15);
 
-/// Which sync to receive by.
+/// The sync to receive by.
 #[allow(dead_code, reason = "not all examples let choose it")]
 #[derive(Clone, Copy, clap::ValueEnum)]
 pub(crate) enum By {
@@ -215,7 +215,7 @@ pub(crate) async fn live(sticky: &Sticky) -> Result {
 }
 
 #[allow(dead_code, reason = "not all examples tell it")]
-/// Which sync it is, once the map is live.
+/// The sync that is used, once the map is live.
 pub(crate) fn source(sticky: &Sticky) -> &'static str {
     match sticky.source() {
         SyncSource::V3 => "v3",
@@ -245,7 +245,7 @@ pub(crate) async fn token_lost(sticky: &Sticky) -> Result {
 }
 
 #[allow(dead_code, reason = "not all examples go on when something does not work")]
-/// Says on stderr what did not work, though the program goes on.
+/// Says on stderr what did not work. The program goes on.
 pub(crate) fn warn(why: &str) {
     log::warn(why);
 }

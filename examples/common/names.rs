@@ -1,6 +1,6 @@
-//! The names by which a screen shows users: the display name where that is clear, else the user id.
+//! The names by which a screen shows users: the display name if that is clear, else the user id.
 //!
-//! A name is its owner's choice, so it says nothing about who that is. Two users with the same name are
+//! Users choose their names freely, so a name proves nothing. Two users with the same name are
 //! shown with their ids, and so is a name that looks like an id. What a terminal would obey is gone.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -68,8 +68,8 @@ pub(crate) struct Parts {
     pub(crate) hint: Rect,
 }
 
-/// Divides a screen. The list, which has `rows` rows, comes before the log: a small terminal shows who
-/// is there rather than what happened. A tiny one shows the list alone, and the hint.
+/// Divides a screen. The list, which has `rows` rows, comes before the log: a small terminal shows
+/// members rather than what happened. A tiny one shows the list alone, and the hint.
 pub(crate) fn divide(area: Rect, head: u16, rows: usize) -> Parts {
     /// Below this height there is room for the list alone.
     const TINY: u16 = 8;

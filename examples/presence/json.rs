@@ -19,7 +19,7 @@ pub(crate) struct Json {
 }
 
 impl Json {
-    /// Who is there and who is not, if that is not what was said last.
+    /// The line of members and candidates, unless it is the one that was said last.
     pub(crate) fn members(&mut self, now: &SessionSnapshot) -> Option<String> {
         let members: Vec<_> = now.members().map(member).collect();
         let candidates: Vec<_> = now.candidates().map(candidate).collect();
@@ -28,7 +28,7 @@ impl Json {
         (self.members.replace(line.clone()).as_ref() != Some(&line)).then_some(line)
     }
 
-    /// How we stand, if that is not what was said last.
+    /// The line of our own state, unless it is the one that was said last.
     pub(crate) fn own(&mut self, state: State) -> Option<String> {
         let name = super::plain::own_name(state)?;
         (self.own.replace(name) != Some(name))
@@ -56,8 +56,8 @@ fn candidate(candidate: &Candidate) -> Value {
     })
 }
 
-/// The names of `--dialect`, where a form is of one dialect alone.
-fn form(form: MembershipForm) -> &'static str {
+/// The names of `--dialect`, if a form belongs to one dialect alone.
+fn form(form: Form) -> &'static str {
     match form {
         MembershipForm::Msc4143 => "msc4143",
         MembershipForm::ElementCall => "element-call",

@@ -1,4 +1,4 @@
-//! `presence`: who is in a room's sessions, live, and with `--join` ourselves. In a terminal as a
+//! `presence`: the members of a room's sessions, live, and with `--join` ourselves. In a terminal as a
 //! screen, with `--json` one object a line for scripts, otherwise as plain lines.
 //!
 //! ```text
@@ -53,7 +53,7 @@ use self::{
 /// When to give up on saying goodbye.
 const GOODBYE_WITHIN: Duration = Duration::from_secs(12);
 
-/// Shows who is in a room's sessions (MatrixRTC, MSC4143), live; joins one if told.
+/// Shows the members of a room's sessions (MatrixRTC, MSC4143), live; joins one with --join.
 #[derive(Clone, Parser)]
 struct Options {
     #[command(flatten)]
@@ -61,7 +61,7 @@ struct Options {
     /// The room, by its id or alias; it has to be joined.
     #[arg(long, value_name = "R")]
     room: String,
-    /// The slot whose session is joined, and told of where there is no screen.
+    /// The slot whose session is joined, and printed if there is no screen.
     #[arg(long, value_name = "ID", default_value = ROOM_CALL)]
     slot: String,
     /// Which sync to receive by.
@@ -70,19 +70,19 @@ struct Options {
     /// Join the session.
     #[arg(long)]
     join: bool,
-    /// Leave it after that many seconds, and go on looking.
+    /// Leave it after that many seconds, and go on watching.
     #[arg(long, value_name = "SECONDS")]
     leave_after: Option<u64>,
-    /// How many seconds after a crash everybody sees us gone: 3 to 86400.
+    /// How many seconds after a crash all others see us gone: 3 to 86400.
     #[arg(long, value_name = "SECONDS", default_value_t = 15)]
     delay: u64,
-    /// The dialect to join in. Without it: what the room already speaks.
+    /// The dialect to join in. Defaults to what the room already speaks.
     #[arg(long, value_enum)]
     dialect: Option<Dialect>,
-    /// Open the slot first, for the dialect of MSC4143. Takes the right to do so.
+    /// Open the slot first, for the dialect of MSC4143. This needs the right to send state.
     #[arg(long)]
     open: bool,
-    /// What we are there for, as others see it.
+    /// Our intent, as others see it.
     #[arg(long, value_name = "WORD", default_value = "video")]
     intent: String,
     /// The transport that we say we publish by: a LiveKit service. No media are sent.
@@ -91,7 +91,7 @@ struct Options {
     /// One JSON object a line.
     #[arg(long)]
     json: bool,
-    /// End that many seconds after the map is live. Without it: on Ctrl-C.
+    /// End that many seconds after the map is live. Defaults to ending on Ctrl-C.
     #[arg(long = "for", value_name = "SECONDS")]
     seconds: Option<u64>,
 }
@@ -137,7 +137,7 @@ enum Ui {
 }
 
 impl Ui {
-    /// Says that we are live, and who is there.
+    /// Says that we are live, and which members are there.
     fn open(
         sticky: &Sticky,
         room: &Room,
@@ -195,7 +195,7 @@ impl Ui {
         Ok(())
     }
 
-    /// Something that did not work, though we go on.
+    /// Says what did not work. The program goes on.
     fn complain(&mut self, why: &str) {
         match self {
             Self::Screen(view) => view.note(why),
@@ -216,7 +216,7 @@ impl Ui {
         Ok(())
     }
 
-    /// The next key, or that it is time to draw again; never, where there is no screen.
+    /// The next key, or that it is time to draw again. Without a screen it never resolves.
     async fn next(&mut self) -> screen::Key {
         match self {
             Self::Screen(view) => view.next().await,
@@ -232,12 +232,12 @@ struct Show {
 }
 
 impl Show {
-    /// Waits until the map is live, and joins if told: who cannot is told so before anything else.
+    /// Waits until the map is live, and joins with `--join`. If that fails, nothing else is said.
     async fn begin(sticky: &Sticky, room: &Room, options: &Options) -> Result<(Self, RtcChanges)> {
         common::live(sticky).await?;
         let rtc = sticky.room(room.room_id()).ok_or("the room is gone")?.rtc();
         let mut own = Own::new(rtc.session(&*options.slot), options);
-        // Before we join, so that we are seen to.
+        // Before we join, so that our own join is shown.
         let RtcSubscription { snapshot, changes, .. } = rtc.subscribe().await;
         own.look_at(&snapshot);
         if options.join {
@@ -292,7 +292,7 @@ impl Show {
         }
     }
 
-    /// Says goodbye, and shows what comes of it.
+    /// Leaves, and shows the last state.
     async fn leave_for_good(&mut self) -> Result {
         if let Some(membership) = self.own.membership() {
             let state = timeout(GOODBYE_WITHIN, membership.leave()).await;

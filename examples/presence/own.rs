@@ -1,4 +1,4 @@
-//! Ourselves in the session: joining, how we stand, and leaving.
+//! Our own membership: joining, its state, and leaving.
 
 use std::{future, pin::Pin, time::Duration};
 
@@ -14,7 +14,7 @@ use crate::{Dialect, Options, common::Result};
 type Error = Box<dyn std::error::Error + Send + Sync>;
 type Joining = Pin<Box<dyn Future<Output = Result<OwnMembership>> + Send>>;
 
-/// What becomes of us.
+/// News of our own membership.
 pub(crate) enum News {
     State(State),
     /// We did not join. Nothing was sent.
@@ -28,7 +28,7 @@ pub(crate) struct Own {
     joining: Option<Joining>,
     membership: Option<OwnMembership>,
     states: Option<Subscriber<State>>,
-    /// That it is on its way is said, however soon it has arrived.
+    /// Whether `joining` is still to be said: it is, also if the join is done already.
     is_new: bool,
 }
 
@@ -54,7 +54,7 @@ impl Own {
         self.session.slot_id()
     }
 
-    /// As the changes name it.
+    /// The slot's id as the changes have it.
     pub(crate) fn session_slot_id(&self) -> &str {
         &self.session_slot_id
     }
@@ -82,10 +82,10 @@ impl Own {
 
     /// Leaves, if we are there. [`next`](Self::next) tells how that goes.
     pub(crate) fn leave(&mut self) {
-        // Of one that is under way nothing has been sent yet.
+        // A join that is under way has sent nothing yet.
         self.joining = None;
         if let Some(membership) = &self.membership {
-            // What was wished stays so, whether somebody waits for it or not.
+            // The leave goes on although nobody waits for it.
             let _ = membership.leave().now_or_never();
         }
     }
@@ -115,7 +115,7 @@ impl Own {
 
     fn handle_joined(&mut self, membership: OwnMembership) {
         let mut states = membership.subscribe_state();
-        // How it stands already is to be said too.
+        // The present state is to be said too.
         states.reset();
         self.states = Some(states);
         self.membership = Some(membership);

@@ -1,4 +1,4 @@
-//! Texts for people: who is there, who left and why, in few words and harmless to a terminal.
+//! Texts for people: members, users that left, and why, in few words and harmless to a terminal.
 
 use matrix_sdk_sticky::{
     heartbeat::{Failure, State},
@@ -48,7 +48,7 @@ impl Plain {
     }
 }
 
-/// Who is there to begin with, and who is not.
+/// The members to begin with, and the users that are refused.
 pub(crate) fn at_first(snapshot: &SessionSnapshot) -> Vec<String> {
     let names = Names::default();
     let members = snapshot.members().map(|member| format!("{} is there", who(member, &names)));
@@ -99,7 +99,7 @@ pub(crate) fn why(reason: &NotJoined) -> String {
     }
 }
 
-/// The words with which somebody left who said so; `None` if nobody did.
+/// What a user said on leaving; `None` if the user said nothing.
 fn goodbye(reason: &NotJoined) -> Option<String> {
     let NotJoined::Left(LeaveReason { code, reason, .. }) = reason else { return None };
     let code = code.as_deref();

@@ -1,5 +1,5 @@
-//! The terminal view: the room's sessions, who is in them, by which device and for how long their
-//! memberships last, who is refused and why, the pulse of our heartbeat, and what happened.
+//! The terminal view: the room's sessions, their members with their devices and the time that their
+//! memberships last, the users that are refused and why, the pulse of our heartbeat, and what happened.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -44,7 +44,7 @@ use crate::{
 /// When to draw again though nothing changed: time passes, and the lease runs.
 const TICK: Duration = Duration::from_millis(250);
 
-/// For how many ticks back the pulse is drawn, where there is room.
+/// For how many ticks back the pulse is drawn, if there is room.
 const PULSE: usize = 24;
 
 /// After how many ticks the users' names are read again, as people rename themselves.
@@ -235,7 +235,7 @@ impl Model {
         member.user_id() == self.user_id && self.own_id.as_deref() == Some(member.member_id())
     }
 
-    /// The rows of the list: each session, and below it who is there, and who is refused.
+    /// The rows of the list: each session, and below it its members, and the users that are refused.
     fn rows(&self) -> Vec<Row> {
         let mut rows = Vec::new();
         for session in self.snapshot.sessions() {
@@ -256,7 +256,7 @@ enum Row {
     Refused(Candidate),
 }
 
-/// Everybody whom a snapshot names.
+/// All users that a snapshot names.
 fn users_of(snapshot: &RtcSnapshot) -> impl Iterator<Item = OwnedUserId> {
     let mut users = BTreeSet::new();
     for session in snapshot.sessions() {
@@ -406,7 +406,7 @@ fn session_line(session: &SessionSnapshot) -> Line<'static> {
     let application = application.map(|it| format!("{}, ", harmless(&it.application_type)));
     let slot = match (session.slot(), session.closed_by()) {
         (_, None) => "open".to_owned(),
-        // Where it is missing, Element Call takes it for open.
+        // If it is missing, Element Call takes it for open.
         (None, _) => "no slot, so for Element Call only".to_owned(),
         (_, Some(closed)) => harmless(&NotJoined::Slot(closed).to_string()),
     };
@@ -420,7 +420,7 @@ fn session_line(session: &SessionSnapshot) -> Line<'static> {
     ])
 }
 
-/// Draws a member. A narrow terminal shows who it is, by which device, and until when.
+/// Draws a member. A narrow terminal shows the user, the device, and the time left.
 fn draw_member(frame: &mut Frame<'_>, area: Rect, model: &Model, member: &Member, now: Moment) {
     /// Below this width the intent, the stay and the bar are not shown.
     const NARROW: u16 = 66;
@@ -848,7 +848,7 @@ mod tests {
             "proven": true, "intent": "video",
         });
         assert_eq!(line, json!({ "kind": "members", "members": [bob], "candidates": [] }));
-        // A refresh is no change of who is there.
+        // A refresh changes nothing that scripts are told.
         stage.pass(60_000);
         stage.join("@bob:example.org", Some("BOB"), "b1")?;
         assert_eq!(json.members(&now(&stage)), None);

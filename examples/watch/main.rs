@@ -49,7 +49,7 @@ use self::{
 struct Options {
     #[command(flatten)]
     account: common::Account,
-    /// Only this room, by its id or alias; it has to be joined. All joined rooms without it.
+    /// Only this room, by its id or alias; it has to be joined. Defaults to all joined rooms.
     #[arg(long, value_name = "R")]
     room: Option<String>,
     #[command(flatten)]
@@ -60,7 +60,7 @@ struct Options {
     /// One JSON object a line.
     #[arg(long)]
     json: bool,
-    /// End that many seconds after the map is live. Without it: on Ctrl-C.
+    /// End that many seconds after the map is live. Defaults to ending on Ctrl-C.
     #[arg(long = "for", value_name = "SECONDS")]
     seconds: Option<u64>,
 }
@@ -112,7 +112,7 @@ async fn print(
     ready: String,
     line: impl Fn(&EntryChange, Duration) -> serde_json::Result<String>,
 ) -> Result {
-    // Snapshot and stream are one value: nothing is lost or told twice between them.
+    // Snapshot and stream are one value: nothing is lost or repeated between them.
     let Subscription { snapshot, mut changes, .. } = view.subscribe();
     say(&ready)?;
     common::release();

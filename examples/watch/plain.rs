@@ -1,4 +1,4 @@
-//! Texts for people: what entries have to say, in little room and harmless to a terminal.
+//! Texts for people: entries in little room, and harmless to a terminal.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ pub(crate) fn line(change: &EntryChange, left: Duration) -> serde_json::Result<S
     Ok(format!("{room} {}: {what}", in_short(&sender, entry)))
 }
 
-/// Who, what, under which key, and the content. The sender is given as it is to be shown.
+/// The sender, the type, the key and the content. The sender is given as it is to be shown.
 pub(crate) fn in_short(sender: &str, event: &StickyEvent) -> String {
     let key = event.sticky_key().map(|key| format!("[{}]", harmless(key)));
     let lock = if event.is_encrypted() { " 🔒" } else { "" };

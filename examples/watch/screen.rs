@@ -65,7 +65,6 @@ struct Model {
     user: String,
     server: String,
     state: SyncState,
-    /// What is known of the room with entries, waiting events and drops.
     counts: Counts,
     snapshot: Snapshot,
     only: Only,
@@ -428,7 +427,7 @@ fn draw_room(frame: &mut Frame<'_>, area: Rect, model: &Model, room_id: &OwnedRo
     frame.render_widget(line, area);
 }
 
-/// Draws an entry. Its type is whole where there is room for it: `m.rtc.member` and
+/// Draws an entry. Its type is whole if there is room for it: `m.rtc.member` and
 /// `org.matrix.msc4143.rtc.member` are two types. A narrow terminal has no room for the content.
 fn draw_entry(
     frame: &mut Frame<'_>,
@@ -445,7 +444,7 @@ fn draw_entry(
 
     let is_narrow = area.width < NARROW;
     let wide = |part: Constraint| if is_narrow { Constraint::Length(0) } else { part };
-    // Who is there comes first.
+    // The sender comes first.
     let type_width =
         if area.width < TINY { 0 } else { type_width.clamp(10, (area.width / 3).max(10)) };
     let [_, sender_area, event_type, key, lock, content, bar, time] = area.layout(
@@ -596,7 +595,7 @@ mod tests {
         }
     }
 
-    /// What somebody sends: who, which type, which key, for how many seconds, and what.
+    /// A sent event: the sender, the type, the key, the seconds that it is sticky, the content.
     type Sent<'a> = (&'a str, &'a str, &'a str, u64, Value);
 
     /// One room, and the screen that shows it.

@@ -96,7 +96,7 @@ impl Example {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_see_one_another_come_one_is_killed_and_the_other_leaves() {
+async fn members_see_a_crash_and_a_leave() {
     let (alice, bob, carol) = (Person::new("alice"), Person::new("bob"), Person::new("carol"));
     let room = alice.room_with(&[&bob, &carol]);
     let mut looking = Example::live(&carol, &room, &[]).await;
@@ -126,7 +126,7 @@ async fn two_see_one_another_come_one_is_killed_and_the_other_leaves() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_leaves_after_a_while_goes_on_looking_until_the_time_is_over() {
+async fn leave_after_leaves_and_goes_on_watching() {
     let alice = Person::new("alice");
     let room = alice.room();
     let dialect = ["--dialect", "msc4143", "--open", "--join"];
@@ -138,7 +138,7 @@ async fn who_leaves_after_a_while_goes_on_looking_until_the_time_is_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_json_it_says_in_words_who_came_and_why_somebody_is_gone() {
+async fn plain_lines_say_why_a_member_left() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = alice.room_with(&[&bob]);
     let mut looking = Example::start(&alice, &room, &[]);
@@ -153,7 +153,7 @@ async fn without_json_it_says_in_words_who_came_and_why_somebody_is_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dialect_whose_slot_is_missing_ends_with_the_reason() {
+async fn a_missing_slot_ends_with_the_reason() {
     let alice = Person::new("alice");
     let room = alice.room();
     let run =
@@ -167,7 +167,7 @@ async fn a_dialect_whose_slot_is_missing_ends_with_the_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn cut_off_it_says_so_meanwhile_and_is_back_as_another_member() {
+async fn a_cut_off_member_rejoins_as_another() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = alice.room_with(&[&bob]);
     let proxy = Proxy::before(bob.url()).await;
@@ -192,7 +192,7 @@ async fn cut_off_it_says_so_meanwhile_and_is_back_as_another_member() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_is_not_in_the_room_any_more_has_left_and_goes_on_looking() {
+async fn leaving_the_room_ends_the_membership_alone() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let room = alice.room_with(&[&bob]);
     let mut example = Example::live(&bob, &room, &["--join"]).await;
@@ -205,7 +205,7 @@ async fn who_is_not_in_the_room_any_more_has_left_and_goes_on_looking() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_is_asked_to_end_while_it_starts_does_so_at_once() {
+async fn an_early_signal_ends_it_at_once() {
     let alice = Person::new("alice");
     let room = alice.room();
     for ms in [50, 400, 1_000] {

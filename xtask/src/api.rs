@@ -27,7 +27,7 @@ impl fmt::Debug for Api {
 }
 
 impl Api {
-    /// The client of whom the token belongs to; `base` as `http://127.0.0.1:8008`.
+    /// The client of the user to whom the token belongs; `base` as `http://127.0.0.1:8008`.
     pub fn new(base: &str, token: &str) -> Self {
         Self { token: Some(token.to_owned()), ..Self::anonymous(base) }
     }

@@ -1,4 +1,4 @@
-//! The cargo that runs us, told to ignore `rust-version` where that is needed.
+//! The cargo that runs us, told to ignore `rust-version` if the compiler is older.
 
 use std::{
     env,

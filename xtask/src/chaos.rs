@@ -40,7 +40,7 @@ const BACK_WITHIN: Duration = Duration::from_secs(30);
 /// What a busy machine may add to that.
 const MACHINE: Duration = Duration::from_secs(5);
 
-/// How much longer it takes who was just starting: it may give up first, and is started again.
+/// How much longer a member needs that was just starting: it may give up first, and is started again.
 const START_TAKES: Duration = Duration::from_secs(30);
 
 pub(crate) fn run(

@@ -135,7 +135,7 @@ fn step(name: &str, command: Command, interrupt: &Interrupt) -> anyhow::Result<b
     }
 }
 
-/// A command as one would type it.
+/// A command as a person types it.
 fn shown(command: &Command) -> String {
     let mut words: Vec<String> = command
         .get_envs()

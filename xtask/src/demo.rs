@@ -1,7 +1,7 @@
 //! `cargo xtask demo`: `presence` on a server of our own, and people who come to the room's call and go.
 //!
-//! They are processes of the same program, and what becomes of them is real: who leaves says goodbye,
-//! and who crashes is killed. Then it is the server that says so, by the leave that was armed.
+//! They are processes of the same program, and what happens to them is real: a user who leaves says
+//! goodbye, and one who crashes is killed. Then the server says so, by the leave that was armed.
 
 use std::{
     path::{Path, PathBuf},
@@ -25,13 +25,13 @@ use crate::{
     serve::{password, start},
 };
 
-/// Who looks on.
+/// The user who looks on.
 const WATCHER: &str = "alice";
 
 /// How many seconds after a crash everybody sees it.
 const DELAY: &str = "4";
 
-/// A round: at which second who does what. The first crash is seen, and the first goodbye said, within
+/// A round: the second, the user, and what the user does. The first crash is seen, and the first goodbye said, within
 /// 15 seconds of the start.
 const ROUND: [(u64, &str, Doing); 9] = [
     (0, "bob", Doing::Join),
@@ -48,16 +48,16 @@ const ROUND: [(u64, &str, Doing); 9] = [
 /// What `presence` prints when everybody can see it.
 const JOINED: &str = r#"{"kind":"own","state":"joined"}"#;
 
-/// When to go on though somebody has not joined: nobody waits for ever.
+/// When to go on although a user has not joined.
 const JOINED_WITHIN: Duration = Duration::from_secs(15);
 
-/// How long who has joined can be seen at least.
+/// How long a user who has joined can be seen at least.
 const SEEN_FOR: Duration = Duration::from_secs(1);
 
 /// When to look again whether what is waited for has come.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// When the next round begins; whoever is still there stays.
+/// When the next round begins. Users who are still there stay.
 const ROUND_TAKES: u64 = 36;
 
 /// What stays on the screen afterwards.
@@ -164,7 +164,7 @@ fn presence_of(presence: &Path, server: &Synapse, name: &str, room: &str) -> Com
     command
 }
 
-/// Those who come and go.
+/// The users who come and go.
 struct Cast<'a> {
     presence: &'a Path,
     server: &'a Synapse,
@@ -175,7 +175,7 @@ struct Cast<'a> {
 impl Cast<'_> {
     fn live(self) {
         let mut there: Vec<(&str, Extra)> = Vec::new();
-        // Who looks on is there first, so that what it sees begins with an empty call.
+        // The one that looks on is there first, so what it sees begins with an empty call.
         self.pause(Duration::from_secs(2));
         while !self.over.load(Ordering::SeqCst) {
             let began = Instant::now();
@@ -210,10 +210,10 @@ impl Cast<'_> {
             }
             self.pause(Duration::from_secs(ROUND_TAKES).saturating_sub(began.elapsed()));
         }
-        // Nobody looks any more: those who are left end with the demo.
+        // Nobody looks any more. The remaining users end with the demo.
     }
 
-    /// On a slow machine somebody may still be on their way: whoever ends has been there.
+    /// Waits until a user has been seen: on a slow machine the user may still be on the way.
     fn until_seen(&self, person: &Extra) {
         if person.has_said() {
             return;

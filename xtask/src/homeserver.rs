@@ -41,22 +41,22 @@ const PORT_TRIES: usize = 5;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// Sticky events (MSC4354). Without, the server silently ignores the parameter and the
-    /// extension. On unless told.
+    /// extension. Defaults to on.
     pub sticky: bool,
-    /// Delayed events (MSC4140), up to 24 h. On unless told.
+    /// Delayed events (MSC4140), up to 24 h. Defaults to on.
     pub delayed_events: bool,
-    /// The server's default rate limits: seven quick sends, then 429. Off unless told, which
-    /// lifts every limit to 10,000 a second.
+    /// The server's default rate limits: seven quick sends, then 429. Defaults to off, which lifts every
+    /// limit to 10,000 a second.
     pub rate_limits: bool,
-    /// The endpoint of MatrixRTC transports (MSC4143). On unless told; without it the
+    /// The endpoint of MatrixRTC transports (MSC4143). Defaults to on; without it the
     /// `.well-known/matrix/client` has them.
     pub rtc_endpoint: bool,
-    /// Two such transports. Without, none are set up. On unless told.
+    /// Two such transports. Without, none are set up. Defaults to on.
     pub rtc_transports: bool,
     /// For how long an access token is good, if its client asked for a refresh token. Without one,
     /// the server gives out no refresh tokens, and access tokens never run out.
     pub token_lifetime: Option<Duration>,
-    /// Federation with other such servers, each through the [`Link`] in front of it. Off unless told.
+    /// Federation with other such servers, each through the [`Link`] in front of it. Defaults to off.
     pub federates: bool,
     /// The port on `127.0.0.1`; without one, a free one is chosen.
     pub port: Option<u16>,
@@ -297,7 +297,7 @@ impl Synapse {
 #[derive(Debug)]
 struct Supervisor {
     process: Child,
-    /// Closing it is what ends everything, and the system closes it for whoever is killed.
+    /// Closing it is what ends everything, and the system closes it if we are killed.
     commands: Option<ChildStdin>,
     answers: BufReader<ChildStdout>,
 }

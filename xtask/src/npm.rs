@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// What is installed, in exact versions. There is no lock file: it would name the registry of
-/// whoever wrote it.
+/// the person who made it.
 const PACKAGE: &str = include_str!("npm/package.json");
 
 /// What the name of an install begins with until it is complete. Each process has its own, so that

@@ -35,7 +35,7 @@ fn goes_silent(api: &Api) -> bool {
 }
 
 #[test]
-fn a_sticky_event_is_sent_read_back_kept_over_a_restart_and_redacted() {
+fn a_sticky_event_survives_a_restart() {
     let mut server = start(&Options::default());
     let alice = server.register("alice", "secret").unwrap();
     assert_eq!(alice.user_id, "@alice:sticky.test");
@@ -66,7 +66,7 @@ fn a_sticky_event_is_sent_read_back_kept_over_a_restart_and_redacted() {
 }
 
 #[test]
-fn what_the_options_leave_out_the_server_does_not_offer() {
+fn options_switch_features_off() {
     let server = start(&Options {
         sticky: false,
         delayed_events: false,
@@ -85,7 +85,7 @@ fn what_the_options_leave_out_the_server_does_not_offer() {
 }
 
 #[test]
-fn a_paused_server_restarts_and_a_dropped_one_leaves_nothing() {
+fn a_dropped_server_leaves_nothing() {
     let mut server = start(&Options::default());
     let api = Api::anonymous(server.url());
     server.pause().unwrap();
@@ -172,7 +172,7 @@ fn a_taken_port_is_named() {
 }
 
 #[test]
-fn a_port_taken_between_the_look_and_the_start_is_named_too() {
+fn a_port_taken_before_the_start_is_named() {
     let mut server = start(&Options::default());
     let port: u16 = server.url().rsplit(':').next().unwrap().parse().unwrap();
     server.stop().unwrap();
@@ -182,7 +182,7 @@ fn a_port_taken_between_the_look_and_the_start_is_named_too() {
 }
 
 #[test]
-fn two_servers_federate_by_a_link_that_can_be_cut() {
+fn two_servers_federate_until_cut() {
     let options = Options { federates: true, ..Options::default() };
     let [here, there] = [start(&options), start(&options)];
     let alice = here.api(&here.register("alice", "secret").unwrap());

@@ -1,4 +1,4 @@
-//! A seat with whoever sits in it: one process after another, and what the laws ask for each.
+//! A seat with the member in it: one process after another, and what the laws ask for each.
 
 use std::{
     path::{Path, PathBuf},
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::process::Nudge;
 
-/// When somebody who did not start is started again.
+/// When a member that did not start is started again.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// When a process that leaves has ended at the latest: it gives up its goodbye by then.
@@ -55,13 +55,13 @@ pub(crate) struct Chair {
     again_at: Duration,
     /// When the calm began, if there is one.
     calm: Option<Duration>,
-    /// The names of those who ended, and when.
+    /// The names of the members that ended, and when.
     past: Vec<(String, Duration)>,
     /// How the last one ended that was asked to leave, if not well.
     rude: Option<String>,
 }
 
-/// Who sits there now.
+/// The member that sits there now.
 struct Sitting {
     name: String,
     member: Member,
@@ -133,8 +133,8 @@ impl Chair {
         Ok(())
     }
 
-    /// Looks whether the process is still there. Who ended by itself broke a law, but for one that
-    /// could not start as things went wrong: how.
+    /// Looks whether the process is still there. Returns how it broke a law, if it ended by itself. A
+    /// process that could not start while things went wrong broke none.
     pub(crate) fn look(&mut self, now: Duration) -> Option<String> {
         let sits = self.sits.as_mut()?;
         let said = sits.member.said();
@@ -208,7 +208,7 @@ impl Chair {
         }
     }
 
-    /// From now on things go wrong, and whoever is away comes back.
+    /// From now on things go wrong, and a member that is away comes back.
     pub(crate) fn begin_faults(&mut self) {
         self.calm = None;
         self.wanted = true;
@@ -222,20 +222,20 @@ impl Chair {
         }
     }
 
-    /// What it shows of that room; nothing if nobody looks who stays.
+    /// What it shows of that room; nothing if no member that stays looks.
     pub(crate) fn observer(&self, room: &Room, calm: Duration) -> Option<Observer> {
         let sits = self.sits.as_ref().filter(|sits| sits.leaving.is_none())?;
         let Said { own, roster, .. } = sits.member.said();
         let mut by = sits.back_by(calm);
         if room.encrypted {
-            // Who is new there reads a member only once that one has encrypted for them.
+            // A new member reads another one only once that one has encrypted for it.
             by = by.max(back_by(sits.started.saturating_add(GATHERED_WITHIN)));
         }
         Some(Observer { name: sits.name.clone(), own, roster, by })
     }
 
-    /// All who ever sat here, and what the laws ask for them. Of somebody else's code they may ask
-    /// nothing.
+    /// All members that ever sat here, and what the laws ask for each. They may ask nothing of
+    /// somebody else's code.
     pub(crate) fn runs(&self, calm: Duration, spares_js: bool) -> Vec<Run> {
         let gone = |ended: Duration| {
             let sent = ended.saturating_add(self.seat.delay).max(calm);
@@ -277,7 +277,7 @@ impl Chair {
         }
     }
 
-    /// What it shows and how it stands, for whoever has to find out why.
+    /// What it shows and how it stands, for a person who has to find out why.
     pub(crate) fn describe(&self) -> String {
         let Some(sits) = &self.sits else {
             return format!("{}: nobody sits there\n", self.seat.name);

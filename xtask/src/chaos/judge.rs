@@ -1,5 +1,5 @@
-//! Whether everybody shows who is there. In go the rosters, and what has to be true by when; out
-//! comes what is not. No clock, no I/O. Moments count from the start of the whole show.
+//! Judges whether all participants show the members that are there. In go the rosters, and what has to
+//! be true by when; out comes what is not. No clock, no I/O. Moments count from the start of the whole show.
 
 use std::{collections::BTreeSet, fmt, time::Duration};
 
@@ -32,7 +32,7 @@ pub(crate) struct Entry {
     pub(crate) member_id: String,
 }
 
-/// Who shows something.
+/// The participant that shows something.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Observer {
     pub(crate) name: String,
@@ -183,10 +183,10 @@ impl fmt::Display for Wrong {
         match self {
             Self::Blind => f.write_str("nobody looks at the room"),
             Self::Missing { observer, run } => {
-                write!(f, "{observer} does not show {run}, who is there")
+                write!(f, "{observer} does not show {run}, although it is there")
             }
             Self::Ghost { observer, entry } => {
-                write!(f, "{observer} shows {entry}, who has ended")
+                write!(f, "{observer} shows {entry}, although it has ended")
             }
             Self::Twice { observer, run, members } => {
                 write!(
@@ -197,7 +197,7 @@ impl fmt::Display for Wrong {
                 )
             }
             Self::Stranger { observer, entry } => {
-                write!(f, "{observer} shows {entry}, who was never there")
+                write!(f, "{observer} shows {entry}, although it was never there")
             }
             Self::NotJoined { run, own } => {
                 write!(f, "{run} says that it is {}", own.as_deref().unwrap_or("nothing"))
@@ -245,7 +245,7 @@ mod tests {
         Observer { name: name.to_owned(), own, roster: roster.to_vec(), by: LAW }
     }
 
-    /// Two who are there, who see each other, and who saw a third one end.
+    /// Two members that are there, see each other, and saw a third one end.
     fn calm() -> Scene {
         let roster = [entry("a"), entry("b")];
         Scene {

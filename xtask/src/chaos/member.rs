@@ -31,7 +31,7 @@ pub(crate) struct Said {
     /// How it stands.
     pub(crate) own: Option<String>,
     pub(crate) roster: Vec<Entry>,
-    /// Who it says is not there, and why.
+    /// The candidates that it names as not there, and why.
     pub(crate) candidates: Vec<String>,
     /// What did not work; matrix-js-sdk's alone.
     pub(crate) error: Option<String>,
@@ -55,7 +55,7 @@ impl Member {
         let errors = log.with_extension("err");
         let stdin = if tasks.is_empty() { Stdio::null() } else { Stdio::piped() };
         command.stdin(stdin).stdout(Stdio::piped()).stderr(File::create(&errors)?);
-        // Ctrl-C is for us, who then end everybody.
+        // Ctrl-C is for us. We then end all members.
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let name = command.get_program().to_string_lossy().into_owned();
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_js_member_is_known_by_its_last_lines() {
+    fn last_lines_describe_a_js_member() {
         let mut said = Said::default();
         said.hear(&json!({ "kind": "done", "do": "start", "device_id": "D" }));
         said.hear(&json!({ "kind": "joined", "joined": true }));

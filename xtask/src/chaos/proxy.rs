@@ -292,7 +292,7 @@ fn with_close(head: &str) -> String {
     lines.join("\r\n") + "\r\n\r\n"
 }
 
-/// The request line for the log. Who has a delay id can end the member, so it stays out.
+/// The request line for the log. A delay id is enough to end the member, so it stays out.
 fn in_short(head: &str) -> String {
     let line = head.lines().next().unwrap_or_default();
     let line = line.strip_suffix(" HTTP/1.1").unwrap_or(line).replace("/_matrix/client", "");
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_line_brings_nothing_until_it_is_mended() {
+    fn a_cut_line_is_silent_until_mended() {
         let server = Echo::start();
         let proxy = server.proxy();
         proxy.set(Line::Cut);
@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_answer_is_of_a_request_that_arrived() {
+    fn a_lost_answer_had_an_arrived_request() {
         let server = Echo::start();
         let proxy = server.proxy();
         proxy.set(Line::LosesAnswers);

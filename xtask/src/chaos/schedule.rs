@@ -3,7 +3,7 @@
 
 use std::{fmt, time::Duration};
 
-/// Who is there, and in which rooms.
+/// The seats, and their rooms.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Stage {
     pub(crate) rooms: [Room; 2],
@@ -150,7 +150,7 @@ const DOWN: Seconds = (0, 5);
 /// .. that the server does not answer.
 const PAUSED: Seconds = (2, 12);
 
-/// When the first fault of a round may begin: who was away has started by then.
+/// When the first fault of a round may begin: a member that was away has started by then.
 const FIRST: Duration = Duration::from_secs(3);
 
 /// How long some calms go on: longer than the longest delay, so that a late leave is seen.
@@ -208,7 +208,7 @@ impl Round {
             }
             if dice.coin() {
                 let mut fault = process(&mut dice, lasts, index);
-                // Somebody of each room sees the calm, and sees who is not there.
+                // Somebody of each room sees the calm, and sees which members are not there.
                 let away = stays_away.get_mut(seat.room);
                 if let (What::Process(_, process), Some(away)) = (&mut fault.what, away) {
                     match process {
@@ -333,7 +333,7 @@ impl Round {
 }
 
 impl Stage {
-    /// Who is there, and in which rooms.
+    /// The seats, and their rooms.
     pub(crate) fn describe(&self) -> String {
         let rooms = self.rooms.iter().enumerate().map(|(index, room)| {
             let seats = self.seats.iter().filter(|seat| seat.room == index);
@@ -435,7 +435,7 @@ mod tests {
         let stage = Stage::of(7);
         assert_eq!(stage, Stage::of(7));
         assert_eq!(Round::of(7, 3, &stage), Round::of(7, 3, &stage));
-        // A fixed one: who reports a seed may have another compiler or another machine.
+        // A fixed one: a person who reports a seed may have another compiler or another machine.
         let described = Round::of(7, 1, &stage).describe(&stage);
         let mut lines = described.lines();
         assert_eq!(lines.next(), Some("round 1, 38 s of faults:"), "{described}");

@@ -110,7 +110,7 @@ impl<'a> Show<'a> {
         self.teller.now()
     }
 
-    /// Waits a tick, in which those who have to start do so. What breaks a law at once.
+    /// Waits a tick, in which members start that have to. Returns what breaks a law at once.
     fn tick(&mut self) -> anyhow::Result<Vec<String>> {
         thread::sleep(TICK);
         let now = self.now();
@@ -293,8 +293,8 @@ impl<'a> Show<'a> {
     /// A room, as ours see it.
     fn scene(&self, index: usize, room: &Room, calm: Duration) -> Scene {
         let here = || self.chairs.iter().filter(|chair| chair.seat.room == index);
-        // Who comes to an encrypted room later cannot read matrix-js-sdk's membership: it does not
-        // encrypt it again. So not even of ours all can show the same of it.
+        // matrix-js-sdk does not encrypt its membership again, so a member that comes to an
+        // encrypted room later cannot read it. So not even all of ours can show the same of it.
         let js: Vec<_> = here()
             .filter(|chair| chair.seat.who == Who::Js)
             .map(|chair| format!("{}.", chair.seat.name))
@@ -336,7 +336,7 @@ impl<'a> Show<'a> {
                     self.teller.say("js", &format!("matrix-js-sdk: {note}"));
                 }
                 self.notes.extend(notes);
-                // As a person would who finds themselves outside.
+                // As a person does after being put outside.
                 let lost = |chair: &&mut Chair| chair.seat.who == Who::Js && !chair.is_in();
                 self.chairs.iter_mut().filter(lost).for_each(|chair| chair.crash(began));
                 return Ok(Vec::new());
@@ -378,7 +378,7 @@ impl<'a> Show<'a> {
         }
     }
 
-    /// Writes what the server has, for whoever has to find out why.
+    /// Writes what the server has, for a person who has to find out why.
     pub(crate) fn write_evidence(&self) -> anyhow::Result<()> {
         let ask =
             |api: &Api, path: &str| api.get(path).unwrap_or_else(|error| json!(error.to_string()));

@@ -35,7 +35,7 @@ impl Watch {
         Self { goes_on, right_since: None, wrong_since: None, settled: None }
     }
 
-    /// Takes what is found now, and whether everybody runs who is to be there.
+    /// Takes what is found now, and whether all members run that are to be there.
     pub(crate) fn look(&mut self, now: Duration, findings: Vec<Finding>, is_whole: bool) -> Ruling {
         if findings.is_empty() && is_whole {
             let since = *self.right_since.get_or_insert(now);

@@ -135,7 +135,7 @@ fn homeserver(dir: &Path, port: u16, options: &Options) -> Value {
     if options.delayed_events {
         config["max_event_delay_duration"] = json!("24h");
     }
-    // Who logs in is always the tests themselves.
+    // All logins are those of the tests.
     config["rc_login"] =
         json!({ "address": lifted(), "account": lifted(), "failed_attempts": lifted() });
     if !options.rate_limits {

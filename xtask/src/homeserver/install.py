@@ -1,6 +1,6 @@
 """Makes a virtual environment and installs one package into it: `install.py DIRECTORY PACKAGE`.
 
-It leads a process group, and ends that group when stdin closes: whoever asked for the install may
+It leads a process group, and ends that group when stdin closes: the process that asked for the install may
 be killed, and pip must not go on alone. The steps are said on stdout, what fails is on stderr.
 """
 import os

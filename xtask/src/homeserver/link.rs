@@ -88,7 +88,7 @@ impl Drop for Link {
             state.is_over = true;
             state.close();
         }
-        // Wakes whoever waits for the next connection.
+        // Wakes the thread that waits for the next connection.
         let _ = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port));
     }
 }

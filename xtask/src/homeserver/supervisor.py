@@ -1,4 +1,4 @@
-"""Owns the Synapse process, so that it cannot outlive whoever started it.
+"""Owns the Synapse process, so that it cannot outlive the process that started it.
 
 One command a line on stdin, one answer a line on stdout. When stdin closes, which the system does
 also for an owner that was killed, Synapse is killed and its data removed. Why not simply

@@ -1,5 +1,5 @@
 //! From send to callback, on a real Synapse: two users in one room, one with each client, and a
-//! third who sends.
+//! third user that sends.
 //!
 //! Both clients print a line from their callback. One process reads both pipes and stamps each
 //! line, so that both are on one clock and pay the same for the pipe.
@@ -28,8 +28,8 @@ use crate::{
     serve::{password, start},
 };
 
-/// Who looks on: each has ours in one half of the rounds and theirs in the other, as the server
-/// answers one before the other.
+/// The users that look on. Each has our client in one half of the rounds and theirs in the other,
+/// because the server answers one user before the other.
 const WATCHERS: [&str; 2] = ["alice", "bob"];
 
 const SENDER: &str = "carol";
