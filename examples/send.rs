@@ -71,7 +71,7 @@ async fn send(client: Client, options: Options) -> Result {
     common::live(sticky.client()).await?;
     let duration = options.sticky.map(Duration::from_secs);
 
-    let Sent { event_id, sticky, .. } = if let Some(event_id) = &options.redact {
+    let Sent { event_id, sticky_duration, .. } = if let Some(event_id) = &options.redact {
         let mut redaction = sticky.redact(EventId::parse(event_id)?);
         if let Some(duration) = duration {
             redaction = redaction.with_sticky_duration(duration);
@@ -88,7 +88,7 @@ async fn send(client: Client, options: Options) -> Result {
         }
         event.await?
     };
-    match sticky {
+    match sticky_duration {
         Some(duration) => println!("{event_id} is sticky for {} s", duration.as_secs_f64()),
         None => println!("{event_id} is not sticky: the room's version has no sticky redactions"),
     }
