@@ -3,7 +3,7 @@
 
 use std::{collections::VecDeque, io, time::Duration};
 
-use matrix_sdk_sticky::time::{MAX_STICKY, Moment};
+use matrix_sdk_sticky::time::{MAX_STICKY_DURATION, Moment};
 use ratatui::{
     DefaultTerminal, Frame,
     crossterm::event::{self, Event},

@@ -57,7 +57,7 @@ fn candidate(candidate: &Candidate) -> Value {
 }
 
 /// The names of `--dialect`, if a form belongs to one dialect alone.
-fn form(form: Form) -> &'static str {
+fn form(form: MembershipForm) -> &'static str {
     match form {
         MembershipForm::Msc4143 => "msc4143",
         MembershipForm::ElementCall => "element-call",

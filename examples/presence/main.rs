@@ -169,16 +169,16 @@ impl Ui {
     async fn update(
         &mut self,
         (slot_id, session_slot_id): (&str, &str),
-        change: RtcChange,
+        change: RtcUpdate,
     ) -> Result {
-        let is_here = |change: &&SessionChange| change.slot_id.as_deref() == Some(session_slot_id);
+        let is_here = |change: &&RtcChange| change.slot_id.as_deref() == Some(session_slot_id);
         match self {
             Self::Json(json) => say_if(json.members(&change.snapshot.session(slot_id)))?,
             Self::Plain(_) => {
                 let changes = change.changes.iter().filter(is_here);
                 // Scripts may read these lines too, so they have the ids.
                 let names = names::Names::default();
-                let mut lines = changes.filter_map(|change| plain::line(&change.what, &names));
+                let mut lines = changes.filter_map(|change| plain::line(&change.change, &names));
                 lines.try_for_each(|line| say(&line))?;
             }
             Self::Screen(view) => view.update(change).await,

@@ -56,18 +56,18 @@ pub(crate) fn at_first(snapshot: &SessionSnapshot) -> Vec<String> {
 }
 
 /// The line of a change; `None` if nobody need know.
-pub(crate) fn line(change: &What, names: &Names) -> Option<String> {
+pub(crate) fn line(change: &SessionChange, names: &Names) -> Option<String> {
     Some(match change {
-        What::Joined(member) => format!("{} joined", who(member, names)),
-        What::Left { member, reason } => match goodbye(reason) {
+        SessionChange::Joined(member) => format!("{} joined", who(member, names)),
+        SessionChange::Left { member, reason } => match goodbye(reason) {
             Some(words) => format!("{} left{words}", who(member, names)),
             None => format!("{} is gone: {}", who(member, names), why(reason)),
         },
-        What::Updated { member, previous } if member.intent() != previous.intent() => {
+        SessionChange::Updated { member, previous } if member.intent() != previous.intent() => {
             format!("{} changed", who(member, names))
         }
-        What::Refused(candidate) => refused(candidate, names),
-        What::Slot(Some(slot)) => {
+        SessionChange::Refused(candidate) => refused(candidate, names),
+        SessionChange::Slot(Some(slot)) => {
             let application = slot.application.as_ref();
             let application = application.map_or("", |it| &it.application_type);
             format!("the slot has changed ({})", harmless(application))

@@ -114,7 +114,7 @@ impl View {
         Ok(Self { screen, room, ticks: 0, keys: keys(key_of), tick, model })
     }
 
-    pub(crate) async fn update(&mut self, change: RtcChange) {
+    pub(crate) async fn update(&mut self, change: RtcUpdate) {
         // The names first, so that the log has them.
         self.read_names(&change.snapshot).await;
         self.model.update(change);
@@ -201,12 +201,12 @@ impl Model {
     fn update(&mut self, change: RtcUpdate) {
         let at = change.snapshot.taken_at();
         for change in &change.changes {
-            self.log(&change.what, at);
+            self.log(&change.change, at);
         }
         self.snapshot = change.snapshot;
     }
 
-    fn log(&mut self, what: &What, at: Moment) {
+    fn log(&mut self, what: &SessionChange, at: Moment) {
         if let Some(text) = plain::line(what, &self.names) {
             let (mark, color) = mark_of(what);
             self.log.push(at, mark, color, text);
@@ -280,11 +280,11 @@ fn is_refused(reason: &NotJoined) -> bool {
     )
 }
 
-fn mark_of(what: &What) -> (char, Color) {
+fn mark_of(what: &SessionChange) -> (char, Color) {
     match what {
-        What::Joined(_) => ('+', Color::Green),
-        What::Left { reason: NotJoined::Left(leave), .. }
-            if leave.code.as_deref() != Some(Leave::DELAYED) =>
+        SessionChange::Joined(_) => ('+', Color::Green),
+        SessionChange::Left { reason: NotJoined::Left(leave), .. }
+            if leave.code.as_deref() != Some(LeaveReason::DELAYED) =>
         {
             ('-', Color::Yellow)
         }
@@ -565,7 +565,7 @@ mod tests {
                 self.roster.handle_in_room(&user_id, true);
             }
             for change in self.roster.poll_changes(now) {
-                self.model.log(&change.what, now);
+                self.model.log(&change.change, now);
             }
             self.model.snapshot = self.roster.snapshot(now);
         }
@@ -748,7 +748,7 @@ mod tests {
         let mut stage = call()?;
         let [alice, carol] = [user_id!("@alice:example.org"), user_id!("@carol:example.org")];
         stage.model.names.set([(alice.to_owned(), "Alice".to_owned())]);
-        stage.leave("@carol:example.org", "CAROL", "c2", Leave::ON_PURPOSE)?;
+        stage.leave("@carol:example.org", "CAROL", "c2", LeaveReason::ON_PURPOSE)?;
         stage.assert_shows(&[
             "♥ Alice  ",
             " presence  Alice in",

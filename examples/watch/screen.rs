@@ -137,8 +137,8 @@ fn count(client: &Client, sticky: &Sticky) -> Counts {
     let mut counts = Counts::default();
     for room in client.joined_rooms() {
         if let Some(room) = sticky.room(room.room_id()) {
-            let known = room.known();
-            counts.waiting += known.waiting;
+            let known = room.stats();
+            counts.waiting += known.pending_decryption;
             counts.dropped += known.dropped;
         }
     }

@@ -26,7 +26,7 @@ use tracing::debug;
 use super::transport::RtcTransport;
 use crate::{
     driver::{Timer, before},
-    request::{Verdict, describe, describe_network, is_refresh_refused, rate_limited},
+    request::{Verdict, describe, describe_network, is_refresh_refused, one_try, rate_limited},
     time::Deadline,
     wire::names,
 };
@@ -35,7 +35,7 @@ use crate::{
 const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long to wait for the answer to one request.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(8);
+const ENDPOINT_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// The longest `.well-known` that is read, in bytes: 1 MiB. Anybody may have written it.
 const MAX_WELL_KNOWN_BYTES: usize = 1 << 20;
@@ -175,7 +175,7 @@ struct Ask<'a> {
 
 impl Ask<'_> {
     fn timeout(&self) -> Duration {
-        self.deadline.left(self.timer.now()).min(REQUEST_TIMEOUT)
+        self.deadline.left(self.timer.now()).min(ENDPOINT_TIMEOUT)
     }
 
     /// What the homeserver's endpoint says. `None` if the server has none of this spelling.
@@ -184,7 +184,7 @@ impl Ask<'_> {
     async fn endpoint<const SPELLING: usize>(
         &self,
     ) -> Result<Option<Vec<RtcTransport>>, TransportsError> {
-        let config = RequestConfig::new().timeout(self.timeout()).disable_retry();
+        let config = one_try(self.timeout());
         let answer = self.client.send(Request::<SPELLING>).with_request_config(config).await;
         match answer {
             // Synapse leaves out an empty list.

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     driver::BoxFuture,
     heartbeat::{Pace, StartHeartbeatError},
-    time::MAX_STICKY,
+    time::MAX_STICKY_DURATION,
 };
 
 /// A join that is to be made. [`Session::join`] returns it, and awaiting it makes it.
@@ -131,7 +131,7 @@ impl JoinSession {
             member_id: None,
             delay: Pace::default().delay(),
             // Each event of a membership makes every Element Call in the call rotate its key.
-            sticky_duration: MAX_STICKY,
+            sticky_duration: MAX_STICKY_DURATION,
         }
     }
 

@@ -522,8 +522,8 @@ impl KeyExchange {
     }
 
     /// Returns when to poll again, if nothing happens before.
-    pub fn deadline(&self) -> Option<Deadline> {
-        self.outbound.deadline().into_iter().chain(self.inbound.deadline()).min()
+    pub fn next_deadline(&self) -> Option<Deadline> {
+        self.outbound.next_deadline().into_iter().chain(self.inbound.next_deadline()).min()
     }
 
     /// Returns all keys that count now, for a frame cryptor that has none.

@@ -8,7 +8,7 @@
 use std::{future::IntoFuture, time::Duration};
 
 use futures_util::FutureExt as _;
-use matrix_sdk::{HttpError, Room, RoomState, config::RequestConfig};
+use matrix_sdk::{HttpError, Room, RoomState};
 use ruma::{
     api::client::state::{get_state_event_for_key, send_state_event},
     exports::http::StatusCode,
@@ -265,7 +265,7 @@ async fn state(
         event_type.into(),
         state_key.to_owned(),
     );
-    match room.client().send(request).with_request_config(config()).await {
+    match room.client().send(request).with_request_config(with_retries(ANSWER_TIMEOUT, 2)).await {
         Ok(answer) => {
             let content = serde_json::from_str(answer.event_or_content.get());
             Ok(Some(content.unwrap_or_default()))
@@ -289,15 +289,11 @@ async fn write(room: &Room, slot_id: &str, content: Map<String, Value>) -> Resul
         slot_id.to_owned(),
         Raw::from_json(content),
     );
-    match room.client().send(request).with_request_config(config()).await {
+    match room.client().send(request).with_request_config(with_retries(ANSWER_TIMEOUT, 2)).await {
         Ok(_) => Ok(()),
         Err(error) if status(&error) == Some(StatusCode::FORBIDDEN) => Err(SlotError::NotAllowed),
         Err(error) => Err(failed(error)),
     }
-}
-
-fn config() -> RequestConfig {
-    RequestConfig::new().timeout(ANSWER_TIMEOUT).retry_limit(2)
 }
 
 fn status(error: &HttpError) -> Option<StatusCode> {

@@ -250,7 +250,7 @@ async fn fetch_sliding(
     request.timeout = Some(Duration::ZERO);
     request.set_presence = PresenceState::Offline;
     request.room_subscriptions.insert(room.room_id().to_owned(), subscription);
-    let config = RequestConfig::new().timeout(ANSWER_TIMEOUT).disable_retry();
+    let config = one_try(ANSWER_TIMEOUT);
     let answer = room.client().send(request).with_request_config(config).await?;
     let state = answer.rooms.get(room.room_id()).map(|room| &*room.required_state);
     let state = state.unwrap_or_default().iter().map(Cleartext::of_state);
@@ -259,7 +259,7 @@ async fn fetch_sliding(
 
 async fn fetch_event(room: &Room, event_id: &EventId) -> Result<Option<String>, NoAnswer> {
     let request = get_room_event::v3::Request::new(room.room_id().to_owned(), event_id.to_owned());
-    let config = RequestConfig::new().timeout(ANSWER_TIMEOUT).disable_retry();
+    let config = one_try(ANSWER_TIMEOUT);
     match room.client().send(request).with_request_config(config).await {
         Ok(answer) => Ok(Some(answer.event.json().get().to_owned())),
         Err(error) => match error.as_client_api_error().map(|error| error.status_code.as_u16()) {

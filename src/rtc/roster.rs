@@ -251,7 +251,7 @@ impl Roster {
     }
 
     /// Returns when to poll again, if nothing happens before.
-    pub fn deadline(&self) -> Option<Deadline> {
+    pub fn next_deadline(&self) -> Option<Deadline> {
         self.memberships.next_deadline()
     }
 

@@ -9,8 +9,6 @@ use std::fmt;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::wire::names;
-
 /// The slot of a room's call ([MSC4196]).
 ///
 /// [MSC4196]: https://github.com/matrix-org/matrix-spec-proposals/pull/4196

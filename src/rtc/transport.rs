@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::slot::without_type;
+use crate::wire::names;
 
 /// A transport, as a membership or a homeserver names it ([MSC4143], "Membership" and "Discovery of
 /// transport infrastructure"): an object with a `type` and more fields. Unknown fields are kept as they came.

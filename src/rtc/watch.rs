@@ -170,7 +170,7 @@ impl Watch {
             self.remove_leftover(now);
             // What is due waits for the answer that is on its way.
             let ask_at = self.schedule.next_deadline().filter(|_| !self.query.is_asking());
-            let deadlines = [self.roster.deadline(), ask_at, self.removal.retry_at()];
+            let deadlines = [self.roster.next_deadline(), ask_at, self.removal.retry_at()];
             let deadline = deadlines.into_iter().flatten().min();
             let timer = self.timer.clone();
             tokio::select! {

@@ -10,10 +10,9 @@ use serde_json::value::RawValue;
 use super::decrypt;
 use super::{source::RoomEvents, worker::Worker};
 use crate::{
-    map::Path,
+    map::ReceivedVia,
     time::Moment,
     view::{Arrival, Delivery},
-    wire,
 };
 
 /// The events that wait for the key of a session of a room, or for any key of it.
@@ -22,31 +21,42 @@ pub(super) type KeyOf = (OwnedRoomId, Option<String>);
 impl Worker {
     /// Hands a sticky section to the maps. Returns how many events were not known before.
     pub(super) async fn deliver(&self, received: Moment, rooms: RoomEvents) -> usize {
-        self.deliver_by(received, Path::Section, rooms).await
+        self.deliver_by(received, ReceivedVia::Section, rooms).await
     }
 
     /// Hands events to the maps, which came on this path. Returns how many were not known before.
     pub(super) async fn deliver_by(
         &self,
         received: Moment,
-        path: Path,
+        via: ReceivedVia,
         rooms: RoomEvents,
     ) -> usize {
-        let mut deliveries = Vec::with_capacity(rooms.0.len());
+        let RoomEvents(mut rooms) = rooms;
         let mut unknown = Vec::new();
-        for (room_id, events) in rooms.0 {
-            // The answer was on its way while we left, or it names a room that we are only invited to:
-            // Synapse tells of those as well. What is sticky there is fetched when we join.
-            match self.is_ours(&room_id) {
-                Some(true) => {}
-                Some(false) => continue,
-                None => unknown.push(room_id.clone()),
+        // The answer was on its way while we left, or it names a room that we are only invited to:
+        // Synapse tells of those as well. What is sticky there is fetched when we join.
+        rooms.retain(|(room_id, _)| {
+            let is_ours = self.is_ours(room_id);
+            if is_ours.is_none() {
+                unknown.push(room_id.clone());
             }
+            is_ours != Some(false)
+        });
+        let events = rooms
+            .iter()
+            .flat_map(|(room_id, events)| events.iter().map(move |event| (&**room_id, &**event)));
+        let mut needs_decryption = self.maps.needs_decryption(events).into_iter();
+        let mut deliveries = Vec::with_capacity(rooms.len());
+        for (room_id, events) in rooms {
             let mut arrivals = Vec::with_capacity(events.len());
             for event in events {
-                arrivals.push(self.arrive(&room_id, event).await);
+                let decrypted = match needs_decryption.next() {
+                    Some(true) => self.decrypt(&room_id, &event).await,
+                    _ => None,
+                };
+                arrivals.push(decrypted.unwrap_or(Arrival::Event(event)));
             }
-            deliveries.push(Delivery { room_id, received, path, arrivals });
+            deliveries.push(Delivery { room_id, received, via, arrivals });
         }
         // We may have left a room while its events were decrypted. Events that come after its entries
         // have left would stay: nothing more is said of a room that we are not in.
@@ -65,23 +75,14 @@ impl Worker {
         let mut deliveries = Vec::new();
         for (room_id, session_id) in keys {
             let mut arrivals = Vec::new();
-            for event in self.maps.waiting(&room_id, session_id.as_deref()) {
+            for event in self.maps.pending_decryption(&room_id, session_id.as_deref()) {
                 arrivals.extend(self.decrypt(&room_id, event.raw()).await);
             }
             // An event ends by the moment of its receipt, which is kept with the event that waits.
             let received = self.maps.now();
-            deliveries.push(Delivery { room_id, received, path: Path::Section, arrivals });
+            deliveries.push(Delivery { room_id, received, via: ReceivedVia::Section, arrivals });
         }
         self.maps.handle(deliveries);
-    }
-
-    async fn arrive(&self, room_id: &RoomId, event: Box<RawValue>) -> Arrival {
-        let is_unread = match wire::encrypted_event(&event) {
-            Some((event_id, sender)) => self.maps.wants_decryption(room_id, &event_id, &sender),
-            None => false,
-        };
-        let decrypted = if is_unread { self.decrypt(room_id, &event).await } else { None };
-        decrypted.unwrap_or(Arrival::Event(event))
     }
 
     #[cfg(feature = "e2e-encryption")]
@@ -118,7 +119,7 @@ impl Worker {
                 }
             }
             let received = self.maps.now();
-            deliveries.push(Delivery { room_id, received, path: Path::Section, arrivals });
+            deliveries.push(Delivery { room_id, received, via: ReceivedVia::Section, arrivals });
         }
         self.maps.handle(deliveries);
         if decrypt::needs_trust(&self.client) {
@@ -135,7 +136,10 @@ impl Worker {
         let mut unproven = self.maps.unproven_len();
         if decrypt::needs_trust(&self.client) {
             let rooms = self.maps.rooms();
-            unproven += rooms.iter().map(|room_id| self.maps.known(room_id).waiting).sum::<usize>();
+            unproven += rooms
+                .iter()
+                .map(|room_id| self.maps.stats(room_id).pending_decryption)
+                .sum::<usize>();
         }
         unproven
     }

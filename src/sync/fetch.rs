@@ -22,9 +22,9 @@ use super::{
 };
 use crate::{
     driver::random_name,
-    map::Path,
+    map::ReceivedVia,
     request::{REQUEST_TIMEOUT, one_try},
-    time::MAX_STICKY,
+    time::MAX_STICKY_DURATION,
 };
 
 /// How long to wait before the next of several rooms is asked for over v3.
@@ -149,7 +149,7 @@ impl Worker {
             let is_over =
                 !events.is_empty() && events.iter().all(|event| is_older_than_sticky(event.get()));
             let events = RoomEvents(vec![(room_id.to_owned(), events)]);
-            self.deliver_by(received, Path::Timeline, events).await;
+            self.deliver_by(received, ReceivedVia::Timeline, events).await;
             from = page.end;
             if is_over || from.is_none() {
                 return Ok(true);
@@ -170,7 +170,7 @@ fn is_older_than_sticky(text: &str) -> bool {
         age: u64,
     }
     serde_json::from_str::<Aged>(text)
-        .is_ok_and(|event| Duration::from_millis(event.unsigned.age) > MAX_STICKY)
+        .is_ok_and(|event| Duration::from_millis(event.unsigned.age) > MAX_STICKY_DURATION)
 }
 
 fn is_forbidden(error: &HttpError) -> bool {

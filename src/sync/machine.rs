@@ -24,7 +24,7 @@ use super::{
     state::{SyncSource, SyncState, Unsupported},
     v3::{Follower, Question},
 };
-use crate::time::{Deadline, MAX_STICKY, Moment};
+use crate::time::{Deadline, MAX_STICKY_DURATION, Moment};
 
 /// How long a main loop may have answers without a new token before the state says that it has none.
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -323,7 +323,7 @@ impl SyncMachine {
         self.fetches.want(in_page);
         self.fetches.want(std::mem::take(&mut self.hinted));
         self.fetches.retain(|room_id| !rooms.is_not_ours(room_id));
-        let until = now.deadline(MAX_STICKY);
+        let until = now.deadline(MAX_STICKY_DURATION);
         let others = rooms.joined().into_iter().filter(|room_id| !self.fetches.wants(room_id));
         self.incomplete = others.map(|room_id| (room_id, until)).collect();
         self.fetches.hurry(now);
@@ -390,7 +390,7 @@ impl SyncMachine {
         for room_id in &complete {
             self.incomplete.remove(room_id);
         }
-        let until = now.deadline(MAX_STICKY);
+        let until = now.deadline(MAX_STICKY_DURATION);
         self.incomplete.extend(incomplete.into_iter().map(|room_id| (room_id, until)));
         // A follower has no long poll that would notice how the server is.
         let tells_state = self.follower.is_some() && self.supported;

@@ -40,7 +40,7 @@ use super::{
 };
 use crate::{
     driver::{BoxFuture, Timer, optional, random_name, random_seed},
-    map::Path,
+    map::ReceivedVia,
     request::{REQUEST_TIMEOUT, describe, one_try},
     time::Deadline,
     view::{Arrival, Delivery, EphemeralMaps},
@@ -122,7 +122,7 @@ impl Worker {
     async fn expire(&self) {
         let mut known = None;
         loop {
-            let changed = poll_fn(|cx| self.maps.poll_deadline(cx, known));
+            let changed = poll_fn(|cx| self.maps.poll_next_deadline(cx, known));
             known = match known {
                 None => changed.await,
                 Some(deadline) => {
@@ -304,7 +304,7 @@ impl Worker {
         self.maps.handle(redactions.into_iter().map(|(room_id, event_id)| Delivery {
             room_id,
             received: now,
-            path: Path::Timeline,
+            via: ReceivedVia::Timeline,
             arrivals: vec![Arrival::Redaction(event_id)],
         }));
         for room_id in &news.left {
@@ -315,7 +315,7 @@ impl Worker {
             let new = std::mem::take(&mut news.new);
             self.retry(Some(new.into_iter().map(|room_id| (room_id, None)).collect())).await;
         }
-        news.gaps.retain(|room_id| self.maps.known(room_id).events > 0);
+        news.gaps.retain(|room_id| self.maps.stats(room_id).events > 0);
         machine.handle_news(now, news);
         if machine.is_following() {
             let token = self.main_token().await;

@@ -21,7 +21,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use xtask::homeserver::workspace;
+use xtask::folders::workspace;
 
 /// The list of the files that are not rewritten yet, one path a line.
 const UNFINISHED: &str = "xtask/src/prose/unfinished.txt";

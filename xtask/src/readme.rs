@@ -16,7 +16,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use xtask::homeserver::workspace;
+use xtask::folders::workspace;
 
 use crate::{
     cargo::{Cargo, MAIN},

@@ -27,11 +27,11 @@ use crate::{
         content::Says,
         member::{Key, NotJoined},
     },
-    time::{Deadline, MAX_STICKY, Moment},
+    time::{Deadline, MAX_STICKY_DURATION, Moment},
 };
 
 /// How long a former member stays listed as a candidate, with the reason.
-const ENDED_KEPT_FOR: Duration = MAX_STICKY;
+const ENDED_KEPT_FOR: Duration = MAX_STICKY_DURATION;
 
 /// How many former members are kept of each user.
 const MAX_ENDED_OF_ONE: usize = 16;

@@ -152,7 +152,7 @@ fn peers_of(content: Value, verification: Verification, dialect: Dialect) -> Vec
     maps.handle([Delivery {
         room_id: owned_room_id!("!room:hs"),
         received: start(),
-        path: Path::Section,
+        via: ReceivedVia::Section,
         arrivals: vec![Arrival::Decrypted { outer: outer.raw(), clear: clear.raw(), encryption }],
     }]);
     let mut roster = Roster::new();
