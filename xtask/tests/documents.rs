@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use xtask::homeserver::workspace;
+use xtask::folders::workspace;
 
 /// The most lines that README may have.
 const MAX_README_LINES: usize = 160;
