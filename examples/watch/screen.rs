@@ -114,14 +114,15 @@ pub(crate) async fn show(client: &Client, sticky: &Sticky, view: &View, only: On
             _ = tick.tick() => {
                 model.counts = count(client, sticky);
                 if ticks % NAMES_EVERY == 0 {
-                    model.read_names(client).await;
+                    model.read_names(client, &[]).await;
                 }
                 ticks = ticks.wrapping_add(1);
             }
             // A paused screen is a slow subscriber: what it misses comes as one merged change.
             Some(change) = changes.next(), if model.paused.is_none() => {
-                model.handle_change(&change);
+                // The names first, so that the log has them.
                 model.read_new_names(client, &change).await;
+                model.handle_change(&change);
             }
             Some(state) = states.next() => model.state = state,
             key = keys.recv() => match key {
@@ -274,10 +275,11 @@ impl Model {
         names.map_or_else(|| harmless(user.as_str()), |names| names.of(user))
     }
 
-    /// Reads the names of rooms and of senders, from the client's store.
-    async fn read_names(&mut self, client: &Client) {
+    /// Reads the names of rooms and of senders, from the client's store: of the snapshot, and of what is
+    /// new since then.
+    async fn read_names(&mut self, client: &Client, new: &[EntryChange]) {
         let mut senders: BTreeMap<OwnedRoomId, BTreeSet<_>> = BTreeMap::new();
-        for entry in self.snapshot.iter() {
+        for entry in self.snapshot.iter().chain(new.iter().map(|change| change.entry().clone())) {
             let of_room = senders.entry(entry.room_id().to_owned()).or_default();
             of_room.insert(entry.sender().to_owned());
         }
@@ -295,7 +297,7 @@ impl Model {
     /// Reads the names if somebody has come.
     async fn read_new_names(&mut self, client: &Client, change: &Change) {
         if change.entries.iter().any(|change| matches!(change, EntryChange::Added(_))) {
-            self.read_names(client).await;
+            self.read_names(client, &change.entries).await;
         }
     }
 }
@@ -446,7 +448,7 @@ fn draw_entry(
     let wide = |part: Constraint| if is_narrow { Constraint::Length(0) } else { part };
     // The sender comes first.
     let type_width =
-        if area.width < TINY { 0 } else { type_width.clamp(10, (area.width / 3).max(10)) };
+        if area.width < TINY { 0 } else { type_width.clamp(10, (area.width * 2 / 5).max(10)) };
     let [_, sender_area, event_type, key, lock, content, bar, time] = area.layout(
         &Layout::horizontal([
             Constraint::Length(1),
@@ -500,7 +502,7 @@ fn draw_hint(frame: &mut Frame<'_>, area: Rect, model: &Model, position: &str) {
     } else if model.opened.is_some() {
         format!(" Esc back   ↑ ↓ scroll   {pause}   ? help")
     } else if model.selected.is_some() {
-        format!(" ? help   q leave   Enter open   ↑ ↓ select   {pause}   t type   s sender")
+        format!(" ? help   q leave   Enter open   {pause}   t type   s sender")
     } else {
         format!(" ? help   q leave   ↑ ↓ select   {pause}")
     };
