@@ -93,7 +93,7 @@ impl Stage {
             self.roster.handle_in_room(&user_id, true);
         }
         for change in self.roster.poll_changes(now) {
-            self.model.log(&change.what, now);
+            self.model.log(&change.change, now);
         }
         self.model.snapshot = self.roster.snapshot(now);
     }
@@ -269,7 +269,7 @@ fn display_names_are_shown_where_they_are_clear() -> TestResult {
     let mut stage = call()?;
     let [alice, carol] = [user_id!("@alice:example.org"), user_id!("@carol:example.org")];
     stage.model.names.set([(alice.to_owned(), "Alice".to_owned())]);
-    stage.leave("@carol:example.org", "CAROL", "c2", Leave::ON_PURPOSE)?;
+    stage.leave("@carol:example.org", "CAROL", "c2", LeaveReason::ON_PURPOSE)?;
     stage.assert_shows(&[
         "♥ Alice  ",
         " presence  Alice in",
