@@ -138,9 +138,9 @@ fn count(client: &Client, sticky: &Sticky) -> Counts {
     let mut counts = Counts::default();
     for room in client.joined_rooms() {
         if let Some(room) = sticky.room(room.room_id()) {
-            let known = room.stats();
-            counts.waiting += known.pending_decryption;
-            counts.dropped += known.dropped;
+            let stats = room.stats();
+            counts.waiting += stats.pending_decryption;
+            counts.dropped += stats.dropped;
         }
     }
     counts
