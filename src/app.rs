@@ -1,7 +1,7 @@
 //! What every application needs around its sticky events: a main loop that survives a restart of the
 //! server, waiting until a room is there, and a session that the next start finds again.
 //!
-//! In: a matrix-sdk client. Out: a room, a session, or the reason why there is none. Never: anything
+//! In: a matrix-sdk client. Out: a room, a session, or why neither can be. Never: anything
 //! about one sticky event. Nothing else in the crate depends on this module, and an application may
 //! do all of it in its own way.
 //!
