@@ -2,7 +2,8 @@
 //! map. It needs nothing but matrix-sdk-sticky, matrix-sdk, tokio and futures-util.
 //!
 //! ```text
-//! cargo run --example smallest -- http://127.0.0.1:8008 alice alice-password '#room:example.org'
+//! cargo xtask homeserver --port 8008
+//! cargo run --example smallest -- http://127.0.0.1:8008 alice alice-password '#play:sticky.test'
 //! ```
 #![allow(clippy::print_stdout, reason = "a program's output is its own")]
 

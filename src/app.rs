@@ -2,8 +2,9 @@
 //! server, waiting until a room is there, and a session that the next start finds again.
 //!
 //! In: a matrix-sdk client. Out: a room, a session, or why neither can be. Never: anything
-//! about one sticky event. Nothing else in the crate depends on this module, and an application may
-//! do all of it in its own way.
+//! about one sticky event. In the crate only the front door uses this module, for
+//! [`Sticky::until_live`](crate::Sticky::until_live), and an application may do all of it in its own way.
+//! The module is below the front door: it takes matrix-sdk's `Client`, and none of the crate's handles.
 //!
 //! | an application wants | here |
 //! |---|---|
