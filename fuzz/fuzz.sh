@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds and runs a fuzz target on any stable compiler: `fuzz/fuzz.sh wire|map|rtc [libFuzzer's options..]`.
-# What is new goes to fuzz/target/corpus/, findings to fuzz/artifacts/.
+# New inputs go to fuzz/target/corpus/, findings to fuzz/artifacts/.
 # `fuzz/fuzz.sh wire|map|rtc pick` picks a smallest set with the coverage of both corpora, into
 # fuzz/target/picked/.
 #

@@ -30,8 +30,8 @@ pub(crate) fn raw(text: impl Into<String>) -> Box<RawValue> {
     RawValue::from_string(text.into()).unwrap()
 }
 
-/// An event as a server writes it: alice's, of `com.example.t`, with the key `k`, sent at the
-/// start, sticky for a minute, of which the whole remains.
+/// An event as a server writes it: alice's, of `com.example.t`, with the key `k`, sent at the start,
+/// sticky for a minute. The whole minute remains.
 pub(crate) fn event(event_id: &str) -> EventJson {
     EventJson(json!({
         "event_id": event_id,
@@ -89,7 +89,7 @@ impl EventJson {
         self.with("/origin_server_ts", START_MS + seconds * 1_000)
     }
 
-    /// Sticky for this many milliseconds, of which the whole remains.
+    /// Sticky for this many milliseconds. All of them remain.
     pub(crate) fn lasting(self, ms: u64) -> Self {
         self.with("/msc4354_sticky/duration_ms", ms).ttl(ms)
     }
@@ -102,7 +102,7 @@ impl EventJson {
         self.with("/unsigned", json!({}))
     }
 
-    /// With this value at this place, given as a JSON pointer; its last part may be new.
+    /// With this value at a JSON pointer. The last part of the pointer may be new.
     pub(crate) fn with(mut self, pointer: &str, value: impl Into<Value>) -> Self {
         let (parent, name) = pointer.rsplit_once('/').unwrap();
         let parent = self.0.pointer_mut(parent).unwrap();
@@ -110,7 +110,7 @@ impl EventJson {
         self
     }
 
-    /// Without what is at this place.
+    /// Without the value at a JSON pointer.
     pub(crate) fn without(mut self, pointer: &str) -> Self {
         let (parent, name) = pointer.rsplit_once('/').unwrap();
         let parent = self.0.pointer_mut(parent).unwrap();
@@ -127,7 +127,7 @@ impl EventJson {
     }
 }
 
-/// A clock that stands still until it is told. All clones are one.
+/// A clock that stands still until it is moved. All clones are one.
 #[derive(Clone, Debug)]
 pub(crate) struct ManualClock(Arc<Mutex<Moment>>);
 
@@ -148,7 +148,7 @@ impl Clock for ManualClock {
     }
 }
 
-/// The `Debug` output of something, both forms.
+/// Both forms of the `Debug` output of a value.
 pub(crate) fn debug(value: &impl fmt::Debug) -> String {
     format!("{value:?}\n{value:#?}")
 }

@@ -26,7 +26,7 @@ fn mallory_changes_nobody_on_the_corpus() {
     replay("rtc", rtc::run);
 }
 
-/// Inputs at random, so many as the variable `RTC_CASES` says.
+/// Plays random inputs, as many as the variable `RTC_CASES` says.
 #[test]
 fn mallory_changes_nobody_at_random() {
     let cases = std::env::var("RTC_CASES").ok().and_then(|it| it.parse().ok()).unwrap_or(300);

@@ -2,7 +2,7 @@
 //! draws.
 //!
 //! Few senders, keys, timestamps and durations, so that collisions are the rule. `PROPTEST_CASES`
-//! sets how many cases are tried; what failed once is in `tests/model.regressions` and tried first.
+//! sets the number of cases. Cases that failed once are in `tests/model.regressions` and come first.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "model/run.rs"]

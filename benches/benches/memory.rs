@@ -1,4 +1,4 @@
-//! What an entry takes beyond its text: one JSON object on stdout.
+//! Measures the bytes of an entry beyond its text: one JSON object on stdout.
 
 #![allow(clippy::print_stdout, reason = "a program's output is its own")]
 

@@ -1,4 +1,4 @@
-//! The same rows in time, by criterion: what the counted instructions leave out (caches, branches).
+//! The same rows in time, by criterion. It shows what counted instructions leave out: caches, branches.
 
 use std::hint::black_box;
 

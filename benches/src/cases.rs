@@ -1,4 +1,4 @@
-//! What each row of the speed table begins with.
+//! The state in which each row of the speed table begins.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::{
     watched::NOW_MS,
 };
 
-/// An event as it came.
+/// An event as a server sent it.
 pub type Event = Box<RawValue>;
 
 /// A room, and responses of one event each that are due.
@@ -31,7 +31,7 @@ impl Due {
         Self { watched, deliveries, changes: Vec::with_capacity(EVENTS) }
     }
 
-    /// They come one after another, and the subscriber looks after each.
+    /// Hands in the responses one after another. The subscriber looks after each.
     #[must_use]
     pub fn arrive(mut self) -> Self {
         for delivery in self.deliveries.drain(..) {
@@ -41,11 +41,11 @@ impl Due {
     }
 }
 
-/// How many events are due in each case. Not one: what the allocator does now and then would count
-/// as that one's.
+/// How many events are due in each case. Why not one? The occasional work of the allocator would count
+/// for it.
 pub const EVENTS: usize = 10;
 
-/// An event of a key, sent about so many milliseconds ago: no two people act at once.
+/// An event of a key, sent about this many milliseconds ago: no two people act at once.
 fn event(key: usize, ago_ms: u64) -> Event {
     corpus::raw(&event_json(key, ago_ms))
 }
@@ -85,17 +85,17 @@ pub fn refreshed(entries: usize) -> Due {
     Due::new(Watched::room(entries).0, refreshes(entries, 1_000))
 }
 
-/// They have been refreshed when older events of theirs come.
+/// Ten keys have been refreshed when older events of theirs come.
 pub fn superseded() -> Due {
     Due::new(refreshed(10).arrive().watched, refreshes(10, 3_000))
 }
 
-/// Their refreshes come a second time.
+/// The refreshes of ten keys come a second time.
 pub fn redelivered() -> Due {
     Due::new(refreshed(10).arrive().watched, refreshes(10, 1_000))
 }
 
-/// A crowd of which one ends each millisecond from the next one on.
+/// A crowd of entries, one of which ends in each millisecond from the next one on.
 pub fn crowd(entries: usize) -> Crowd {
     let (mut watched, clock) = Watched::room(entries);
     clock.forward(HOUR_MS / 2 - 1);
@@ -112,7 +112,7 @@ pub struct Crowd {
 }
 
 impl Crowd {
-    /// So often the timer runs, each time so much later, and the subscriber looks.
+    /// Runs the timer this often, each time this much later. The subscriber looks after each.
     #[must_use]
     pub fn advance(mut self, step_ms: u64) -> Self {
         for _ in 0..EVENTS {
@@ -143,7 +143,7 @@ pub enum Doing {
     Leave,
 }
 
-/// A session of so many, two devices of each user, of whom ten are about to do something.
+/// A session of this many members, two devices of each user. Ten are about to do something.
 pub fn meeting(members: usize, doing: Doing) -> Meeting {
     let mut watched = Watched::room(members).0;
     let now = watched.maps.now();
@@ -162,7 +162,7 @@ pub fn meeting(members: usize, doing: Doing) -> Meeting {
 }
 
 impl Meeting {
-    /// The roster takes each change, and the subscriber is told, and keeps the session as it is then.
+    /// Hands in each change. After each, the subscriber keeps the session as it is then.
     #[must_use]
     pub fn goes_on(mut self) -> Self {
         let now = self.watched.maps.now();

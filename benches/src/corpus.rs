@@ -5,7 +5,7 @@ use serde_json::{Value, json, value::RawValue};
 /// The room of all events.
 pub const ROOM: &str = "!room:example.org";
 
-/// The longest stickiness, in milliseconds.
+/// The longest sticky duration, in milliseconds.
 pub const HOUR_MS: u64 = 3_600_000;
 
 /// A membership of MatrixRTC as Element Call sends it and Synapse delivers it.
@@ -42,7 +42,7 @@ pub fn event(ids: &mut Ids, key: usize, origin_server_ts: u64, left_ms: u64) -> 
     })
 }
 
-/// The sticky key, a random UUID's look-alike, and the number of the user: two devices each.
+/// The sticky key, which looks like a random UUID, and the number of the user: each has two devices.
 pub fn key_of(key: usize) -> (String, usize) {
     let mut ids = Ids::new(key as u64 ^ 0xdead_beef);
     let (a, b) = (ids.next(), ids.next());

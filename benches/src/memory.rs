@@ -8,8 +8,7 @@ use std::{
 /// Bytes that are allocated and not freed.
 static LIVE: AtomicI64 = AtomicI64::new(0);
 
-/// Bytes that are allocated and not freed, as they were asked for; where [`Counted`] is the
-/// allocator.
+/// Returns the bytes that were asked for and not freed, if [`Counted`] is the allocator.
 pub fn live_bytes() -> i64 {
     LIVE.load(Ordering::Relaxed)
 }

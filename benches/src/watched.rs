@@ -1,4 +1,4 @@
-//! The maps, with one subscriber who looks at each change.
+//! The maps, with one subscriber that takes each change.
 
 use std::{
     sync::{
@@ -37,7 +37,7 @@ impl Watched {
         Self { maps, changes }
     }
 
-    /// One room of so many entries, which end one each millisecond, in the order of their keys.
+    /// Makes one room of this many entries. One ends in each millisecond, in the order of their keys.
     pub fn room(entries: usize) -> (Self, Arc<SetClock>) {
         let clock = Arc::new(SetClock::new(NOW_MS));
         let mut watched = Self::new(clock.clone());
@@ -58,19 +58,19 @@ impl Watched {
         Delivery { room_id: room_id(), received, via: ReceivedVia::Section, arrivals }
     }
 
-    /// A response has come, and the subscriber looks.
+    /// Hands in a response. The subscriber takes the change.
     pub fn arrives(&mut self, delivery: Delivery) -> Option<Change> {
         self.maps.handle([delivery]);
         self.look()
     }
 
-    /// What the timer calls, and the subscriber looks.
+    /// Does what the timer does. The subscriber takes the change.
     pub fn advance(&mut self) -> Option<Change> {
         self.maps.advance();
         self.look()
     }
 
-    /// The subscriber looks.
+    /// Takes the subscriber's change.
     pub fn look(&mut self) -> Option<Change> {
         self.changes.next_now()
     }
@@ -81,17 +81,17 @@ fn room_id() -> OwnedRoomId {
     RoomId::parse(ROOM).expect("a room id")
 }
 
-/// A clock that stands still until it is told.
+/// A clock that stands still until it is moved.
 #[derive(Debug)]
 pub struct SetClock(AtomicU64);
 
 impl SetClock {
-    /// It shows this, in milliseconds since the Unix epoch.
+    /// Sets the clock, in milliseconds since the Unix epoch.
     pub fn new(unix_ms: u64) -> Self {
         Self(AtomicU64::new(unix_ms))
     }
 
-    /// Forward.
+    /// Moves the clock forward.
     pub fn forward(&self, milliseconds: u64) {
         self.0.fetch_add(milliseconds, Ordering::Relaxed);
     }

@@ -1,4 +1,4 @@
-//! What a session keeps of a membership of 60 KB, whatever is in it.
+//! Bounds the bytes that a session keeps of a membership of 60 KB, whatever is in it.
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
@@ -30,13 +30,13 @@ fn content(key: &str) -> Value {
     })
 }
 
-/// 60 KB of JSON that is made of this.
+/// 60 KB of JSON that repeats this part.
 fn many(part: &str) -> Value {
     let count = 60_000 / (part.len() + 1);
     serde_json::from_str(&format!("[{}]", vec![part; count].join(","))).unwrap()
 }
 
-/// So much of one that it is just read.
+/// As much of this part as the crate just reads.
 fn some(part: &str) -> Value {
     let count = 4_000 / (part.len() + 1);
     serde_json::from_str(&format!("[{}]", vec![part; count].join(","))).unwrap()

@@ -1,8 +1,8 @@
 //! The body of the target `map`: operations, decoded from bytes, against the reference model.
 //!
 //! Each choice is one byte, counted from the first of its range (a duration drawn at random takes
-//! more), and bytes that ran out are zeros: so that inputs can be written by hand, and what libFuzzer
-//! changes is one choice.
+//! more). Bytes that ran out are zeros. So inputs can be written by hand, and libFuzzer changes one
+//! choice at a time.
 
 use arbitrary::{Result, Unstructured};
 use matrix_sdk_sticky::map::ReceivedVia;
@@ -15,7 +15,7 @@ use self::run::{Arrive, EVENTS, HOUR, MINUTE, Run, Spec, Step, ToldBy, Ttl};
 /// The most steps of one input: each compares everything.
 const STEPS: usize = 40;
 
-/// Panics where the maps and views are not what the model says.
+/// Panics if the maps and views differ from the model.
 pub(crate) fn run(data: &[u8]) {
     let Ok((specs, steps, seed)) = scenario(&mut Unstructured::new(data)) else {
         return;

@@ -1,9 +1,9 @@
 //! The body of the target `rtc`: one room, seen twice. The first roster gets everything; the second one
 //! nothing that mallory says in sticky events, in the state under her own key, or in key messages.
 //!
-//! The invariant: whatever mallory says, everybody else is what they are without it, members and those who
-//! are not, by the same event, with the same device and the same media keys. What the server vouches for
-//! (slots, who is in the room, encryption, redactions) comes to both.
+//! The invariant: whatever mallory says, everybody else stays the same. Members and candidates have the
+//! same event, the same device and the same media keys. Both rosters get what the server vouches for:
+//! slots, who is in the room, encryption, redactions.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -37,7 +37,7 @@ fn room() -> &'static RoomId {
     room_id!("!room:hs")
 }
 
-/// Panics where mallory changes what somebody else is.
+/// Panics if mallory changes somebody else.
 pub(crate) fn run(data: &[u8]) {
     let mut u = Unstructured::new(data);
     let mut worlds = [World::new(), World::new()];
@@ -134,7 +134,7 @@ fn sent_ms(u: &mut Unstructured<'_>) -> Result<u64> {
     Ok(START_MS + u64::from(u.int_in_range(0..=60_u8)?) * 1_000)
 }
 
-/// What somebody sends, who may say it of anybody.
+/// Something that a user sends, about anybody.
 fn sticky(u: &mut Unstructured<'_>, number: &str) -> Result<Sticky> {
     let by = u.int_in_range(0..=2)?;
     let key = *u.choose(&KEYS)?;
@@ -180,7 +180,7 @@ fn sticky(u: &mut Unstructured<'_>, number: &str) -> Result<Sticky> {
         "unsigned": { "msc4354_sticky_duration_ttl_ms": 3_600_000 },
     });
     let clear = if u.arbitrary()? {
-        // Whatever else is sealed in it, that is a message.
+        // Whatever is sealed in it besides, it is a message.
         let mut clear = json!({ "type": event_type, "content": content, "room_id": room() });
         if u.ratio(1, 4)? {
             clear["state_key"] = json!(*u.choose(&USERS)?);
@@ -375,7 +375,7 @@ impl World {
         self.maps.handle([Delivery { room_id, received, via: ReceivedVia::Section, arrivals }]);
     }
 
-    /// All who are not mallory, as they are shown, and their keys.
+    /// Returns everybody but mallory, as the roster shows them, and their keys.
     fn others(&mut self) -> BTreeSet<String> {
         let snapshot: RtcSnapshot = self.roster.snapshot(self.clock.now());
         let mut others = BTreeSet::new();
@@ -435,7 +435,7 @@ mod keys {
         keys.handle_message(now, sender, message);
     }
 
-    /// The keys of everybody but us and mallory.
+    /// Returns the keys of everybody but us and mallory.
     pub(super) fn of_others(keys: &mut KeyExchange, now: Moment) -> Vec<String> {
         while keys.poll_change(now).is_some() {}
         let all = keys.all().into_iter().filter_map(|change| match change {

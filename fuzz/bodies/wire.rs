@@ -16,9 +16,9 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-/// Panics where what is read is not what the text says.
+/// Panics if the reading differs from what the text says.
 pub(crate) fn run(data: &[u8]) {
-    // JSON, whatever it says: there is no other `RawValue`.
+    // A `RawValue` is always JSON.
     if let Ok(raw) = serde_json::from_slice::<Box<RawValue>>(data) {
         event(&raw);
         decrypted(&raw);
@@ -49,7 +49,7 @@ fn event(raw: &RawValue) {
     }
     match Plain::read(text) {
         Some(plain) => plain.compare(&read),
-        // A key that is no Unicode, somewhere where it costs nothing.
+        // A key that is not Unicode, where it costs nothing.
         None => assert!(text.contains(r"\u") || has_control(text)),
     }
 }
@@ -75,7 +75,7 @@ fn sticky(raw: &RawSticky<'_>, text: &str) {
         }
         other => panic!("a kind that nobody knows: {other:?}"),
     }
-    // Only what is spelled with escapes is copied.
+    // Only a string that is spelled with escapes is copied.
     if !text.contains('\\') {
         parts.into_iter().for_each(|part| is_part_of(part, text));
     }
@@ -126,8 +126,8 @@ fn decrypted(raw: &RawValue) {
     }
 }
 
-/// A name with an escape leaves an event to the careful reading, and means nothing where it comes
-/// first: so whatever the quick reading has an answer to is read again without it.
+/// A name with an escape leaves an event to the careful reading, and means nothing if it comes first. So
+/// each event for which the quick reading has a result is read again, carefully.
 fn quickly_and_carefully(raw: &RawValue) {
     let Some(members) = raw.get().strip_prefix('{') else { return };
     let comma = if members.trim_start().starts_with('}') { "" } else { "," };
@@ -143,7 +143,7 @@ fn quickly_and_carefully(raw: &RawValue) {
     );
 }
 
-/// Where the parser stopped is not the same in a longer text.
+/// Ignores where the parser stopped, because that differs in a longer text.
 fn placeless(malformed: Malformed) -> Malformed {
     match malformed.fault {
         Fault::Json { .. } => Malformed { fault: Fault::Json { line: 0, column: 0 }, ..malformed },
@@ -151,7 +151,7 @@ fn placeless(malformed: Malformed) -> Malformed {
     }
 }
 
-/// What the map keeps of an event is what was read.
+/// Checks that the map keeps what was read of an event.
 fn in_a_map(raw: Box<RawValue>) {
     let text = raw.get();
     let now = Moment::new(Duration::from_secs(1_000), Duration::from_secs(1_700_000_000));
@@ -193,7 +193,7 @@ fn in_a_map(raw: Box<RawValue>) {
     }
 }
 
-/// An event, read the plain way. What is odd is `None`.
+/// An event, read the plain way. An odd value is `None`.
 struct Plain<'a> {
     event_id: Option<String>,
     sender: Option<String>,
@@ -412,7 +412,7 @@ impl<'a> Object<'a> {
         self.0.iter().rev().find(|(key, _)| key == name).map(|(_, value)| *value)
     }
 
-    /// The unstable one, where it is there.
+    /// Returns the unstable one, if it is there, else the stable one.
     fn either(&self, [stable, unstable]: [&str; 2]) -> Option<&'a RawValue> {
         self.last(unstable).or_else(|| self.last(stable))
     }
@@ -421,7 +421,7 @@ impl<'a> Object<'a> {
         serde_json::from_str(self.last(name)?.get()).ok()
     }
 
-    /// The object in a member, empty where there is none.
+    /// Returns the object in a member, or an empty one.
     fn inner(&self, name: &str) -> Option<Self> {
         self.last(name).map_or_else(|| Some(Self::default()), members)
     }
@@ -463,7 +463,7 @@ fn object(text: &str) -> Option<Object<'_>> {
     serde_json::from_str(text).ok()
 }
 
-/// The members of a value: none, if it is no object; `None`, if a key is no Unicode.
+/// Returns the members of a value: no members if it is not an object; `None` if a key is not Unicode.
 fn members(value: &RawValue) -> Option<Object<'_>> {
     if value.get().starts_with('{') { object(value.get()) } else { Some(Object::default()) }
 }
@@ -479,8 +479,8 @@ fn is_object(text: &str) -> bool {
     start.starts_with('{') && serde_json::from_str::<IgnoredAny>(text).is_ok()
 }
 
-/// Whether there may be half a surrogate pair, or a number beyond `f64`: those may cost the whole
-/// text, where they stand in what is read.
+/// Returns whether there may be half a surrogate pair, or a number beyond `f64`. Those may cost the
+/// whole text, if they stand in a field that is read.
 fn is_odd(text: &str) -> bool {
     let has_exponent = || {
         text.as_bytes()
@@ -492,8 +492,9 @@ fn is_odd(text: &str) -> bool {
     text.contains(r"\u") || has_exponent() || has_long_number()
 }
 
-/// Whether there is a control character, which no string of JSON may have as it is: in an object's key
-/// nobody minds one. (As a `RawValue`, which is how an event comes, no such text gets this far.)
+/// Returns whether there is a control character. A string of JSON may not have one unescaped, but no
+/// reading minds one in an object's key. (An event comes as a `RawValue`, where no such text gets this
+/// far.)
 fn has_control(text: &str) -> bool {
     text.bytes().any(|byte| byte < b' ')
 }

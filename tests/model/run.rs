@@ -1,8 +1,8 @@
 //! The reference model: every delivery in a list, and the value of each key computed from scratch
 //! whenever it is asked for. A [`Run`] takes the maps and views through steps and compares.
 //!
-//! In: events as their senders wrote them ([`Spec`]), and what happens ([`Step`]). Out: a panic where
-//! the maps are not what the model says. `tests/model.rs` draws them with proptest, `fuzz/` from
+//! In: events as their senders wrote them ([`Spec`]), and what happens ([`Step`]). Out: a panic if the
+//! maps differ from the model. `tests/model.rs` draws the steps with proptest, `fuzz/` from
 //! bytes, `tests/corpus.rs` from the fuzzer's corpus.
 
 use std::{
@@ -30,7 +30,7 @@ use serde_json::{Value, json, value::RawValue};
 const START_MS: u64 = 1_700_000_000_000;
 pub(crate) const MINUTE: u64 = 60_000;
 pub(crate) const HOUR: u64 = 60 * MINUTE;
-/// An event's place in the list of specs is below this.
+/// The number of specs; an event is an index into them.
 pub(crate) const EVENTS: usize = 12;
 
 fn room() -> &'static RoomId {
@@ -39,7 +39,7 @@ fn room() -> &'static RoomId {
 
 // What happens.
 
-/// An event as its sender wrote it. Its place in the list is its id.
+/// An event as its sender wrote it. Its index in the list is its id.
 #[derive(Clone, Debug)]
 pub(crate) struct Spec {
     pub(crate) sender: u8,
@@ -49,11 +49,11 @@ pub(crate) struct Spec {
     pub(crate) encrypted: bool,
     /// In minutes after the start.
     pub(crate) sent: i64,
-    /// `None` is one that is not valid.
+    /// `None` is an invalid one.
     pub(crate) duration_ms: Option<u64>,
 }
 
-/// The remaining time, as a server says it.
+/// The remaining time, as a server gives it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Ttl {
     Absent,
@@ -77,7 +77,7 @@ pub(crate) enum ToldBy {
 
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
-    /// One response, which was received a little before it is handed over.
+    /// One response, received a little before it is handed over.
     Response {
         arrivals: Vec<Arrive>,
         lag_ms: u64,
@@ -88,14 +88,14 @@ pub(crate) enum Step {
     Timer,
     PollLazy,
     PollList,
-    /// Compare with who gets the same in another order, and with who joins now.
+    /// Compares with maps that get the same in another order, and with maps that start now.
     Others(u64),
 }
 
 // The wire.
 
 fn id(event: usize) -> String {
-    // So that the order of ids is not the order of the list.
+    // The order of the ids must differ from the order of the list.
     format!("${}", (event * 5) % EVENTS)
 }
 
@@ -201,8 +201,8 @@ struct Received {
     arrive: Arrive,
 }
 
-/// The place of an entry. `None` before `Some` would put the unkeyed first: hence the `bool`.
-type Place = (String, String, bool, String);
+/// The order of an entry. Why a `bool`? `None` before `Some` would put unkeyed entries first.
+type Order = (String, String, bool, String);
 
 #[derive(Debug)]
 struct Model {
@@ -266,16 +266,16 @@ impl Model {
             .collect()
     }
 
-    /// The entries: place, event, and the time left.
-    fn entries(&self) -> Vec<(Place, String, u64)> {
-        let mut keys: BTreeMap<Place, Vec<usize>> = BTreeMap::new();
+    /// The entries: their order, event, and the time left.
+    fn entries(&self) -> Vec<(Order, String, u64)> {
+        let mut keys: BTreeMap<Order, Vec<usize>> = BTreeMap::new();
         for event in self.live() {
             if self.is_readable(event) {
-                keys.entry(self.place(event)).or_default().push(event);
+                keys.entry(self.order(event)).or_default().push(event);
             }
         }
         keys.into_iter()
-            .filter_map(|(place, events)| {
+            .filter_map(|(order, events)| {
                 let rank = |event: &usize| {
                     let spec = &self.specs[*event];
                     let end = spec.sent_ms().saturating_add(spec.duration_ms.unwrap());
@@ -284,12 +284,12 @@ impl Model {
                 let value = events.into_iter().max_by_key(rank).unwrap();
                 let spec = &self.specs[value];
                 let hidden = spec.removal || self.ignored.contains(&spec.sender);
-                (!hidden).then(|| (place, id(value), self.end(value).unwrap() - self.now))
+                (!hidden).then(|| (order, id(value), self.end(value).unwrap() - self.now))
             })
             .collect()
     }
 
-    fn place(&self, event: usize) -> Place {
+    fn order(&self, event: usize) -> Order {
         let spec = &self.specs[event];
         let (unkeyed, name) = match spec.key() {
             Some(key) => (false, key),
@@ -361,22 +361,22 @@ impl Maps {
         self.maps.handle_ignored(ignored);
     }
 
-    fn entries(&self) -> Vec<(Place, String, u64)> {
+    fn entries(&self) -> Vec<(Order, String, u64)> {
         entries(&self.maps.view().snapshot())
     }
 }
 
-fn entries(snapshot: &Snapshot) -> Vec<(Place, String, u64)> {
+fn entries(snapshot: &Snapshot) -> Vec<(Order, String, u64)> {
     snapshot
         .iter()
         .map(|entry| {
             let left = entry.expires_in(snapshot.taken_at()).as_millis();
-            (place(&entry), entry.event_id().to_string(), u64::try_from(left).unwrap())
+            (order(&entry), entry.event_id().to_string(), u64::try_from(left).unwrap())
         })
         .collect()
 }
 
-fn place(entry: &Entry) -> Place {
+fn order(entry: &Entry) -> Order {
     let (unkeyed, name) = match entry.sticky_key() {
         Some(key) => (false, key.to_owned()),
         None => (true, entry.event_id().to_string()),
@@ -384,54 +384,54 @@ fn place(entry: &Entry) -> Place {
     (entry.event_type().to_owned(), entry.sender().to_string(), unkeyed, name)
 }
 
-fn shown(entries: &[(Place, String, u64)]) -> Vec<(Place, String)> {
-    entries.iter().map(|(place, id, _)| (place.clone(), id.clone())).collect()
+fn shown(entries: &[(Order, String, u64)]) -> Vec<(Order, String)> {
+    entries.iter().map(|(order, id, _)| (order.clone(), id.clone())).collect()
 }
 
 // Subscribers.
 
-/// Applies what it is told, as it stands, and is strict about it.
+/// Applies each change as it stands, and checks it strictly.
 struct Follower {
-    known: BTreeMap<Place, String>,
+    known: BTreeMap<Order, String>,
     changes: Changes,
 }
 
 impl Follower {
     fn new(Subscription { snapshot, changes, .. }: Subscription) -> Self {
         let known =
-            snapshot.iter().map(|entry| (place(&entry), entry.event_id().to_string())).collect();
+            snapshot.iter().map(|entry| (order(&entry), entry.event_id().to_string())).collect();
         Self { known, changes }
     }
 
-    fn follow(&mut self, expected: &[(Place, String)]) {
-        let knew_all = self.known.iter().map(|(place, id)| (place.clone(), id.clone())).collect();
+    fn follow(&mut self, expected: &[(Order, String)]) {
+        let knew_all = self.known.iter().map(|(order, id)| (order.clone(), id.clone())).collect();
         let nothing_changed = expected.to_vec() == Vec::from_iter::<Vec<_>>(knew_all);
         let change = self.changes.next_now();
         assert_eq!(change.is_none(), nothing_changed, "told if and only if something changed");
         let Some(change) = change else { return };
 
-        let places: Vec<_> = change.entries.iter().map(|change| place(change.entry())).collect();
-        assert!(places.is_sorted_by(|a, b| a < b), "in order, each once: {places:?}");
+        let orders: Vec<_> = change.entries.iter().map(|change| order(change.entry())).collect();
+        assert!(orders.is_sorted_by(|a, b| a < b), "in order, each once: {orders:?}");
         for change in change.entries {
             match change {
                 EntryChange::Added(entry) => {
-                    let before = self.known.insert(place(&entry), entry.event_id().to_string());
+                    let before = self.known.insert(order(&entry), entry.event_id().to_string());
                     assert_eq!(before, None);
                 }
                 EntryChange::Updated { entry, previous } => {
-                    let before = self.known.insert(place(&entry), entry.event_id().to_string());
+                    let before = self.known.insert(order(&entry), entry.event_id().to_string());
                     assert_eq!(before, Some(previous.event_id().to_string()));
                     assert_ne!(entry.event_id(), previous.event_id());
                 }
                 EntryChange::Removed { entry, .. } => {
-                    let before = self.known.remove(&place(&entry));
+                    let before = self.known.remove(&order(&entry));
                     assert_eq!(before, Some(entry.event_id().to_string()));
                 }
                 other => panic!("a kind of change that nobody knows: {other:?}"),
             }
         }
         let known: Vec<_> =
-            self.known.iter().map(|(place, id)| (place.clone(), id.clone())).collect();
+            self.known.iter().map(|(order, id)| (order.clone(), id.clone())).collect();
         assert_eq!(known, expected);
     }
 }
@@ -456,7 +456,7 @@ struct List {
 }
 
 impl List {
-    fn follow(&mut self, expected: &[(Place, String)]) {
+    fn follow(&mut self, expected: &[(Order, String)]) {
         let mut context = Context::from_waker(Waker::noop());
         while let Poll::Ready(diffs) = Pin::new(&mut self.diffs).poll_next(&mut context) {
             let diffs = diffs.expect("the stream never ends");
@@ -466,7 +466,7 @@ impl List {
             }
         }
         let entries: Vec<_> =
-            self.entries.iter().map(|entry| (place(entry), entry.event_id().to_string())).collect();
+            self.entries.iter().map(|entry| (order(entry), entry.event_id().to_string())).collect();
         assert_eq!(entries, expected);
     }
 }
@@ -482,9 +482,9 @@ pub(crate) struct Run {
     eager: Follower,
     lazy: Follower,
     list: List,
-    /// Only asked for its reasons, at each step.
+    /// A subscriber of which only the reasons are checked, at each step.
     why: Changes,
-    /// Gets the same, and keeps [`FEW`] of each sender.
+    /// Maps that get the same, and keep [`FEW`] keys of each sender.
     small: Maps,
 }
 
@@ -504,7 +504,7 @@ impl Run {
         }
     }
 
-    /// All steps, and a last look by everybody.
+    /// Takes all steps, and compares everything at the end.
     pub(crate) fn play(specs: Vec<Spec>, steps: &[Step], seed: u64) {
         let mut run = Self::new(specs);
         for step in steps {
@@ -566,7 +566,7 @@ impl Run {
         self.model.received.extend(response);
     }
 
-    /// Who keeps few keeps no more, and nothing that must not be there.
+    /// The small maps keep no more than their quota, and nothing that must not be there.
     fn bounds(&self) {
         let mut senders: BTreeMap<String, usize> = BTreeMap::new();
         for ((_, sender, ..), id_, _) in self.small.entries() {
@@ -580,7 +580,7 @@ impl Run {
         assert!(self.small.maps.stats(room()).events <= 2 * FEW * (1 + MAX_OTHERS_PER_KEY));
     }
 
-    /// Each entry that left says a reason that is true.
+    /// Each entry that left has a true reason.
     fn reasons(&mut self, left: bool) {
         for (gone, reason) in reasons(&mut self.why) {
             let event = (0..self.model.specs.len()).find(|event| id(*event) == gone).unwrap();
@@ -596,7 +596,7 @@ impl Run {
                     !over
                         && self.model.live().iter().any(|other| {
                             self.model.specs[*other].removal
-                                && self.model.place(*other) == self.model.place(event)
+                                && self.model.order(*other) == self.model.order(event)
                         })
                 }
                 _ => false,
@@ -612,7 +612,7 @@ impl Run {
         let late = self.late_joiner(seed);
         assert_eq!(late.entries(), expected, "a late joiner sees something else");
 
-        // And so it stays.
+        // It stays so.
         let mut later = Model {
             specs: self.model.specs.clone(),
             received: self.model.received.clone(),
@@ -629,9 +629,9 @@ impl Run {
         }
     }
 
-    /// Who gets the same, each with the moment at which it was received, but in another order and
-    /// some of it twice. Within an hour any order, as that is for how long what ended is
-    /// remembered; else within each moment.
+    /// Maps that get the same, each event with the moment at which it was received, but in another
+    /// order and some of it twice. Within an hour any order will do, because the maps remember what
+    /// ended for an hour; otherwise the order changes within each moment only.
     fn in_another_order(&self, seed: u64) -> Maps {
         let received = &self.model.received;
         let maps = Maps::at(0);
@@ -672,7 +672,7 @@ impl Run {
         maps
     }
 
-    /// Who comes now, and gets all that is live with the time that the server says is left.
+    /// Maps that start now, and get all live events with the time that the server says is left.
     fn late_joiner(&self, seed: u64) -> Maps {
         let maps = Maps::at(self.model.now);
         let mut live: Vec<_> = self
