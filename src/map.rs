@@ -280,7 +280,7 @@ impl EphemeralMap {
     }
 
     /// Returns the number of events that were dropped because their sender's quota was full. See
-    /// [`Limits::per_sender`].
+    /// [`Limits::max_events_per_sender`].
     pub fn dropped(&self) -> u64 {
         self.dropped
     }
@@ -367,7 +367,7 @@ impl EphemeralMap {
             self.dropped += 1;
             let first = !self.full.contains_key(sender);
             if first {
-                self.full.insert(sender.clone(), Recent::new(self.limits.per_sender));
+                self.full.insert(sender.clone(), Recent::new(self.limits.max_events_per_sender));
             }
             return Err(Admission::Full { first });
         }
@@ -377,7 +377,7 @@ impl EphemeralMap {
     /// Returns whether a sender's quota is not full.
     fn has_room(&self, sender: &UserId) -> bool {
         let sender = self.senders.get(sender);
-        sender.is_none_or(|sender| (sender.uses() as usize) < self.limits.per_sender)
+        sender.is_none_or(|sender| (sender.uses() as usize) < self.limits.max_events_per_sender)
     }
 
     fn note_malformed(&mut self, now: Moment, event: &RawValue) {

@@ -457,10 +457,10 @@ impl StickyBuilder {
         }
     }
 
-    /// How much is kept of one sender in one room; see [`Limits::per_sender`]. At least 1.
+    /// How much is kept of one sender in one room; see [`Limits::max_events_per_sender`]. At least 1.
     #[must_use]
     pub fn per_sender(mut self, events: usize) -> Self {
-        self.limits.per_sender = events.max(1);
+        self.limits.max_events_per_sender = events.max(1);
         self
     }
 

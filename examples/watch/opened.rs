@@ -51,7 +51,11 @@ impl Opened {
         let entry = &self.entry;
         let end = match self.gone {
             Some(reason) => format!("gone: {}", reason.as_str()),
-            None => format!("in {}, of {}", clock(entry.expires_in(now)), clock(entry.sticky_duration())),
+            None => format!(
+                "in {}, of {}",
+                clock(entry.expires_in(now)),
+                clock(entry.sticky_duration())
+            ),
         };
         let sent_at = Duration::from_millis(entry.origin_server_ts_ms());
         let age = Duration::from_millis(now.unix_ms()).saturating_sub(sent_at);

@@ -1,6 +1,6 @@
 //! How an event was protected, and by whose device.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use ruma::{OwnedDeviceId, OwnedUserId, UserId};
 
@@ -93,4 +93,40 @@ pub enum Verification {
     UnsignedDevice,
     /// The device is unknown or deleted, or the session came from a source that proves nothing.
     Unproven,
+}
+
+/// Writes how the event was protected, for people.
+impl fmt::Display for Encryption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Plaintext => f.write_str("sent in plaintext"),
+            Self::Encrypted(details) => write!(f, "encrypted by the sender's {details}"),
+            Self::ForeignSession(details) => {
+                write!(f, "not encrypted by the sender, but by {}'s {details}", details.owner)
+            }
+        }
+    }
+}
+
+/// Writes the device, and how far it is verified, for people.
+impl fmt::Display for EncryptionDetails {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.device {
+            Some(device) => write!(f, "device {device} ({})", self.verification),
+            None => write!(f, "unknown device ({})", self.verification),
+        }
+    }
+}
+
+/// Writes how far the device is verified, for people.
+impl fmt::Display for Verification {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Verified => "cross-signed by its owner, whom we have verified",
+            Self::UnverifiedIdentity => "cross-signed by its owner, whom we have not verified",
+            Self::VerificationViolation => "its owner was verified, and has another identity now",
+            Self::UnsignedDevice => "not cross-signed by its owner",
+            Self::Unproven => "unproven",
+        })
+    }
 }

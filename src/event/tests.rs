@@ -90,3 +90,48 @@ fn entry_order_does_not_depend_on_sharing() {
         assert_eq!(higher.cmp_order(&lower), Ordering::Greater);
     }
 }
+
+#[test]
+fn encryption_and_reasons_are_written_for_people() {
+    let owner = UserId::parse(ALICE).unwrap();
+    let details = |device: Option<&str>, verification| {
+        Arc::new(EncryptionDetails::new(owner.clone(), device.map(Into::into), verification))
+    };
+    for (encryption, shown) in [
+        (Encryption::Plaintext, "sent in plaintext"),
+        (
+            Encryption::Encrypted(details(Some("PHONE"), Verification::UnsignedDevice)),
+            "encrypted by the sender's device PHONE (not cross-signed by its owner)",
+        ),
+        (
+            Encryption::ForeignSession(details(None, Verification::Unproven)),
+            "not encrypted by the sender, but by @alice:hs's unknown device (unproven)",
+        ),
+    ] {
+        assert_eq!(encryption.to_string(), shown);
+    }
+    let words: Vec<_> = [
+        Verification::Verified.to_string(),
+        Verification::UnverifiedIdentity.to_string(),
+        Verification::VerificationViolation.to_string(),
+    ]
+    .into();
+    assert_eq!(
+        words,
+        [
+            "cross-signed by its owner, whom we have verified",
+            "cross-signed by its owner, whom we have not verified",
+            "its owner was verified, and has another identity now",
+        ]
+    );
+    let reasons = [
+        (RemovalReason::Expired, "expired", "its time was over"),
+        (RemovalReason::Removed, "removed", "its sender removed it"),
+        (RemovalReason::Redacted, "redacted", "it was redacted"),
+        (RemovalReason::Ignored, "ignored", "its sender is ignored"),
+        (RemovalReason::RoomLeft, "left", "we left the room"),
+    ];
+    for (reason, name, words) in reasons {
+        assert_eq!((reason.as_str(), &*reason.to_string()), (name, words));
+    }
+}

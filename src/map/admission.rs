@@ -22,9 +22,9 @@ pub enum Admission {
     Repeated,
     /// The event is not sticky, or not any more.
     NotSticky,
-    /// The event was dropped, because its sender's quota is full. See [`Limits::per_sender`].
+    /// The event was dropped, because its sender's quota is full. See [`Limits::max_events_per_sender`].
     ///
-    /// [`Limits::per_sender`]: super::Limits::per_sender
+    /// [`Limits::max_events_per_sender`]: super::Limits::max_events_per_sender
     Full {
         /// Whether this is the first event that the full quota dropped. It is reset when the map
         /// knows nothing of the sender any more.

@@ -5,6 +5,15 @@ use std::time::Duration;
 use crate::time::MAX_STICKY_DURATION_MS;
 
 /// How much the map of a room keeps.
+///
+/// # Examples
+///
+/// ```
+/// use matrix_sdk_sticky::map::Limits;
+///
+/// let limits = Limits::default().with_max_events_per_sender(100);
+/// assert_eq!(limits.max_events_per_sender, 100);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
@@ -15,12 +24,22 @@ pub struct Limits {
     /// Defaults to 1,000, a thousand times what a call needs. With it, one member can take 64 MB of
     /// text, if each event is as large as a server allows; 33 times that, if they also outrank each
     /// event [`MAX_OTHERS_PER_KEY`] times within the hour.
-    pub per_sender: usize,
+    pub max_events_per_sender: usize,
+}
+
+impl Limits {
+    /// Sets the quota of one sender in one room. See
+    /// [`max_events_per_sender`](Self::max_events_per_sender).
+    #[must_use]
+    pub fn with_max_events_per_sender(mut self, events: usize) -> Self {
+        self.max_events_per_sender = events;
+        self
+    }
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { per_sender: 1_000 }
+        Self { max_events_per_sender: 1_000 }
     }
 }
 

@@ -34,11 +34,11 @@ struct Room {
 
 impl Room {
     fn new() -> Self {
-        Self::keeping(Limits::default().per_sender)
+        Self::keeping(Limits::default().max_events_per_sender)
     }
 
     fn keeping(per_sender: usize) -> Self {
-        Self { map: EphemeralMap::new(Limits { per_sender }), now: start() }
+        Self { map: EphemeralMap::new(Limits { max_events_per_sender: per_sender }), now: start() }
     }
 
     fn pass(&mut self, time: Duration) {

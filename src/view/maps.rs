@@ -115,7 +115,7 @@ pub struct RoomStats {
     /// The number of encrypted events that miss their room key.
     pub pending_decryption: usize,
     /// The number of events that were dropped because their sender's quota was full. See
-    /// [`Limits::per_sender`].
+    /// [`Limits::max_events_per_sender`].
     pub dropped: u64,
 }
 
@@ -457,7 +457,7 @@ fn log(room_id: &RoomId, limits: &Limits, admission: &Result<Admission, Malforme
             %room_id,
             "a sender has {} sticky events here, which is the most that is kept; \
              dropping further ones",
-            limits.per_sender
+            limits.max_events_per_sender
         ),
         Ok(_) => {}
     }

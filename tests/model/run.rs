@@ -328,13 +328,12 @@ struct Maps {
 
 impl Maps {
     fn at(now: u64) -> Self {
-        Self::keeping(Limits::default().per_sender, now)
+        Self::keeping(Limits::default().max_events_per_sender, now)
     }
 
     fn keeping(per_sender: usize, now: u64) -> Self {
         let clock = ManualClock(Arc::new(Mutex::new(now)));
-        let mut limits = Limits::default();
-        limits.per_sender = per_sender;
+        let limits = Limits::default().with_max_events_per_sender(per_sender);
         Self { maps: EphemeralMaps::new(clock.clone(), limits), clock }
     }
 

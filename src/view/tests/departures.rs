@@ -67,7 +67,7 @@ fn ignoring_reaches_rooms_that_are_known_later() {
 
 #[test]
 fn after_a_sleep_ended_entries_take_no_quota() {
-    let world = World::with_limits(Limits { per_sender: 2 });
+    let world = World::with_limits(Limits { max_events_per_sender: 2 });
     world.receive(&[event("$1").key("1"), event("$2").key("2")]);
     let received = world.clock.now();
     world.clock.jump(secs(3_600));
