@@ -136,7 +136,7 @@ impl Task {
         Pin::new(stream).poll_next(&mut Context::from_waker(&waker))
     }
 
-    /// What the stream has at once.
+    /// Returns what the stream has at once.
     fn ready<S: Stream + Unpin>(&self, stream: &mut S) -> S::Item {
         match self.poll(stream) {
             Poll::Ready(Some(item)) => item,

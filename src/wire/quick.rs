@@ -291,7 +291,7 @@ mod tests {
         wire::careful,
     };
 
-    /// Whether the quick pass has an answer. It must be that of the careful reading.
+    /// Returns whether the quick reading has a result. It must be that of the careful reading.
     fn answers(text: &str) -> bool {
         let raw = raw(text);
         let mut event = Event::default();
@@ -349,7 +349,7 @@ mod tests {
         (Kind::NestedEscapedName, &[r#"{"\u0061":{}}"#, r#"{"a":1,"\ud800":[]}"#]),
     ];
 
-    /// Where a value stands (`@`), and at which kinds of it the quick pass gives up.
+    /// Where a value stands (`@`), and the kinds of values at which the quick reading gives up.
     const PLACES: &[(&[&str], &[Kind])] = &[
         (
             &[
@@ -437,12 +437,12 @@ mod tests {
                 "\t{\r\n \"type\" : \"t\" , \"content\" : { \"sticky_key\" : \"k\" , \"a\" : 1 } }\n",
                 true,
             ),
-            // What is no event.
+            // Texts that are not an event.
             ("5", false),
             ("[]", false),
             (r#""type""#, false),
             (r#"[{"type":"t"}]"#, false),
-            // Names with an escape: of the event, of what is looked into, of what is not.
+            // Names with an escape: of the event, of an object that is read, of one that is not.
             (r#"{"t\u0079pe":"t"}"#, false),
             (r#"{"\"":1}"#, false),
             (r#"{"type":"t","\ud800":1}"#, false),

@@ -55,7 +55,7 @@ fn key(key: &str) -> Option<String> {
     Some(key.to_owned())
 }
 
-/// One value of each kind that is no natural number.
+/// One value of each kind that is not a natural number.
 fn odd_numbers() -> Vec<Value> {
     vec![
         json!(-1),
@@ -426,10 +426,10 @@ fn a_too_long_event_is_only_named() {
 #[test]
 fn half_a_surrogate_costs_only_its_event() {
     // The error names the event.
-    // In what nobody reads, it costs nothing: keys included.
+    // In a field that nobody reads, it costs nothing. The same holds for keys.
     let content = r#"{"sticky_key":"k","body":"\ud800","\udfff":1}"#;
     assert_eq!(key_of(content), (key("k"), false));
-    // In what is read, it is no string of Rust's.
+    // In a field that is read, it is not a string in Rust.
     for content in [r#"{"sticky_key":"\ud800"}"#, r#"{"sticky_key":"\udc00\ud800","a":1}"#] {
         let malformed = read(&with_content(content)).unwrap_err();
         assert_eq!(malformed.event_id.as_deref(), Some("$a"));
@@ -440,7 +440,7 @@ fn half_a_surrogate_costs_only_its_event() {
 
 #[test]
 fn an_event_may_be_odd_twice() {
-    // Each alone is left to the careful reading, which must then mind neither.
+    // Each alone goes to the careful reading, which must accept both.
     let content = r#"{"sticky_key":"k","\udfff":1}"#;
     let text = with_content(content).replace("_ttl_ms\":60000", "_ttl_ms\":-1");
     let raw = sticky(&text);
@@ -459,7 +459,7 @@ fn a_fault_names_a_place_and_no_text() {
     let text = with_content(r#"{"sticky_key":"\ud800","syd_secret":1}"#);
     let malformed = read(&text).unwrap_err();
     assert!(!format!("{malformed} {malformed:?}").contains(secret));
-    // Nor can an id write a line of its own into a log.
+    // An id cannot write a line of its own into a log.
     let text = event("$a").without("/sender").with("/event_id", "$a\nWARN all is well").text();
     assert!(!read(&text).unwrap_err().to_string().contains('\n'));
 }

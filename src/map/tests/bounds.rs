@@ -42,14 +42,14 @@ fn what_ends_makes_room_again() {
     let mut room = Room::keeping(1);
     room.section(&event("$a").key("1").ttl(1_000));
     room.pass(secs(1));
-    // No timer ran: what is over does not count all the same.
+    // No timer ran, and an event that is over takes no quota all the same.
     assert_eq!(room.section(&event("$b").key("2")), Admission::Kept);
     assert_eq!(room.live(), ["$b"]);
 }
 
 #[test]
 fn a_full_quota_warns_once() {
-    // Until the map knows nothing of the sender any more.
+    // It warns again once the map knew nothing of the sender.
     let mut room = Room::keeping(2);
     room.section(&event("$a").key("1").ttl(1_000));
     room.section(&event("$b").key("2"));
@@ -66,7 +66,7 @@ fn a_full_quota_warns_once() {
 #[test]
 fn a_key_keeps_its_value_and_32_others() {
     let mut room = Room::new();
-    // The lowest first: the 33 above it push it out.
+    // The lowest event comes first: the 33 above it push it out.
     for n in 0..=MAX_OTHERS_PER_KEY as u64 + 1 {
         assert_eq!(room.section(&event(&format!("$e{n:02}")).sent(n)), Admission::Kept);
     }
@@ -144,7 +144,7 @@ fn a_map_that_is_never_polled_stays_small() {
 
 #[test]
 fn repeated_changes_are_one_delta() {
-    // The map was only read while they happened.
+    // The map was only read while the key changed.
     let mut room = Room::new();
     for n in 0..1_000 {
         let key = (n % 10).to_string();
@@ -174,7 +174,7 @@ fn an_event_without_effect_touches_nothing() {
     let mut room = Room::new();
     room.section(&event("$value").sent(10).lasting(90_000));
     room.changes();
-    // What comes and ends below the value ..
+    // An event comes and ends below the value ..
     room.section(&event("$below").ttl(1_000));
     assert!(room.map.touched.is_empty());
     room.pass(secs(1));
@@ -211,7 +211,7 @@ fn a_returned_key_takes_quota_once() {
     assert_eq!(room.section(&event("$b").key("2").ttl(9_000)), Admission::Kept);
     assert_eq!(room.section(&event("$c").key("1").ttl(1_000)), Admission::Kept);
     assert_eq!(room.section(&event("$d").key("3")), Admission::Full { first: true });
-    // When it ends again, what else there is of its sender still counts.
+    // When the key ends again, the sender's other events still count.
     room.pass(secs(1));
     assert_eq!(room.section(&event("$e").key("4")), Admission::Kept);
     assert_eq!(room.section(&event("$f").key("5")), Admission::Full { first: false });
@@ -233,7 +233,7 @@ fn a_room_out_of_cells_takes_no_keys() {
 
 #[test]
 fn events_share_one_sender_and_type() {
-    // For as long as an event of theirs is known.
+    // They do so for as long as the map knows one of them.
     let mut room = Room::new();
     room.section(&event("$a").key("1").ttl(1_000));
     room.section(&event("$b").key("2"));
@@ -290,12 +290,12 @@ fn a_shared_end_survives_its_twin() {
 
 #[test]
 fn an_event_older_than_the_epoch_ends() {
-    // It was received before all that is known, and ends in time.
+    // The event was received before all known ones, and ends in time.
     let mut room = Room::new();
     let earlier = room.now;
     room.pass(secs(30));
     room.section(&event("$a").key("1").ttl(60_000));
-    // Handed over late: all three are over.
+    // It is handed over late: all three are over.
     for (id, ttl) in [("$c", 1_000), ("$d", 2_000), ("$d", 1_500)] {
         let text = event(id).key("2").ttl(ttl).raw();
         room.map.handle_event(earlier, ReceivedVia::Section, text).unwrap();

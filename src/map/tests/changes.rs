@@ -70,7 +70,7 @@ fn cell_numbers_are_dense_and_stable() {
     assert_eq!(again, [free, vec![100]].concat());
 }
 
-/// What was sent, by the plainest book-keeping.
+/// What was sent, in the plainest bookkeeping.
 struct Sent {
     id: String,
     key: u64,
@@ -92,7 +92,7 @@ fn many_changing_keys_match_the_live_entries() {
         let (mut sent, mut shown) = (Vec::<Sent>::new(), BTreeSet::new());
         let mut now = 0;
         for round in 0..60 {
-            // Full rooms and empty ones by turns.
+            // The room is full and empty in turn.
             let keys = [3, 60, 200][round / 5 % 3];
             for _ in 0..random(keys) {
                 let id = format!("${}", sent.len());

@@ -32,7 +32,7 @@ fn what_is_known_wants_no_decryption() {
     assert!(!needs(&room, "$e", ALICE), "it is over");
 }
 
-/// Each time somebody's cache delivers it again it would be decrypted, and logged.
+/// Otherwise the event would be decrypted and logged each time that a cache delivers it again.
 #[test]
 fn a_malformed_inside_is_decrypted_once() {
     for waits_first in [false, true] {
@@ -56,7 +56,7 @@ fn a_malformed_inside_is_decrypted_once() {
             assert_eq!(room.section(&outer), Admission::Repeated);
         }
         assert_eq!((room.map.pending_len(), room.live().len(), room.map.known()), (0, 0, 2));
-        // They count for the quota, and end like any other.
+        // Such events take quota, and end like any other.
         assert_eq!(room.section(&event("$c")), Admission::Full { first: true });
         room.pass(secs(60));
         assert_eq!((room.live().len(), room.map.known()), (0, 0));
@@ -80,10 +80,10 @@ fn what_a_full_quota_dropped_is_decrypted_once() {
         assert!(!needs(&room, &format!("$e{n}"), ALICE), "{n}");
         room.section(&outer(n));
     }
-    // Another one could refresh a key, unless too many were dropped to remember them.
+    // Another event could refresh a key, unless the map dropped more than it remembers.
     assert!(!needs(&room, "$refresh", ALICE));
     assert!(needs(&room, "$e11", BOB), "another's");
-    // As soon as there is room, what was dropped may come in.
+    // As soon as there is room, a dropped event may come in.
     room.pass(secs(1));
     assert_eq!(room.live().len(), 5);
     assert!(needs(&room, "$e11", ALICE));
@@ -132,7 +132,7 @@ fn the_outer_event_gives_the_rank() {
     let outer = event("$e").encrypted("s").sent(10);
     room.section(&outer);
     room.section(&event("$plain").sent(5));
-    // What is inside says otherwise, and does not count.
+    // The inside says otherwise, and does not count.
     room.decrypted(&outer, &event("$other_id").by(BOB).sent(0).lasting(1));
     assert_eq!(room.live(), ["$e"]);
     let entry = &room.map.entries(room.now)[0];
@@ -268,7 +268,7 @@ fn a_proven_session_updates_its_event() {
     let found: Vec<_> = events.iter().map(|(it, id)| (it.event_id_str(), &**id)).collect();
     assert_eq!(found, [("$a", "s"), ("$b", "s")]);
 
-    // No news, nothing that is known, and another's session.
+    // The same news again, an unknown event, and another user's session.
     room.map.handle_encryption(id("$a"), unproven);
     room.map.handle_encryption(id("$other"), proven(ALICE));
     assert_eq!(room.changes(), [""; 0]);
@@ -281,7 +281,7 @@ fn a_proven_session_updates_its_event() {
     };
     assert_eq!(is_encrypted(&mut room), [true, false, true]);
     assert_eq!(room.map.unproven_len(), 0);
-    // The rest is as it was.
+    // The rest stays the same.
     assert_eq!(room.section(&event("$a").encrypted("s")), Admission::Repeated);
     room.redact("$a");
     assert_eq!(room.changes(), ["-$a redacted"]);

@@ -13,7 +13,7 @@ fn an_ignored_senders_entries_hide_and_come_back() {
     assert_eq!(room.live(), ["$b"]);
     let key = StickyKey::new(UserId::parse(ALICE).unwrap(), "com.example.t", "k");
     assert!(room.map.get(room.now, &key).is_none());
-    // Meanwhile the value becomes another.
+    // Meanwhile another event becomes the value.
     room.section(&event("$a2").sent(1));
     assert_eq!(room.changes(), [""; 0]);
     room.ignore(&[]);

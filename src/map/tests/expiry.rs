@@ -107,7 +107,7 @@ fn a_repeat_with_jitter_is_no_change() {
 
 #[test]
 fn an_ended_event_stays_ended() {
-    // Even if a cache delivers it again with more time.
+    // A cache delivers it again with more time left.
     let mut room = Room::new();
     room.section(&event("$a").ttl(10_000));
     room.pass(secs(11));

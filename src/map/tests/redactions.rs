@@ -80,7 +80,7 @@ fn what_ends_below_a_redacted_event_is_told() {
 
 #[test]
 fn a_redaction_names_its_target_either_way() {
-    // At the top level or in the content.
+    // The target stands at the top level or in the content.
     let redaction = event("$r").by(BOB).of_type("m.room.redaction").without("/msc4354_sticky");
     for redaction in
         [redaction.clone().with("/redacts", "$a"), redaction.with("/content/redacts", "$a")]
@@ -158,7 +158,6 @@ fn remembered_redactions_end_after_an_hour() {
 
 #[test]
 fn a_poll_leaves_no_deadline_over() {
-    // Even if the moments came out of order.
     // A response that was received first can be handed over second.
     let mut room = Room::new();
     let earlier = room.now;

@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn the_highest_intended_end_is_the_value() {
-    // Whatever the order in which the events come.
+    // The order in which the events come makes no difference.
     let events = [
         event("$a").sent(0).lasting(60_000),
         event("$b").sent(30).lasting(60_000),

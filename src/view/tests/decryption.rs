@@ -35,7 +35,7 @@ fn needs_decryption(world: &World, event: &EventJson) -> Vec<bool> {
 
 #[test]
 fn a_response_is_asked_about_at_once() {
-    // Each event has an answer of its own, in the order of the events: whether decryption can tell
+    // Each event has a result of its own, in the order of the events: whether decryption can tell
     // something new about it.
     let world = World::new();
     world.receive(&[event("$known").encrypted("s")]);

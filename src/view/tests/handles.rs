@@ -64,7 +64,7 @@ fn an_emptied_room_costs_nothing() {
     world.receive(&[event("$a")]);
     world.clock.jump(secs(60));
     world.maps.advance();
-    // It is remembered that it ended, for an hour.
+    // The map remembers for an hour that the event ended.
     assert_eq!(world.maps.stats(room()).events, 0);
     world.clock.jump(secs(3_600));
     world.maps.advance();
@@ -171,7 +171,7 @@ fn entries_know_their_room() {
     assert_eq!(entry.expires_in(world.clock.now()), secs(60));
 }
 
-/// A waker whose task looks at the maps when it is dropped, as one that owns its task does.
+/// A waker that owns its task. The task looks at the maps when it is dropped.
 struct Owning(EphemeralMaps);
 
 impl Wake for Owning {
@@ -223,7 +223,7 @@ fn a_revealed_room_is_seen() {
     world.maps.reveal(room());
     assert_eq!(told(changes.next_now()), ["+$a"]);
     assert_eq!(world.maps.hidden(), Vec::<OwnedRoomId>::new());
-    // What is to be seen already is not hidden again.
+    // A room that is visible already is not hidden again.
     world.maps.hide(vec![room().to_owned()]);
     assert_eq!(world.maps.view().snapshot().len(), 1);
     assert!(world.maps.hidden().is_empty());

@@ -33,7 +33,7 @@ fn a_snapshot_never_changes() {
 
 #[test]
 fn entries_have_a_stable_order() {
-    // By room, type, sender and key, with unkeyed events last.
+    // Entries are ordered by room, type, sender and key, with unkeyed events last.
     let world = World::new();
     let events = [
         event("$9").unkeyed(),
@@ -63,7 +63,7 @@ fn a_change_lists_entries_in_order() {
 
 #[test]
 fn an_expired_event_needs_no_timer() {
-    // It is never visible, even before a timer ran.
+    // An expired entry is never visible, even before a timer ran.
     let world = World::new();
     world.receive(&[event("$a")]);
     let mut early = world.maps.view().subscribe();
@@ -99,7 +99,7 @@ fn each_reader_alone_sees_no_ghost() {
 
 #[test]
 fn one_response_is_one_change() {
-    // Over all its rooms.
+    // The change covers all rooms of the response.
     let world = World::new();
     let mut changes = world.maps.view().subscribe().changes;
     let task = Task::default();
@@ -130,7 +130,7 @@ fn a_response_is_told_by_its_net_effect() {
 
 #[test]
 fn an_expired_and_refreshed_entry_is_updated() {
-    // If one response brings both.
+    // One response brings both.
     let world = World::new();
     world.receive(&[event("$a")]);
     let mut changes = world.maps.view().subscribe().changes;
@@ -204,7 +204,7 @@ fn an_unseen_return_is_no_change() {
     assert_eq!(told(changes.next_now()), [""; 0]);
 }
 
-// Who is slow.
+// Slow subscribers.
 
 #[test]
 fn a_slow_subscriber_gets_one_merged_change() {
