@@ -83,7 +83,7 @@ struct Flight<T> {
     is_silent: bool,
 }
 
-/// A server, with the sticky events of its rooms; of each we know its place in the stream.
+/// A server, with the sticky events of its rooms. Each event has a place in the stream.
 #[derive(Debug, Default)]
 struct Server {
     now: u64,
@@ -91,13 +91,13 @@ struct Server {
     /// The room of each event, and when it ends.
     events: BTreeMap<u64, (u8, u64)>,
     ours: BTreeSet<u8>,
-    /// Positions are known that were given since.
+    /// Counts how often the server forgot all positions.
     epoch: u64,
     has_no_extension: bool,
 }
 
 impl Server {
-    /// The events in our rooms after this place, in one of these rooms, in their order.
+    /// Returns the live events of our rooms after this place, in their order.
     fn after(&self, since: u64, is_in: impl Fn(u8) -> bool) -> Vec<(u64, u8)> {
         let live = self.events.range(since + 1..).filter(|(_, (_, ends))| *ends > self.now);
         let of_rooms = live.map(|(event, (room, _))| (*event, *room));
@@ -105,7 +105,7 @@ impl Server {
     }
 }
 
-/// What the client knows: its main loop's rooms, the server's list, and the maps.
+/// What the client knows: the rooms of its main loop, the server's list, and the maps.
 #[derive(Debug, Default)]
 struct Known {
     joined: BTreeSet<u8>,
@@ -161,7 +161,7 @@ fn room_of(room_id: &RoomId) -> u8 {
     room_id.as_str()[1..2].parse().unwrap()
 }
 
-/// A machine, and all around it.
+/// A machine, and the world around it.
 struct World {
     now: u64,
     server: Server,
@@ -258,7 +258,7 @@ impl World {
         self.server.now = end;
     }
 
-    /// Ends what ends now.
+    /// Lets happen what is due now.
     fn step(&mut self) {
         let now = self.now;
         if let Some(flight) = self.source.take_if(|flight| flight.ends <= now) {
@@ -285,7 +285,7 @@ impl World {
         }
     }
 
-    /// Does what the machine says, and checks the laws.
+    /// Performs the machine's steps, and checks the laws.
     fn poll(&mut self) {
         self.machine.handle_maps(self.moment(), self.known.hidden(), 0);
         let mut steps = 0;
@@ -378,7 +378,7 @@ impl World {
         }
     }
 
-    /// Why a request fails that ends now, if it does.
+    /// Returns why a request that ends now fails, if it does.
     fn failure(&self, is_silent: bool) -> Option<ConnectionError> {
         Some(match self.weather {
             _ if is_silent => ConnectionError::TimedOut,
@@ -439,7 +439,7 @@ impl World {
         }
     }
 
-    /// The position that is given now, and all that a request is to have from here on.
+    /// Returns the server's position, and all events that the request has still to get.
     fn page(&self, request: &sliding::Request) -> (String, Vec<(u64, u8)>) {
         let since = request.since().map_or(0, |since| since.parse().unwrap());
         let has_extension = !self.server.has_no_extension;
@@ -465,7 +465,7 @@ impl World {
         self.machine.handle_fetched(self.moment(), fetched, &self.known);
     }
 
-    /// The main loop has an answer.
+    /// Gives the main loop an answer.
     fn update(&mut self) {
         if !self.main_loop_runs || !matches!(self.weather, Weather::Fine | Weather::Hasty) {
             return;
@@ -508,7 +508,7 @@ impl World {
         self.main_token(has_news);
     }
 
-    /// The main loop's token.
+    /// Returns the main loop's token.
     fn token(&self) -> String {
         format!("{}-{}", self.answers, self.main_loop)
     }
@@ -530,7 +530,6 @@ impl World {
                 }
             }
             Happening::Events(room, count) => {
-                // A room cannot be read by one who is not in it, and gets its events later.
                 for _ in 0..=count {
                     self.server.stream += 1;
                     let ends = self.now + 60 * MINUTE;

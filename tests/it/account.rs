@@ -115,7 +115,7 @@ async fn a_refresh_that_is_refused_is_logged_out() {
     }
 }
 
-/// It is tried again.
+/// The refresh is tried again.
 #[tokio::test]
 async fn a_failed_refresh_is_an_outage() {
     let server = Homeserver::start().await;
@@ -135,7 +135,7 @@ async fn a_failed_refresh_is_an_outage() {
     world.until(&SyncState::Live).await;
 }
 
-/// It goes live once it has a session.
+/// The state is live once the client has a session.
 #[tokio::test]
 async fn a_client_without_a_session_is_connecting() {
     let server = Homeserver::start().await;
@@ -184,7 +184,7 @@ fn a_call_outside_a_runtime_starts_nothing() {
     });
 }
 
-/// The next call starts it again.
+/// The next call starts the task again.
 #[test]
 fn a_task_restarts_in_another_runtime() {
     let server_runtime = runtime();

@@ -9,7 +9,7 @@ use crate::support::{
     Homeserver, ManualClock, ROOM, World, client, event, log, until_state, within,
 };
 
-/// It can start again when the first is gone.
+/// Another one can start when the first is gone.
 #[tokio::test]
 async fn a_client_is_started_once() {
     let server = Homeserver::start().await;

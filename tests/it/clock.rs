@@ -5,7 +5,7 @@ use matrix_sdk_sticky::{EntryChange, RemovalReason, StickyKey, SyncState};
 
 use crate::support::{ALICE, ROOM, World, event, event_lasting, millis, next_change, secs, within};
 
-/// Not even before a timer has run.
+/// The entries are gone even before a timer has run.
 #[tokio::test]
 async fn after_a_suspend_no_ghost_is_shown() {
     let events = vec![event_lasting("a", 60_000), event_lasting("b", 3_599_000)];
@@ -85,7 +85,7 @@ async fn one_timer_serves_all_entries() {
     assert_eq!(world.sticky.state(), SyncState::Live);
 }
 
-/// It comes later than the entry that the timer was set for.
+/// The entry comes later than the one that the timer was set for.
 #[tokio::test]
 async fn an_entry_that_ends_sooner_moves_the_timer() {
     let (mut world, poll) = World::live(vec![event_lasting("long", 600_000)]).await;

@@ -68,7 +68,7 @@ async fn two_clients_have_connections_of_different_names() {
     assert_ne!(one.body["conn_id"], other.body["conn_id"]);
 }
 
-/// It is live at the first page that is not full.
+/// The state is live at the first page that is not full.
 #[tokio::test]
 async fn it_is_catching_up_while_pages_are_full() {
     let mut world = World::start().await;
@@ -139,7 +139,7 @@ async fn stable_names_are_read_as_well() {
     assert_eq!(entry.expires_in(snapshot.taken_at()), crate::support::secs(10));
 }
 
-/// Its subscribers are notified as soon as the long poll is answered.
+/// Subscribers are notified as soon as the long poll is answered.
 #[tokio::test]
 async fn an_event_is_visible_with_the_answer() {
     let (mut world, poll) = World::live(vec![event("a")]).await;

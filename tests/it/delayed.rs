@@ -130,7 +130,7 @@ fn content() -> Value {
 
 /// The dedicated endpoint may forget that the event is to be sticky.
 #[tokio::test]
-async fn a_sticky_event_is_scheduled_by_the_query_form_first() {
+async fn a_sticky_event_uses_the_query_form() {
     let (mut world, door, _poll) = at_the_door().await;
     let mut transactions = Vec::new();
     for _ in 0..2 {
@@ -147,7 +147,7 @@ async fn a_sticky_event_is_scheduled_by_the_query_form_first() {
 }
 
 #[tokio::test]
-async fn an_ordinary_event_is_scheduled_by_the_form_that_is_known() {
+async fn an_ordinary_event_uses_the_known_form() {
     let (mut world, door, _poll) = at_the_door().await;
     let ordinary = || start(door.schedule(&gone(), secs(15)).not_sticky());
     for is_new in [true, false, true] {
@@ -225,8 +225,9 @@ async fn show_nothing(ask: Ask) {
     ask.answer(200, json!({ "start": "s", "end": "e", "chunk": [] }).to_string()).await;
 }
 
+/// The proof shows that the endpoint keeps stickiness.
 #[tokio::test]
-async fn the_dedicated_endpoint_is_proved_once_to_keep_stickiness() {
+async fn the_dedicated_endpoint_is_proved_once() {
     let (mut world, door, _poll) = at_the_door().await;
     // Both at once.
     let both = [schedule(&door), schedule(&door)];
@@ -261,7 +262,7 @@ async fn the_dedicated_endpoint_is_proved_once_to_keep_stickiness() {
 }
 
 #[tokio::test]
-async fn an_endpoint_that_forgets_stickiness_gets_no_sticky_event() {
+async fn an_unsticky_endpoint_gets_no_sticky_event() {
     let (mut world, door, _poll) = at_the_door().await;
     let doing = schedule(&door);
     let ask = probed(&mut world).await;
@@ -293,8 +294,9 @@ async fn an_endpoint_that_forgets_stickiness_gets_no_sticky_event() {
     outcome(doing).await.unwrap();
 }
 
+/// The server is asked for its fate.
 #[tokio::test]
-async fn a_probe_whose_fate_is_unknown_is_asked_for_and_not_repeated() {
+async fn a_lost_probe_is_not_repeated() {
     let (mut world, door, _poll) = at_the_door().await;
     let event = prepared(&door).await;
     // The answer to its sending is lost.
@@ -359,8 +361,9 @@ async fn a_rejected_query_form_leads_to_the_proof() {
 /// How often the sync asks for `/versions` until it is live.
 const VERSIONS_OF_THE_SYNC: usize = 1;
 
+/// Which form a server knows is remembered.
 #[tokio::test]
-async fn what_is_done_with_it_is_asked_in_the_old_form_where_the_new_is_not_known_and_remembered() {
+async fn old_servers_are_asked_in_the_old_form() {
     for (first, name) in ACTS {
         let (mut world, _door, _poll) = at_the_door().await;
         let doing = act(&world, first);
@@ -396,8 +399,9 @@ async fn what_is_done_with_it_is_asked_in_the_old_form_where_the_new_is_not_know
     assert_no_more(&mut world);
 }
 
+/// `/versions` is asked again.
 #[tokio::test]
-async fn nothing_is_scheduled_where_versions_does_not_list_it_and_that_is_asked_again() {
+async fn without_the_feature_nothing_is_scheduled() {
     let (mut world, door, _poll) = at_the_door().await;
     world.server.has(&FEATURES[..2]);
     for asked in 1..=2 {
@@ -441,8 +445,9 @@ async fn nothing_is_scheduled_where_versions_does_not_list_it_and_that_is_asked_
     assert_no_more(&mut world);
 }
 
+/// The error says that it may.
 #[tokio::test]
-async fn an_answer_without_a_delay_id_says_that_the_event_may_have_been_sent() {
+async fn without_a_delay_id_it_may_be_sent() {
     for answer in [json!({ "event_id": "$sent" }), json!({}), json!({ "delay_id": "" })] {
         let (mut world, door, _poll) = at_the_door().await;
         let doing = schedule(&door);
@@ -462,8 +467,9 @@ async fn an_answer_without_a_delay_id_says_that_the_event_may_have_been_sent() {
     }
 }
 
+/// The error comes after one attempt.
 #[tokio::test]
-async fn each_refusal_to_schedule_is_told_at_once_after_one_try() {
+async fn each_refusal_to_schedule_is_an_error() {
     type Is = fn(&DelayedError) -> bool;
     let body = |errcode: &str, more: Value| {
         let mut body = json!({ "errcode": errcode, "error": "as the test wants it" });
@@ -531,8 +537,9 @@ fn allow(world: &World, limits: Value) {
     world.server.answers_to(CAPABILITIES, 200, json!({ "capabilities": capabilities }));
 }
 
+/// The server allows no delayed events, or a delay is too long.
 #[tokio::test]
-async fn a_403_is_a_server_that_allows_none_or_a_delay_that_is_too_long_by_its_limits() {
+async fn a_403_is_read_by_the_limits() {
     let (mut world, door, _poll) = at_the_door().await;
     let refused = async |world: &mut World| {
         let doing = schedule(&door);
@@ -558,7 +565,7 @@ async fn a_403_is_a_server_that_allows_none_or_a_delay_that_is_too_long_by_its_l
 }
 
 #[tokio::test]
-async fn the_limits_are_told_where_the_server_tells_them() {
+async fn the_limits_are_those_of_the_server() {
     let (world, _door, _poll) = at_the_door().await;
     let events = world.sticky.delayed_events();
     allow(&world, json!({ "max_delay_ms": 86_400_000, "max_scheduled": 100 }));
@@ -569,8 +576,9 @@ async fn the_limits_are_told_where_the_server_tells_them() {
     assert_eq!(within("limits", events.limits()).await.unwrap(), None);
 }
 
+/// These are refusals to restart, send or cancel. The error comes after one request.
 #[tokio::test]
-async fn each_refusal_to_restart_send_or_cancel_is_told_after_one_request() {
+async fn each_refusal_to_manage_is_an_error() {
     let (mut world, _door, _poll) = at_the_door().await;
     for (first, _) in ACTS {
         let mut refused = async |status: u16, errcode: &str| {
@@ -622,8 +630,9 @@ async fn each_refusal_to_restart_send_or_cancel_is_told_after_one_request() {
     }
 }
 
+/// It is asked for again under the same transaction id.
 #[tokio::test]
-async fn a_lost_answer_is_asked_for_again_under_the_same_transaction_and_tells_the_delay_id() {
+async fn a_lost_answer_still_brings_the_delay_id() {
     for lost in ["hung up", "half of it", "a gateway's error", "a portal's page"] {
         let (mut world, door, _poll) = at_the_door().await;
         let doing = schedule(&door);
@@ -647,8 +656,9 @@ async fn a_lost_answer_is_asked_for_again_under_the_same_transaction_and_tells_t
     }
 }
 
+/// The error says that it may.
 #[tokio::test]
-async fn after_six_tries_it_is_told_that_one_may_have_arrived() {
+async fn after_six_attempts_one_may_have_arrived() {
     let (mut world, door, _poll) = at_the_door().await;
     let doing = schedule(&door);
     for tried in 1..=6 {
@@ -668,8 +678,9 @@ async fn after_six_tries_it_is_told_that_one_may_have_arrived() {
     assert!(error.to_string().contains("not known"), "{error}");
 }
 
+/// Each time is one attempt. After a restart of the process the request is the same.
 #[tokio::test]
-async fn what_was_prepared_is_one_try_each_time_and_the_same_request_after_a_restart() {
+async fn a_prepared_event_repeats_the_same_request() {
     let (mut world, door, _poll) = at_the_door().await;
     let event = prepared(&door).await;
     assert_no_more(&mut world);
@@ -700,8 +711,9 @@ async fn what_was_prepared_is_one_try_each_time_and_the_same_request_after_a_res
     assert_eq!(event.transaction_id().as_str(), "mine");
 }
 
+/// And no caller waits longer.
 #[tokio::test]
-async fn nothing_is_asked_after_its_time_and_nobody_waits_longer() {
+async fn nothing_is_asked_after_its_time() {
     let (mut world, door, _poll) = at_the_door().await;
     let event = prepared(&door).await;
     let doing = put(&world, &event);
@@ -751,8 +763,9 @@ async fn where_connections_are_refused_nothing_was_done() {
     }
 }
 
+/// Then the same request goes out once more.
 #[tokio::test]
-async fn a_token_that_has_run_out_is_refreshed_and_the_same_asked_once_more() {
+async fn an_expired_token_is_refreshed() {
     let server = Homeserver::start().await;
     server.has(&FEATURES);
     server.answers_to("/refresh", 200, json!({ "access_token": NEW_TOKEN }));
@@ -777,8 +790,9 @@ async fn a_token_that_has_run_out_is_refreshed_and_the_same_asked_once_more() {
     assert_no_more(&mut world);
 }
 
+/// The server asks for no token here.
 #[tokio::test]
-async fn an_event_can_be_sent_also_after_a_logout_where_the_server_asks_for_no_token() {
+async fn after_a_logout_an_event_can_be_sent() {
     let (mut world, _door, _poll) = at_the_door().await;
     let doing = act(&world, Act::Send);
     world.server.sent().await.refuse(401, "M_UNKNOWN_TOKEN").await;
@@ -821,8 +835,9 @@ async fn what_is_scheduled_is_listed() {
     assert!(matches!(error, DelayedError::NotSupported { .. }), "{error:?}");
 }
 
+/// It was prepared before the room became encrypted.
 #[tokio::test]
-async fn what_was_prepared_in_plaintext_is_not_asked_for_once_the_room_is_encrypted() {
+async fn plaintext_is_not_scheduled_into_encrypted_rooms() {
     let (mut world, door, _poll) = at_the_door().await;
     let event = prepared(&door).await;
     let doing = schedule(&door);
@@ -859,7 +874,7 @@ async fn content_that_is_no_object_is_not_scheduled() {
 }
 
 #[tokio::test]
-async fn delays_and_durations_are_clamped_to_what_can_be_asked_for() {
+async fn delays_and_durations_are_clamped() {
     let (_world, door, _poll) = at_the_door().await;
     let at_least = door.schedule(&gone(), Duration::ZERO).with_sticky_duration(Duration::ZERO);
     let event = at_least.prepare().await.unwrap();
@@ -875,7 +890,7 @@ async fn delays_and_durations_are_clamped_to_what_can_be_asked_for() {
 /// Not in an error, and not in the log of anybody, matrix-sdk's and reqwest's included, at whatever
 /// level.
 #[tokio::test]
-async fn no_error_and_no_log_of_anybody_has_a_delay_id() {
+async fn no_error_or_log_has_a_delay_id() {
     let logs = all_logs("trace");
     let (mut world, door, _poll) = at_the_door().await;
     let mut errors: Vec<DelayedError> = Vec::new();
@@ -973,9 +988,11 @@ fn line_with<'a>(log: &'a str, text: &str) -> &'a str {
     log.lines().find(|line| line.contains(text)).unwrap_or_default()
 }
 
+/// matrix-sdk logs the path.
+///
 /// What `lib.rs` says to those who make such requests by matrix-sdk itself.
 #[tokio::test]
-async fn matrix_sdk_logs_the_path_and_the_filter_that_is_documented_takes_it_out() {
+async fn the_documented_filter_hides_the_path() {
     let mut server = Homeserver::start().await;
     let client = client(&server).await;
     let request =

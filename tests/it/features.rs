@@ -30,7 +30,7 @@ async fn goes_live_when_it_is_there(mut world: World) {
     assert_eq!(world.event_ids(), ["$a"]);
 }
 
-/// Until the server has them.
+/// The state stays so until the server has them.
 #[tokio::test]
 async fn without_sticky_events_it_is_unsupported() {
     for features in [&[SLIDING][..], &[]] {
@@ -42,7 +42,7 @@ async fn without_sticky_events_it_is_unsupported() {
     }
 }
 
-/// Until the server has it.
+/// The state stays so until the server has it.
 #[tokio::test]
 async fn without_sliding_sync_it_is_unsupported() {
     let server = Homeserver::start().await;
@@ -67,7 +67,7 @@ async fn a_feature_that_is_false_is_absent() {
     world.until(&state).await;
 }
 
-/// Until the server has it.
+/// The state stays so until the server has it.
 #[tokio::test]
 async fn a_missing_endpoint_is_unsupported() {
     let mut world = World::start().await;
@@ -77,7 +77,7 @@ async fn a_missing_endpoint_is_unsupported() {
     goes_live_when_it_is_there(world).await;
 }
 
-/// However often the server is asked.
+/// The server is asked again and again meanwhile.
 #[tokio::test]
 async fn unsupported_is_logged_once() {
     let world = start_with(&[]).await;
@@ -217,7 +217,7 @@ async fn an_extension_that_brings_anything_is_present() {
     );
 }
 
-/// It does not mean that the server lacks the feature.
+/// Such an answer does not mean that the server lacks the feature.
 #[tokio::test]
 async fn nonsense_from_versions_is_an_outage() {
     let answers = [

@@ -45,7 +45,7 @@ fn nonsense() -> Vec<(&'static str, Vec<u8>)> {
         ("events that are a number", room(json!({ "events": 5 }))),
         ("events of every type", room(json!({ "events": [5, null, "x", [], {}, true] }))),
         (
-            "a room id that is none",
+            "a malformed room id",
             extension(json!({ "rooms": { "no room": { "events": [event("x")] } } })),
         ),
         (
@@ -107,7 +107,7 @@ async fn unreadable_answers_make_no_hot_loop() {
     }
 }
 
-/// It is logged with its event id.
+/// The log has its event id.
 #[tokio::test]
 async fn a_malformed_event_is_dropped_alone() {
     let mut world = World::start().await;

@@ -42,7 +42,7 @@ async fn an_unreadable_since_starts_over() {
     }
 }
 
-/// It makes no hot loop.
+/// The requests make no hot loop.
 #[tokio::test]
 async fn a_refused_fresh_start_is_offline() {
     for errcode in ["M_UNKNOWN_POS", "M_BAD_JSON", "M_INVALID_PARAM"] {
@@ -84,7 +84,7 @@ async fn forgotten_positions_make_no_hot_loop() {
     assert!((10..=120).contains(&polls), "{polls}");
 }
 
-/// It has jitter, and starts over after a success.
+/// The wait has jitter, and starts over after a success.
 #[tokio::test]
 async fn the_wait_grows_to_30_seconds() {
     let (mut world, mut poll) = World::live(vec![]).await;
@@ -108,7 +108,7 @@ async fn the_wait_grows_to_30_seconds() {
     assert!(world.sleep_over().await <= millis(375));
 }
 
-/// Through many failures. It is live again on recovery.
+/// The time stays the same through many failures, and the state is live again on recovery.
 #[tokio::test]
 async fn offline_says_since_when() {
     let (mut world, mut poll) = World::live(vec![event("a")]).await;
@@ -138,7 +138,7 @@ async fn offline_says_since_when() {
     assert!(since >= millis(START_MS) + secs(12));
 }
 
-/// Not only when there is something new.
+/// The first answer shows it, although nothing is new.
 #[tokio::test]
 async fn recovery_shows_at_once() {
     let (mut world, poll) = World::live(vec![]).await;
@@ -212,7 +212,7 @@ async fn an_outage_is_described_without_the_request() {
     assert!(refused.contains("refused"), "{refused:?}");
 }
 
-/// When the server is there.
+/// The state is live when the server is back.
 #[tokio::test]
 async fn a_start_during_an_outage_goes_live_later() {
     let mut server = crate::support::Homeserver::start().await;

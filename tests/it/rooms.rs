@@ -48,7 +48,7 @@ fn reason(change: &EntryChange) -> Option<RemovalReason> {
     }
 }
 
-/// On a connection just for that.
+/// The fetch has a connection just for that.
 #[tokio::test]
 async fn a_joined_room_is_asked_for_at_once() {
     let (mut world, poll) = World::live(vec![event("a")]).await;
@@ -97,7 +97,7 @@ async fn a_fresh_start_covers_rooms_from_before_it() {
     assert!(!world.server.is_asked());
 }
 
-/// Until all is there.
+/// The fetch goes on until all is there.
 #[tokio::test]
 async fn a_joined_room_is_fetched_page_by_page() {
     let (mut world, _poll) = World::live(vec![]).await;
@@ -144,7 +144,7 @@ async fn a_room_left_during_decryption_stays_empty() {
     world.is_in(ROOM).await;
     world.until_event_ids(&["$a"]).await;
 
-    // Who wants to read the machine queues behind who wants to replace it, and so behind us.
+    // A reader of the machine queues behind the writer that wants to replace it, and so behind us.
     let reading = base.olm_machine().await;
     let replacing = tokio::spawn({
         let base = base.clone();
@@ -289,7 +289,7 @@ async fn gaps_are_gathered_before_a_fetch() {
     assert!(!world.server.is_asked(), "once for all of them");
 }
 
-/// Without a hot loop.
+/// The requests make no hot loop.
 #[tokio::test]
 async fn a_joined_room_is_fetched_until_it_comes() {
     let (mut world, _poll) = World::live(vec![]).await;
@@ -308,7 +308,7 @@ async fn a_joined_room_is_fetched_until_it_comes() {
     world.until_event_ids(&["$before"]).await;
 }
 
-/// After the outage, and not before.
+/// The fetch comes after the outage, and not before.
 #[tokio::test]
 async fn a_room_joined_during_outage_is_fetched_later() {
     let (mut world, poll) = World::live(vec![]).await;

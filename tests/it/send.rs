@@ -23,7 +23,7 @@ fn presence() -> Presence {
     Presence { status: "here".to_owned() }
 }
 
-/// Who is live, their door to the room, and the long poll that is held.
+/// Returns a world that is live, its door to the room, and the long poll that is held.
 async fn at_the_door() -> (World, RoomSticky, Ask) {
     let (world, poll) = World::live(vec![]).await;
     let door = world.is_in(ROOM).await;
@@ -66,8 +66,9 @@ impl Events {
     }
 }
 
+/// The send is tried again as the same request.
 #[tokio::test]
-async fn a_send_whose_answer_is_lost_is_tried_again_as_the_same_and_makes_one_event() {
+async fn a_lost_answer_makes_one_event() {
     for lost in ["hung up", "half of it", "a gateway's error"] {
         let (mut world, door, poll) = at_the_door().await;
         let mut events = Events::default();
@@ -110,7 +111,7 @@ async fn a_send_whose_answer_is_lost_is_tried_again_as_the_same_and_makes_one_ev
 }
 
 #[tokio::test]
-async fn a_redaction_whose_answer_is_lost_is_tried_again_as_the_same() {
+async fn a_lost_answer_repeats_the_same_redaction() {
     let (mut world, door, _poll) = at_the_door().await;
     let redaction = door.redact(event_id!("$gone")).with_reason("wrong room");
     let sending = tokio::spawn(redaction.into_future());
@@ -125,8 +126,9 @@ async fn a_redaction_whose_answer_is_lost_is_tried_again_as_the_same() {
     assert_eq!(outcome(sending).await.unwrap().event_id, "$redaction");
 }
 
+/// Then the same request is sent again.
 #[tokio::test]
-async fn a_rate_limit_is_waited_for_and_then_the_same_is_sent_again() {
+async fn a_rate_limit_is_waited_for() {
     let (mut world, door, _poll) = at_the_door().await;
     let sending = send(&door);
     let first = world.server.sent().await;
@@ -152,8 +154,9 @@ async fn a_rate_limit_is_waited_for_and_then_the_same_is_sent_again() {
     assert_eq!(outcome(sending).await.unwrap().event_id, "$sent");
 }
 
+/// A limit of more than 30 s is not waited for, and the error has the wait.
 #[tokio::test]
-async fn a_rate_limit_of_more_than_30_seconds_is_told_with_the_wait_and_not_waited_for() {
+async fn a_long_rate_limit_is_an_error() {
     let (mut world, door, _poll) = at_the_door().await;
     let sending = send(&door);
     world.server.sent().await.limit(30_001).await;
@@ -172,8 +175,9 @@ async fn a_rate_limit_of_more_than_30_seconds_is_told_with_the_wait_and_not_wait
     outcome(sending).await.unwrap();
 }
 
+/// The error comes after six attempts.
 #[tokio::test]
-async fn a_rate_limit_that_does_not_end_is_told_after_six_tries() {
+async fn an_endless_rate_limit_is_an_error() {
     let (mut world, door, _poll) = at_the_door().await;
     let sending = send(&door);
     for tried in 1..=6 {
@@ -191,8 +195,9 @@ async fn a_rate_limit_that_does_not_end_is_told_after_six_tries() {
     assert_no_more(&mut world).await;
 }
 
+/// The error comes after one request.
 #[tokio::test]
-async fn a_refusal_is_told_at_once_after_one_request() {
+async fn a_refusal_is_an_error_at_once() {
     for (status, errcode) in [
         (403, "M_FORBIDDEN"),
         (400, "M_INVALID_PARAM"),
@@ -214,7 +219,7 @@ async fn a_refusal_is_told_at_once_after_one_request() {
 }
 
 #[tokio::test]
-async fn a_server_that_answers_with_errors_is_unreachable_after_exactly_six_tries() {
+async fn six_server_errors_are_unreachable() {
     let (mut world, door, _poll) = at_the_door().await;
     let sending = send(&door);
     let mut paths = Vec::new();
@@ -238,7 +243,7 @@ async fn a_server_that_answers_with_errors_is_unreachable_after_exactly_six_trie
 }
 
 #[tokio::test]
-async fn where_nobody_says_whether_the_room_is_encrypted_nothing_is_sent() {
+async fn with_unknown_encryption_nothing_is_sent() {
     for (status, errcode) in [(500, "M_UNKNOWN"), (403, "M_FORBIDDEN"), (502, "M_UNKNOWN")] {
         let (mut world, door, _poll) = at_the_door().await;
         let refused = json!({ "errcode": errcode, "error": "as the test wants it" });
@@ -262,7 +267,7 @@ async fn where_nobody_says_whether_the_room_is_encrypted_nothing_is_sent() {
 
 /// The event with the later end wins; of two in one millisecond, whose id is higher.
 #[tokio::test]
-async fn a_key_is_not_sent_twice_in_one_millisecond() {
+async fn a_millisecond_has_one_send_per_key() {
     let (mut world, door, _poll) = at_the_door().await;
     let sent =
         |ask: Ask| async { ask.answer(200, json!({ "event_id": "$sent" }).to_string()).await };
@@ -284,9 +289,11 @@ async fn a_key_is_not_sent_twice_in_one_millisecond() {
     outcome(sending).await.unwrap();
 }
 
+/// The next send of its key has the same duration.
+///
 /// The server may have it all the same, and then a shorter one would lose to it.
 #[tokio::test]
-async fn a_failed_send_keeps_its_duration_for_the_next() {
+async fn a_failed_send_keeps_its_duration() {
     let (mut world, door, _poll) = at_the_door().await;
     let duration =
         |ask: &Ask| ask.param("org.matrix.msc4354.sticky_duration_ms").map(str::to_owned);

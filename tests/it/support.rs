@@ -1,5 +1,5 @@
-//! What the tests share: a homeserver whose answers the test itself gives, a clock that jumps, and
-//! the log.
+//! Support: what the tests share. A homeserver whose answers the test itself gives, a clock that jumps,
+//! and the log.
 //!
 //! Why not a mock with canned answers? A long poll is held until the test lets go of it, so each
 //! test reads as the story that it is, and none of them waits for real time to pass.
@@ -34,14 +34,14 @@ pub(crate) const OTHER_ROOM: &str = "!other:hs";
 pub(crate) const ME: &str = "@me:hs";
 pub(crate) const ALICE: &str = "@alice:hs";
 
-/// What nobody may read in a log.
+/// A token that must not be in a log.
 pub(crate) const TOKEN: &str = "syt_the_access_token";
 pub(crate) const REFRESH_TOKEN: &str = "syr_the_refresh_token";
 
-/// The access token that a refresh gives: see [`refreshable`].
+/// The access token that a refresh brings: see [`refreshable`].
 pub(crate) const NEW_TOKEN: &str = "syt_another_access_token";
 
-/// How long, in real time, anything may take.
+/// How long anything may take in real time.
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Waits for something, and fails if it does not come.
@@ -64,7 +64,7 @@ pub(crate) fn millis(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
-/// A client that has no session yet.
+/// Returns a client that has no session yet.
 pub(crate) async fn anonymous_client(server: &Homeserver) -> Client {
     client_builder(server).build().await.unwrap()
 }
@@ -106,7 +106,7 @@ pub(crate) async fn client(server: &Homeserver) -> Client {
     client
 }
 
-/// Logged in with a refresh token, which the application uses by itself.
+/// Returns a client that is logged in with a refresh token. The application refreshes by itself.
 pub(crate) async fn refreshable(server: &Homeserver) -> Client {
     server.answers_to("/refresh", 200, json!({ "access_token": NEW_TOKEN }));
     let client = client_builder(server).build().await.unwrap();
@@ -114,7 +114,7 @@ pub(crate) async fn refreshable(server: &Homeserver) -> Client {
     client
 }
 
-/// A homeserver, a clock, and the sticky events of a client that is logged in.
+/// A homeserver, a clock, and the sticky events of a client.
 pub(crate) struct World {
     pub(crate) server: Homeserver,
     pub(crate) clock: ManualClock,
@@ -123,7 +123,7 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// Started; nothing has been answered yet but `/versions`.
+    /// Starts. Only `/versions` has been answered.
     pub(crate) async fn start() -> Self {
         let server = Homeserver::start().await;
         let client = client(&server).await;
@@ -134,7 +134,7 @@ impl World {
         Self::over(SyncSource::Auto, server, client)
     }
 
-    /// With a source that the application wants.
+    /// Starts with a source that the application wants.
     pub(crate) fn over(source: SyncSource, server: Homeserver, client: Client) -> Self {
         let clock = ManualClock::new();
         let builder = Sticky::builder(&client).clock(Arc::new(clock.clone())).source(source);
@@ -142,7 +142,7 @@ impl World {
         Self { server, clock, client, sticky }
     }
 
-    /// Started, live, and with a long poll that is held.
+    /// Starts and goes live. Returns the long poll that is held.
     pub(crate) async fn live(events: Vec<Value>) -> (Self, Ask) {
         let mut world = Self::start().await;
         world.server.ask().await.page("pos-1", "batch-1", ROOM, events).await;
@@ -155,7 +155,7 @@ impl World {
         until_state(&self.sticky, &format!("{state:?}"), |now| now == state).await;
     }
 
-    /// Waits until it is offline, and says since when.
+    /// Waits until the state is offline, and returns since when.
     pub(crate) async fn until_offline(&self) -> (Duration, String) {
         let offline = |state: &SyncState| matches!(state, SyncState::Offline { .. });
         match until_state(&self.sticky, "Offline", offline).await {
@@ -166,7 +166,7 @@ impl World {
         }
     }
 
-    /// Waits until the task sleeps before its next try; lets that time pass, and says how long it
+    /// Waits until the task sleeps before its next attempt, and lets that time pass. Returns how long it
     /// was.
     pub(crate) async fn sleep_over(&self) -> Duration {
         let wait = within("a sleep", self.clock.next_sleep()).await;
@@ -174,7 +174,7 @@ impl World {
         wait
     }
 
-    /// The next request, after whatever sleeps are needed to come to it.
+    /// Returns the next request, after all sleeps before it.
     pub(crate) async fn ask_sometime(&mut self) -> Ask {
         loop {
             tokio::select! {
@@ -185,7 +185,7 @@ impl World {
         }
     }
 
-    /// How many requests there are in so much simulated time, each answered by `answer`.
+    /// Returns how many requests there are in so much simulated time. `answer` answers each.
     pub(crate) async fn polls_within(
         &mut self,
         time: Duration,
@@ -209,12 +209,12 @@ impl World {
         polls
     }
 
-    /// The ids of the events that are live, in their order.
+    /// Returns the ids of the live events, in their order.
     pub(crate) fn event_ids(&self) -> Vec<String> {
         ids(self.sticky.events().snapshot().iter())
     }
 
-    /// Waits until just these are live.
+    /// Waits until just these events are live.
     pub(crate) async fn until_event_ids(&self, ids: &[&str]) {
         let mut changes = self.sticky.events().subscribe().changes;
         within(&format!("the events {ids:?}"), async {
@@ -225,12 +225,12 @@ impl World {
         .await;
     }
 
-    /// The application's main loop has this answer, as the one of v3 `/sync`.
+    /// Runs the application's main loop once. v3 `/sync` answers with these rooms.
     pub(crate) async fn main_loop(&self, rooms: Value) {
         self.main_loop_with(json!({ "rooms": rooms })).await;
     }
 
-    /// As [`main_loop`](Self::main_loop), the whole answer but for its token, which it returns.
+    /// Runs the main loop once, with a whole answer except its token. Returns the token.
     pub(crate) async fn main_loop_with(&self, mut answer: Value) -> String {
         let token = format!("s{}", self.server.count(V3_SYNC));
         answer["next_batch"] = json!(token);
@@ -240,17 +240,17 @@ impl World {
         token
     }
 
-    /// We are in this room, for long.
+    /// Puts us in this room, since long ago.
     pub(crate) async fn is_in(&self, room: &str) -> RoomSticky {
         let joined = json!({ "join": { room: { "state": { "events": [membership("join", 86_400_000)] } } } });
         self.main_loop(joined).await;
         self.sticky.room(<&RoomId>::try_from(room).unwrap()).unwrap()
     }
 
-    /// Gives the task more than enough turns to do whatever it is about to do.
+    /// Gives the task more than enough turns to do what it is about to do.
     ///
-    /// For claims that something does not happen. It waits for no time to pass: each request of the
-    /// test's own goes through the same runtime, after what is ready already.
+    /// It is for claims that something does not happen. No time has to pass: each request of the test's
+    /// own goes through the same runtime, after what is ready already.
     pub(crate) async fn settle(&self) {
         for _ in 0..5 {
             within("the server", self.server.round_trip()).await;
@@ -284,12 +284,13 @@ pub(crate) async fn next_change(changes: &mut Changes) -> Change {
     within("a change", changes.next()).await.unwrap()
 }
 
-/// An event as a server writes it: alice's, with a key of its own, sticky for an hour from now on.
+/// Returns an event as a server writes it: from alice, with its id as the key, sticky for an hour from
+/// now on.
 pub(crate) fn event(id: &str) -> Value {
     event_lasting(id, 3_600_000)
 }
 
-/// As [`event`], sticky for this long, in milliseconds.
+/// Returns an event like [`event`], sticky for `ms` milliseconds.
 pub(crate) fn event_lasting(id: &str, ms: u64) -> Value {
     json!({
         "event_id": format!("${id}"),
@@ -302,7 +303,7 @@ pub(crate) fn event_lasting(id: &str, ms: u64) -> Value {
     })
 }
 
-/// Our own membership event, of this age.
+/// Returns our own membership event, of this age.
 pub(crate) fn membership(membership: &str, age_ms: u64) -> Value {
     json!({
         "event_id": format!("${membership}-{age_ms}"),
@@ -315,12 +316,12 @@ pub(crate) fn membership(membership: &str, age_ms: u64) -> Value {
     })
 }
 
-/// A page of as many events, named `{prefix}-000` and so on.
+/// Returns `count` events, named `{prefix}-000` and so on.
 pub(crate) fn events(prefix: &str, count: usize) -> Vec<Value> {
     (0..count).map(|i| event(&format!("{prefix}-{i:03}"))).collect()
 }
 
-/// The body of a response of sliding sync.
+/// Returns the body of a response of sliding sync.
 pub(crate) fn body(pos: &str, next_batch: Option<&str>, rooms: Value) -> Value {
     let mut extension = json!({ "rooms": rooms });
     if let Some(next_batch) = next_batch {

@@ -31,7 +31,7 @@ fn types(discovered: &Discovered) -> Vec<&str> {
     discovered.transports.iter().map(|it| it.transport_type()).collect()
 }
 
-/// Where there is no unstable one.
+/// It is asked only if there is no unstable endpoint.
 #[tokio::test]
 async fn the_stable_endpoint_is_asked_second() {
     let answers = [
@@ -52,7 +52,7 @@ async fn a_malformed_transport_is_left_out_alone() {
     assert_eq!(types(&discovered), ["b", "a"]);
 }
 
-/// The unstable one counts.
+/// The unstable spelling counts.
 #[tokio::test]
 async fn the_well_known_is_read_in_both_spellings() {
     let nowhere = [(UNSTABLE, 404, unrecognized()), (STABLE, 404, unrecognized())];
@@ -102,20 +102,20 @@ async fn an_empty_endpoint_hides_no_well_known() {
     }
 }
 
-/// It may be there all the same.
+/// The document may be there all the same.
 #[tokio::test]
 async fn a_well_known_that_fails_is_an_error() {
     for status in [500, 502, 429] {
         let away = (WELL_KNOWN, status, json!({}));
         let discovered = discover(std::slice::from_ref(&away)).await;
         assert!(matches!(discovered, Err(TransportsError::Unreachable { .. })), "{discovered:?}");
-        // Who has an endpoint has said it.
+        // A server with an endpoint has said all there is.
         let discovered = discover(&[(UNSTABLE, 200, json!({})), away]).await;
         assert_eq!(discovered, Ok(Discovered::default()));
     }
 }
 
-/// Before the one under the homeserver's own URL.
+/// It counts before the one under the homeserver's own URL.
 #[tokio::test]
 async fn the_users_own_well_known_counts_first() {
     let (homeserver, named) = (Homeserver::start().await, Homeserver::start().await);

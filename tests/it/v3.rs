@@ -144,7 +144,7 @@ fn incomplete_in(rooms: &[&str]) -> SyncState {
     SyncState::Incomplete { rooms: rooms.iter().map(|room| (*room).try_into().unwrap()).collect() }
 }
 
-/// It asks for sticky events only.
+/// The request asks for sticky events only.
 #[tokio::test]
 async fn the_first_question_has_no_token() {
     let mut world = started().await;
@@ -177,7 +177,7 @@ async fn the_first_question_has_no_token() {
     assert_eq!(world.sticky.source(), SyncSource::V3);
 }
 
-/// With each token that the main loop has moved on from, and no other.
+/// These are the tokens that the main loop has moved on from, each of them, and no other.
 #[tokio::test]
 async fn it_asks_with_passed_tokens_only() {
     let mut world = following(vec![event("a")]).await;
@@ -257,7 +257,7 @@ async fn after_a_full_page_each_room_is_asked() {
     assert_eq!(world.event_ids().len(), 169);
 }
 
-/// The last hour of it.
+/// Only the last hour of the history is searched.
 #[tokio::test]
 async fn a_full_room_has_its_history_searched() {
     // What ends it: a page in which all is too old, or the beginning of the room.
@@ -323,7 +323,7 @@ async fn a_whole_or_left_room_is_not_incomplete() {
     world.until(&SyncState::Live).await;
 }
 
-/// The next room cannot be fetched.
+/// The room stays incomplete when the next room cannot be fetched.
 #[tokio::test]
 async fn an_incomplete_room_outlasts_a_failed_fetch() {
     let mut world = in_rooms(&[ROOM, OTHER_ROOM]).await;
@@ -479,7 +479,7 @@ async fn an_unreadable_token_is_not_used_again() {
     world.until(&SyncState::Live).await;
 }
 
-/// It makes no hot loop.
+/// The requests make no hot loop.
 #[tokio::test]
 async fn a_room_that_fails_is_an_outage() {
     let mut world = in_rooms(&[ROOM]).await;
@@ -496,7 +496,7 @@ async fn a_room_that_fails_is_an_outage() {
     world.until(&SyncState::Live).await;
 }
 
-/// It could not be fetched before.
+/// The room could not be fetched before we left it.
 #[tokio::test]
 async fn a_left_room_is_not_fetched_again() {
     let mut world = in_rooms(&[ROOM]).await;
@@ -555,7 +555,7 @@ async fn retry_after_holds_for_fetches_too() {
     world.until(&SyncState::Live).await;
 }
 
-/// Until there is another.
+/// The state stays so until there is another token.
 #[tokio::test]
 async fn a_refused_token_is_logged_out() {
     let server = Homeserver::start().await;
@@ -611,7 +611,7 @@ async fn a_fetched_room_does_not_end_an_outage() {
     assert_eq!(world.sticky.state(), SyncState::LoggedOut);
 }
 
-/// It is logged with its event id.
+/// The log has its event id.
 #[tokio::test]
 async fn a_malformed_event_is_dropped_alone() {
     let mut world = following(vec![]).await;
@@ -689,7 +689,7 @@ async fn what_expires_while_offline_leaves() {
     let _ask = after(&mut world, "s1").await;
 }
 
-/// Until the server has them.
+/// The state stays so until the server has them.
 #[tokio::test]
 async fn without_sticky_events_v3_is_unsupported() {
     for source in [SyncSource::V3, SyncSource::Auto] {
@@ -711,7 +711,7 @@ async fn without_sticky_events_v3_is_unsupported() {
     }
 }
 
-/// Only then.
+/// With sliding sync, `Auto` uses it.
 #[tokio::test]
 async fn auto_is_v3_without_sliding_sync() {
     for (features, is_v3) in [(&[STICKY][..], true), (&[STICKY, SLIDING], false)] {

@@ -54,7 +54,7 @@ async fn another_users_events_come_change_and_go() {
     alice.assert_silent();
 }
 
-/// What is left of the key decides.
+/// The rest of the key decides then.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_redaction_removes_the_event() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
@@ -194,7 +194,7 @@ async fn earlier_events_come_in_pages() {
     watch.assert_silent();
 }
 
-/// Its subscribers are notified within a second.
+/// Subscribers are notified within a second.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_is_gone_when_it_ends() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
@@ -263,7 +263,7 @@ async fn a_refresh_keeps_the_entry() {
     alice.assert_silent();
 }
 
-/// A stream alone keeps it.
+/// A stream alone keeps the map.
 #[tokio::test(flavor = "multi_thread")]
 async fn all_handles_share_one_map() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));

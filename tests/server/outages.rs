@@ -23,7 +23,7 @@ fn is_live(state: &SyncState) -> bool {
     *state == SyncState::Live
 }
 
-/// And no change comes twice.
+/// No change comes twice either.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_of_the_server_loses_nothing() {
     let mut server = start(&Options::default());
@@ -84,7 +84,7 @@ async fn a_lost_token_is_noticed() {
     assert_eq!(keys(&watcher.sticky.events().snapshot()), ["k", "last"]);
 }
 
-/// Then all is there.
+/// All is there once the line is mended.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cut_line_is_offline_until_mended() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
@@ -150,7 +150,7 @@ async fn a_forgotten_position_asks_for_all() {
     watcher.assert_silent();
 }
 
-/// After the time that a request may take.
+/// The state says so after the time that a request may take.
 ///
 /// As when the machine moves to another network: connections stay open, and nothing comes.
 #[tokio::test(flavor = "multi_thread")]
@@ -175,7 +175,7 @@ async fn a_silent_line_is_offline() {
     watcher.assert_silent();
 }
 
-/// It goes on later.
+/// The server goes on later.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_hangs_loses_nothing() {
     let mut server = start(&Options::default());
@@ -193,7 +193,7 @@ async fn a_server_that_hangs_loses_nothing() {
     watcher.assert_silent();
 }
 
-/// And the last stream.
+/// The last stream is dropped too.
 #[tokio::test(flavor = "multi_thread")]
 async fn dropping_the_last_handle_ends_all_requests() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
@@ -223,7 +223,7 @@ async fn dropping_the_last_handle_ends_all_requests() {
     .await;
     let requests = proxy.sticky_requests();
 
-    // An event and a redaction would wake up whoever is still there: the main loop is.
+    // An event and a redaction would wake up a task that is still there. The main loop is.
     let mut updates = client.subscribe_to_room_updates(&room);
     let event_id = bob.send(&room, "k", "nobody looks", LONG);
     bob.redact(&room, &event_id);

@@ -15,7 +15,7 @@ use serde_json::json;
 
 use crate::support::{LONG, Person, TYPE, Watch, Watcher, eventually, in_room, keys, live, status};
 
-/// More than a page of them.
+/// There is more than a page of them.
 #[tokio::test(flavor = "multi_thread")]
 async fn joining_brings_earlier_events() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
@@ -41,7 +41,7 @@ async fn joining_brings_earlier_events() {
     watcher.assert_silent();
 }
 
-/// Then it shows what was sticky there.
+/// After that, the room's sticky events are shown.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_invite_shows_nothing_until_accepted() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
@@ -139,7 +139,7 @@ async fn entries_leave_and_return_with_their_room() {
     watcher.assert_silent();
 }
 
-/// It is left through the SDK.
+/// The SDK leaves the room.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_left_or_forgotten_room_is_gone() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));

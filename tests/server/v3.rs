@@ -25,7 +25,7 @@ async fn follower(person: &Person, rooms: &[&RoomId]) -> Watcher {
     watcher
 }
 
-/// Added, updated, removed and redacted.
+/// The events are added, updated, removed and redacted.
 #[tokio::test(flavor = "multi_thread")]
 async fn v3_brings_another_users_events() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
@@ -49,7 +49,7 @@ async fn v3_brings_another_users_events() {
     alice.assert_silent();
 }
 
-/// Many events, of three rooms.
+/// There are many events, in three rooms.
 #[tokio::test(flavor = "multi_thread")]
 async fn over_v3_live_means_all_is_there() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
@@ -92,7 +92,7 @@ async fn over_v3_joining_brings_and_leaving_clears() {
     watcher.assert_silent();
 }
 
-/// With a stored token.
+/// The client has a stored token.
 #[tokio::test(flavor = "multi_thread")]
 async fn over_v3_a_relaunch_shows_all() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
@@ -180,7 +180,7 @@ async fn auto_is_sliding_sync_if_supported() {
     assert_eq!(watcher.sticky.source(), SyncSource::Sliding);
 }
 
-/// After the main loop was away.
+/// The main loop was away before.
 #[tokio::test(flavor = "multi_thread")]
 async fn v3_goes_on_with_the_main_loop() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));

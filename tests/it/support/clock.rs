@@ -1,4 +1,4 @@
-//! A clock that stands still until it is told.
+//! Clock: stands still until a test advances it.
 
 use std::{
     collections::BTreeMap,
@@ -17,7 +17,7 @@ use matrix_sdk_sticky::{
 /// The wall clock at which the tests begin, in milliseconds.
 pub(crate) const START_MS: u64 = 1_700_000_000_000;
 
-/// All clones are one.
+/// A clock that stands still. All clones are one clock.
 #[derive(Clone, Debug)]
 pub(crate) struct ManualClock(Arc<Mutex<State>>);
 
@@ -26,7 +26,7 @@ struct State {
     now: Moment,
     next_id: u64,
     sleepers: BTreeMap<u64, Sleeper>,
-    /// Who waits for somebody to fall asleep.
+    /// Wakes the test that waits for a sleeper.
     watcher: Option<Waker>,
 }
 
@@ -46,7 +46,7 @@ impl ManualClock {
         })))
     }
 
-    /// Lets time pass, all at once, and wakes whoever slept until then.
+    /// Lets time pass, all at once, and wakes the sleepers that are due.
     pub(crate) fn advance(&self, by: Duration) {
         let due: Vec<Waker> = {
             let mut state = self.0.lock().unwrap();
@@ -58,13 +58,13 @@ impl ManualClock {
         due.into_iter().for_each(Waker::wake);
     }
 
-    /// As after a suspend whose end no timer has noticed yet: time has passed, nobody is woken.
+    /// Lets time pass without waking anybody, as after a suspend that no timer has noticed yet.
     pub(crate) fn jump_unnoticed(&self, by: Duration) {
         let mut state = self.0.lock().unwrap();
         state.now = state.now.advanced(by);
     }
 
-    /// How long the next one who waits for the server has still to sleep, once there is one.
+    /// Waits for a sleeper, and returns how long the next one to wake still sleeps.
     pub(crate) async fn next_sleep(&self) -> Duration {
         poll_fn(|cx| {
             let mut state = self.0.lock().unwrap();
@@ -80,13 +80,13 @@ impl ManualClock {
         .await
     }
 
-    /// How many sleep.
+    /// Returns how many sleepers there are.
     pub(crate) fn sleepers(&self) -> usize {
         self.0.lock().unwrap().sleepers.len()
     }
 }
 
-/// A sleep of this length is that of an entry until its end: nobody waits so long for a server.
+/// A sleep of at least this length lasts until an entry ends. No wait for a server is so long.
 const AN_ENTRYS: Duration = Duration::from_secs(1_800);
 
 impl Clock for ManualClock {

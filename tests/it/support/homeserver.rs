@@ -1,12 +1,12 @@
-//! A homeserver whose answers the test itself gives.
+//! Homeserver: the test itself gives its answers.
 //!
-//! `/versions`, `/refresh` and the main loop's v3 `/sync` it answers as it was told before; anything
-//! else that the SDK may ask for is not found. What it hands to the test, which answers when and how
-//! it likes:
+//! It answers `/versions`, `/refresh` and the main loop's v3 `/sync` with what a test has set before.
+//! Anything else that the SDK may ask for is not found. It hands these requests to the test, which
+//! answers when and how it likes:
 //!
-//! - what our sources ask, of sliding sync, of v3 `/sync` and of a room's history:
+//! - requests of our sources: of sliding sync, of v3 `/sync` and of a room's history:
 //!   [`Homeserver::ask`];
-//! - events that are sent, and whatever is about delayed ones: [`Homeserver::sent`].
+//! - events that are sent, and requests about delayed events: [`Homeserver::sent`].
 
 use std::{
     collections::HashMap,
@@ -25,13 +25,13 @@ use tokio::{
 
 use super::{OTHER_ROOM, ROOM, body, within};
 
-/// Where sliding sync lives.
+/// The path of sliding sync.
 const SYNC: &str = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync";
 
-/// Where v3 sync lives: the main loop's, and ours.
+/// The path of v3 sync, the main loop's and ours.
 pub(crate) const V3_SYNC: &str = "/_matrix/client/v3/sync";
 
-/// What the tests' own requests ask for.
+/// The path of the tests' own requests.
 const ROUND_TRIP: &str = "/round-trip";
 
 pub(crate) struct Homeserver {
@@ -53,7 +53,7 @@ struct Shared {
 }
 
 impl Homeserver {
-    /// One with all that we need.
+    /// Starts a server that has all that we need.
     pub(crate) async fn start() -> Self {
         let (ask_sender, asks) = mpsc::unbounded_channel();
         let (send_sender, sends) = mpsc::unbounded_channel();
@@ -81,7 +81,7 @@ impl Homeserver {
         format!("http://{}", self.address)
     }
 
-    /// From now on `/versions` has these features.
+    /// Sets the features of `/versions`.
     pub(crate) fn has(&self, features: &[&str]) {
         let features: Value =
             features.iter().map(|name| ((*name).to_owned(), json!(true))).collect();
@@ -89,22 +89,22 @@ impl Homeserver {
         self.answers_to("/versions", 200, versions);
     }
 
-    /// From now on these are the rooms that we are in, by the server's list.
+    /// Sets the server's list of the rooms that we are in.
     pub(crate) fn lists(&self, rooms: &[&str]) {
         self.answers_to("/joined_rooms", 200, json!({ "joined_rooms": rooms }));
     }
 
-    /// From now on requests whose path ends so, or has it as one of its parts, are answered so.
+    /// Sets the answer to requests whose path ends with `path`, or has it as one of its parts.
     pub(crate) fn answers_to(&self, path: &'static str, status: u16, answer: Value) {
         self.answers().set(path, status, answer);
     }
 
-    /// What it answers, to be changed while the server itself is in use.
+    /// Returns the answers, to be changed while the server itself is in use.
     pub(crate) fn answers(&self) -> Answers {
         Answers(self.shared.clone())
     }
 
-    /// The next request of a source of ours.
+    /// Returns the next request of a source of ours.
     #[track_caller]
     pub(crate) fn ask(&mut self) -> impl Future<Output = Ask> {
         let caller = std::panic::Location::caller();
@@ -117,13 +117,13 @@ impl Homeserver {
         }
     }
 
-    /// The next event that is sent, or request about a delayed one.
+    /// Returns the next event that is sent, or request about a delayed event.
     #[track_caller]
     pub(crate) fn sent(&mut self) -> impl Future<Output = Ask> {
         within("an event to be sent", async { self.sends.recv().await.unwrap() })
     }
 
-    /// The next request that is the test's to answer, of either kind.
+    /// Returns the next request that the test has to answer, of either kind.
     #[track_caller]
     pub(crate) fn request(&mut self) -> impl Future<Output = Ask> {
         within("a request", async {
@@ -144,24 +144,24 @@ impl Homeserver {
         !self.asks.is_empty()
     }
 
-    /// How many requests had a path that ends so.
+    /// Returns how many requests had a path that ends so.
     pub(crate) fn count(&self, path: &str) -> usize {
         let requests = self.shared.requests.lock().unwrap();
         requests.iter().filter(|asked| asked.ends_with(path)).count()
     }
 
-    /// The paths of the requests that had this in their path.
+    /// Returns the paths that had this in them.
     pub(crate) fn asked_for(&self, part: &str) -> Vec<String> {
         let requests = self.shared.requests.lock().unwrap();
         requests.iter().filter(|asked| asked.contains(part)).cloned().collect()
     }
 
-    /// How many requests of sliding sync there were.
+    /// Returns how many requests of sliding sync there were.
     pub(crate) fn polls(&self) -> usize {
         self.count(SYNC)
     }
 
-    /// From now on connections are refused.
+    /// Refuses connections from now on.
     pub(crate) async fn shut_down(&mut self) {
         let listening = self.listening.take().expect("it is up");
         listening.abort();
@@ -169,7 +169,7 @@ impl Homeserver {
         let _ = listening.await;
     }
 
-    /// Is there again, at the same address.
+    /// Listens again, at the same address.
     pub(crate) async fn come_back(&mut self) {
         let listener = within("the port", async {
             loop {
@@ -183,7 +183,7 @@ impl Homeserver {
         self.listen(listener);
     }
 
-    /// A request of the test's own, which is answered after all that were there before.
+    /// Makes a request of the test's own, which is answered after all requests before it.
     pub(crate) async fn round_trip(&self) {
         if self.listening.is_none() {
             tokio::task::yield_now().await;
@@ -196,7 +196,7 @@ impl Homeserver {
         self.address
     }
 
-    /// Counts the requests that came, but for the test's own.
+    /// Counts the requests that came, except the test's own.
     pub(crate) fn counter(&self) -> impl Fn() -> usize + use<> {
         let shared = self.shared.clone();
         move || {
@@ -223,7 +223,7 @@ pub(crate) async fn round_trip(server: SocketAddr) {
     stream.read_to_end(&mut Vec::new()).await.unwrap();
 }
 
-/// What a server answers by itself.
+/// The answers that the server gives by itself.
 pub(crate) struct Answers(Arc<Shared>);
 
 impl Answers {
@@ -232,7 +232,7 @@ impl Answers {
         self.0.answers.lock().unwrap().insert(path, (status, answer));
     }
 
-    /// What was set for this path.
+    /// Returns what was set for this path.
     pub(crate) fn get(&self, path: &str) -> Value {
         self.0.answers.lock().unwrap()[path].1.clone()
     }
@@ -285,7 +285,8 @@ pub(crate) struct Ask {
     pub(crate) query: HashMap<String, String>,
     pub(crate) authorization: Option<String>,
     pub(crate) body: Value,
-    /// Whether it has no token of v3 sync, or one that the main loop had moved on from when it came.
+    /// Whether the request has no token of v3 sync, or one that the main loop had moved on from when the
+    /// request came.
     is_behind_the_main_loop: bool,
     stream: TcpStream,
 }
@@ -330,7 +331,7 @@ impl Ask {
         })
     }
 
-    /// A parameter of the query.
+    /// Returns a parameter of the query.
     pub(crate) fn param(&self, name: &str) -> Option<&str> {
         self.query.get(name).map(String::as_str)
     }
@@ -339,7 +340,7 @@ impl Ask {
         self.param("pos")
     }
 
-    /// What it asks of the sticky extension.
+    /// Returns what the request asks of the sticky extension.
     pub(crate) fn extension(&self) -> &Value {
         &self.body["extensions"]["org.matrix.msc4354.sticky_events"]
     }
@@ -348,13 +349,13 @@ impl Ask {
         self.extension()["since"].as_str()
     }
 
-    /// The filter that stands in a request of v3 sync.
+    /// Returns the filter of a request of v3 sync.
     pub(crate) fn filter(&self) -> Option<Value> {
         serde_json::from_str(self.param("filter")?).ok()
     }
 
-    /// Whether a source of ours asks. Of v3 sync the application's main loop asks as well; who wants
-    /// no timeline at all is us.
+    /// Whether a source of ours asks. The application's main loop asks for v3 sync too, but only our
+    /// source wants no timeline at all.
     pub(crate) fn is_of_a_source(&self) -> bool {
         let wants_no_timeline =
             |filter: Value| filter["room"]["timeline"]["not_types"] == json!(["*"]);
@@ -367,7 +368,7 @@ impl Ask {
         self.answer_with(status, "", body).await;
     }
 
-    /// As [`answer`](Self::answer), with further headers, each with its end of line.
+    /// Answers like [`answer`](Self::answer), with further headers, each with its end of line.
     pub(crate) async fn answer_with(mut self, status: u16, headers: &str, body: impl AsRef<[u8]>) {
         let body = body.as_ref();
         let head = format!(
@@ -378,7 +379,7 @@ impl Ask {
         self.write(&[head.as_bytes(), body].concat()).await;
     }
 
-    /// Answers that it will not, with a code of Matrix.
+    /// Refuses, with a code of Matrix.
     pub(crate) async fn refuse(self, status: u16, errcode: &str) {
         let error = json!({ "errcode": errcode, "error": "as the test wants it" });
         self.answer(status, error.to_string()).await;
@@ -402,7 +403,7 @@ impl Ask {
         self.answer(200, answer.to_string()).await;
     }
 
-    /// Answers that it wants to be left alone for so long.
+    /// Answers that the server wants to be left alone for so long.
     pub(crate) async fn limit(self, retry_after_ms: u64) {
         let limited = json!({
             "errcode": "M_LIMIT_EXCEEDED",
@@ -417,7 +418,7 @@ impl Ask {
         self.answer(200, body(pos, None, json!({})).to_string()).await;
     }
 
-    /// Says how long the answer is, and hangs up after half of it.
+    /// Announces the length of the answer, and hangs up after half of it.
     pub(crate) async fn answer_half(mut self, body: &str) {
         let head = format!(
             "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
@@ -427,7 +428,7 @@ impl Ask {
         self.write(&[head.as_bytes(), half].concat()).await;
     }
 
-    /// Waits until whoever asked has given up.
+    /// Waits until the client has given up.
     pub(crate) async fn given_up(mut self) {
         within("it to be given up", async {
             let mut byte = [0];
@@ -436,7 +437,7 @@ impl Ask {
         .await;
     }
 
-    /// Whoever asked may have given up; then nobody hears the answer.
+    /// Writes the answer. If the client has given up, nobody hears it.
     async fn write(&mut self, bytes: &[u8]) {
         if self.stream.write_all(bytes).await.is_ok() {
             let _ = self.stream.shutdown().await;

@@ -1,7 +1,7 @@
-//! Our own log lines, at every level, of the test that asks.
+//! Log: the crate's own log lines, at every level, of the test that asks.
 //!
-//! One subscriber for the process, and a buffer for each thread: a test runs on a thread of its
-//! own, with all its tasks.
+//! The process has one subscriber, and each thread has a buffer: a test runs on a thread of its own,
+//! with all its tasks.
 
 use std::{
     cell::RefCell,
@@ -16,7 +16,7 @@ thread_local! {
     static LINES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Starts to keep the log.
+/// Starts keeping the log.
 pub(super) fn start() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -28,18 +28,18 @@ pub(super) fn start() {
     });
 }
 
-/// What was logged so far.
+/// Returns what was logged so far.
 pub(crate) fn log() -> String {
     LINES.with_borrow(|lines| String::from_utf8(lines.clone()).unwrap())
 }
 
-/// What everybody logs on this thread, as long as this is there.
+/// Keeps what any crate logs on this thread, while this value lives.
 pub(crate) struct AllLogs {
     lines: ToBuffer,
     _guard: DefaultGuard,
 }
 
-/// Keeps what everybody logs from now on, as far as a filter lets it through.
+/// Starts keeping what any crate logs, as far as a filter lets it through.
 pub(crate) fn all_logs(filter: &str) -> AllLogs {
     // So that lines of the `log` crate come, too.
     start();
