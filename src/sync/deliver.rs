@@ -102,8 +102,8 @@ impl Worker {
     /// now. An event that the client's settings keep from us while the device is not trusted may be
     /// readable.
     ///
-    /// Why not listen to the SDK's stream of devices? Whoever holds that stream holds the machine that
-    /// it came from. Then no stream of room keys of that machine ever ends, and its end is what tells
+    /// Why not listen to the SDK's stream of devices? A holder of that stream holds the machine that it
+    /// came from. Then no stream of room keys of that machine ever ends, and its end is what tells
     /// us (and the SDK itself) that there is a new machine.
     #[cfg(feature = "e2e-encryption")]
     pub(super) async fn prove(&self) {

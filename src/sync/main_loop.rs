@@ -222,7 +222,7 @@ mod tests {
         assert_eq!(ids, ["$old", "$new", "$gone"]);
     }
 
-    /// Whoever seals an event writes its type and all that is in it; nobody has checked their right.
+    /// The sender seals the type and all that is in an event; nobody has checked the sender's right.
     #[test]
     fn nothing_sealed_redacts() {
         let gone = json!({
@@ -319,7 +319,7 @@ mod tests {
         let news = main_loop.handle_update(&update_of(events.to_vec()), DAY);
         let sender = OwnedUserId::try_from(ALICE).unwrap();
         assert_eq!(news.sticky, [Shown { room_id: room_id(), sender }]);
-        // Whoever seals an event can write a sticky object into it.
+        // The sender can seal a sticky object too.
         assert_eq!(main_loop.handle_update(&update_of(vec![sealed(&long)]), DAY).sticky, []);
     }
 

@@ -693,6 +693,40 @@ proptest! {
     }
 }
 
+/// A room is being fetched when the server has the feature again, and nothing comes after. The end of
+/// the fetch has to say that all is well.
+#[test]
+fn a_fetch_ends_unsupported_over_v3() {
+    let mut world = World::new(SyncSource::V3, false, 0);
+    for happening in [
+        Happening::Events(1, 0),
+        Happening::Weather(Weather::Limited(0)),
+        Happening::Events(0, 0),
+        Happening::Weather(Weather::Lacks),
+        Happening::Leave(0),
+    ] {
+        world.happen(happening);
+    }
+    world.pass(50);
+    assert!(matches!(world.shown, SyncState::Unsupported(_)), "{:?}", world.shown);
+    world.happen(Happening::Weather(Weather::Fine));
+    world.pass(CALM);
+    world.check_whole();
+}
+
+/// A gap may hide a redaction: its room is fetched once more, within seconds.
+#[test]
+fn a_gap_has_its_room_fetched() {
+    let mut world = World::new(SyncSource::Sliding, false, 0);
+    world.happen(Happening::Events(0, 0));
+    world.pass(MINUTE);
+    assert_eq!(world.shown, SyncState::Live);
+    world.happen(Happening::Gap(0));
+    assert_eq!(world.owed, [0].into());
+    world.pass(4 * SECOND);
+    assert_eq!(world.owed, [].into());
+}
+
 /// While nothing happens, our own requests are as rare as the speed table says.
 #[test]
 fn an_idle_hour_takes_144_requests() {

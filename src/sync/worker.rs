@@ -183,8 +183,8 @@ impl Worker {
             };
             let is_update = matches!(event, WorkerEvent::Rooms(_));
             self.handle(&mut machine, &mut main_loop, event).await;
-            // Whoever has a stream of devices keeps the old machine, and so our old stream does not
-            // end. The main loop gives its keys to the new machine.
+            // A stream of devices that somebody holds keeps the old machine, and so our old stream does
+            // not end. The main loop gives its keys to the new machine.
             if is_update && self.crypto_machine().await != crypto_machine {
                 keys = None;
             }

@@ -39,8 +39,7 @@ const FEATURES: [&str; 3] =
 
 const CAPABILITIES: &str = "/v3/capabilities";
 
-/// Who is in a room of a server that has delayed events, their door to it, and the long poll that is
-/// held.
+/// Returns a world whose server has delayed events, the door to a room, and the long poll that is held.
 async fn at_the_door() -> (World, RoomSticky, Ask) {
     let (world, poll) = World::live(vec![]).await;
     world.server.has(&FEATURES);
@@ -172,8 +171,8 @@ async fn an_ordinary_event_uses_the_known_form() {
 
 const PROBE: &str = "syd_the_probe";
 
-/// The server refuses the query form, and takes what is to be sent to try the dedicated one. Who
-/// looks for it next.
+/// Lets the server refuse the query form, and take the probe of the dedicated endpoint. Returns the
+/// request that looks for the probe.
 async fn probed(world: &mut World) -> Ask {
     let ask = world.server.sent().await;
     old_form(&ask);
@@ -189,7 +188,7 @@ async fn probed(world: &mut World) -> Ask {
     fired(world).await
 }
 
-/// The probe is sent. Who looks for it next.
+/// Lets the server send the probe. Returns the request that looks for it.
 async fn fired(world: &mut World) -> Ask {
     let ask = world.server.sent().await;
     assert_eq!(ask.path, format!("{BASE}/delayed_events/{PROBE}/send"));
@@ -849,11 +848,11 @@ async fn plaintext_is_not_scheduled_into_encrypted_rooms() {
     });
     let room = json!({ "state": { "events": [encryption] } });
     world.main_loop(json!({ "join": { ROOM: room } })).await;
-    // Neither by who tries again,
+    // Neither by the next attempt,
     world.sleep_over().await;
     let error = outcome(doing).await.unwrap_err();
     assert!(matches!(error, DelayedError::BecameEncrypted), "{error:?}");
-    // nor by who has kept it.
+    // nor by an application that has kept it.
     let error = outcome(put(&world, &event)).await.unwrap_err();
     assert!(matches!(error, DelayedError::BecameEncrypted), "{error:?}");
     assert_no_more(&mut world);

@@ -167,7 +167,7 @@ async fn until(
     within("the session to be as wanted", wait).await;
 }
 
-/// Bob, who is in the call and known to be in the room.
+/// Bob is in the call, and known to be in the room.
 const BOB: &str = "@bob:hs";
 
 /// The room's call with bob in it, and a long poll that is held.
@@ -554,7 +554,7 @@ async fn serve(ask: Ask, sent: &mut usize, status: &str) {
     }
 }
 
-/// One who has joined the room's call.
+/// Returns a world in which we have joined the room's call.
 async fn joined() -> (World, OwnMembership, usize) {
     joined_with(|join| join).await
 }
@@ -732,7 +732,8 @@ async fn an_update_keeps_the_applications_type() {
     assert_eq!((membership.state(), sent), (State::Joined, 2));
 }
 
-/// Anybody can send these, to whoever is in a call in an encrypted room; this application has no media keys.
+/// Anybody can send these to the members of a call in an encrypted room. This application has no media
+/// keys.
 #[cfg(feature = "media-keys")]
 #[tokio::test]
 async fn a_flood_of_key_messages_is_warned_of_once() {

@@ -75,7 +75,7 @@ pub(crate) fn client_builder(server: &Homeserver) -> ClientBuilder {
         .homeserver_url(server.url())
         // Nobody speaks TLS here, and reading the system's certificates takes its time.
         .disable_built_in_root_certificates()
-        // It need not ask for them: whoever asks is us.
+        // The client need not ask for `/versions`: each such request is then ours.
         .server_versions([MatrixVersion::V1_14])
         .request_config(RequestConfig::new().disable_retry())
 }
