@@ -589,10 +589,10 @@ impl SyncMachine {
 
     fn next_ask(&mut self) -> Option<Ask> {
         let Some(follower) = &mut self.follower else {
-            return Some(Ask::Sliding(self.connection.poll_request()));
+            return Some(Ask::Sliding(Box::new(self.connection.poll_request())));
         };
         let question = follower.poll_question()?;
-        let request = follower.request(&question);
+        let request = Box::new(follower.request(&question));
         Some(Ask::V3 { question, request, patience: follower.patience() })
     }
 

@@ -42,9 +42,9 @@ pub(super) enum Ask {
     /// Asks whether the server has what the sources need.
     Versions,
     /// Asks for the next page of our own connection.
-    Sliding(sliding::Request),
+    Sliding(Box<sliding::Request>),
     /// Asks one question of the follower, for no longer than `patience`.
-    V3 { question: v3::Question, request: v3::Request, patience: Duration },
+    V3 { question: v3::Question, request: Box<v3::Request>, patience: Duration },
 }
 
 /// What `/versions` says of the features that the sources need.

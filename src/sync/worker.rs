@@ -355,7 +355,7 @@ impl Worker {
                 let (asked, config) = (self.maps.now(), one_try(request.timeout()));
                 Box::pin(async move {
                     let token = self.client.access_token();
-                    match self.client.send(request).with_request_config(config).await {
+                    match self.client.send(*request).with_request_config(config).await {
                         Ok(response) => WorkerEvent::Page(response, self.maps.now().since(asked)),
                         Err(error) => self.failed(token, error.into()),
                     }
@@ -364,7 +364,7 @@ impl Worker {
             Ask::V3 { question, request, patience } => Box::pin(async move {
                 let token = self.client.access_token();
                 let config = one_try(patience);
-                match self.client.send(request).with_request_config(config).await {
+                match self.client.send(*request).with_request_config(config).await {
                     Ok(response) => WorkerEvent::Followed(question, response),
                     Err(error) => self.failed(token, error.into()),
                 }
