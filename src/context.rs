@@ -5,14 +5,15 @@
 //! [`RoomContext`].
 
 use std::{
-    collections::HashSet,
+    any::{Any, TypeId},
+    collections::{HashMap, HashSet},
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
 use eyeball::SharedObservable;
 use matrix_sdk::{Client, Room};
-use ruma::{EventId, OwnedEventId, RoomId};
+use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomId};
 
 use crate::{
     delayed::{DelayedEvents, ServerSupport},
@@ -39,6 +40,8 @@ pub(crate) struct ClientContext {
     removals: Mutex<HashSet<OwnedEventId>>,
     support: Arc<Mutex<ServerSupport>>,
     heartbeats: Registry,
+    /// See [`RoomContext::shared`].
+    shared: Mutex<HashMap<(OwnedRoomId, TypeId), Weak<dyn Any + Send + Sync>>>,
 }
 
 impl ClientContext {
@@ -60,6 +63,7 @@ impl ClientContext {
             removals: Mutex::default(),
             support: Arc::default(),
             heartbeats: Registry::default(),
+            shared: Mutex::default(),
         }
     }
 
@@ -120,6 +124,21 @@ impl RoomContext {
     /// Returns a view of the room's entries.
     pub(crate) fn events(&self) -> View {
         self.client.events().in_room(self.room_id())
+    }
+
+    /// Returns what all handles of the room share of one type, for as long as one of them holds it.
+    pub(crate) fn shared<T: Any + Default + Send + Sync>(&self) -> Arc<T> {
+        let key = (self.room_id().to_owned(), TypeId::of::<T>());
+        let mut all = self.client.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = all.get(&key).and_then(Weak::upgrade);
+        if let Some(known) = known.and_then(|known| known.downcast().ok()) {
+            return known;
+        }
+        all.retain(|_, it| it.strong_count() > 0);
+        let new = Arc::new(T::default());
+        let any: Arc<dyn Any + Send + Sync> = new.clone();
+        all.insert(key, Arc::downgrade(&any));
+        new
     }
 
     pub(crate) fn key_locks(&self) -> &KeyLocks {

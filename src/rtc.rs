@@ -70,6 +70,8 @@ mod dialect;
 #[cfg(feature = "client")]
 mod discovery;
 #[cfg(feature = "client")]
+mod feed;
+#[cfg(feature = "client")]
 mod join;
 #[cfg(any(test, feature = "media-keys"))]
 pub mod keys;

@@ -37,7 +37,7 @@ const MAX_DECIDING_EVENTS: usize = 4;
 
 /// What the main loop brought.
 #[derive(Default)]
-pub(super) struct News {
+pub(super) struct MainLoopUpdate {
     /// State events, in their order.
     pub(super) events: Vec<String>,
     /// The events that have been redacted. If one was state, the main loop does not say what is left of it.
@@ -48,7 +48,7 @@ pub(super) struct News {
     pub(super) has_left: bool,
 }
 
-impl News {
+impl MainLoopUpdate {
     fn gap() -> Self {
         Self { is_gap: true, ..Self::default() }
     }
@@ -196,25 +196,27 @@ impl Source {
     }
 
     /// Waits for what the main loop brings next.
-    pub(super) async fn next(&mut self) -> News {
+    pub(super) async fn next(&mut self) -> MainLoopUpdate {
         loop {
             match self.updates.recv().await {
                 Ok(RoomUpdate::Joined { updates, .. }) => {
-                    let news = News {
+                    let told = MainLoopUpdate {
                         events: of_update(&updates),
                         redacted: redacted(&updates).collect(),
                         is_gap: updates.timeline.limited,
                         has_left: false,
                     };
-                    if !news.is_none() {
-                        return news;
+                    if !told.is_none() {
+                        return told;
                     }
                 }
-                Ok(RoomUpdate::Left { .. }) => return News { has_left: true, ..News::default() },
+                Ok(RoomUpdate::Left { .. }) => {
+                    return MainLoopUpdate { has_left: true, ..MainLoopUpdate::default() };
+                }
                 Ok(_) => {}
                 // One of the missed updates may say that we have left, and no other one will.
                 Err(RecvError::Lagged(_)) => {
-                    return News { has_left: !self.are_we_in(), ..News::gap() };
+                    return MainLoopUpdate { has_left: !self.are_we_in(), ..MainLoopUpdate::gap() };
                 }
                 // The client is gone, and so is the caller.
                 Err(RecvError::Closed) => return std::future::pending().await,

@@ -12,6 +12,7 @@ mod diff;
 mod index;
 mod membership;
 mod state_event;
+mod transition;
 mod verdict;
 
 use std::{
@@ -26,15 +27,17 @@ use tracing::debug;
 
 #[cfg(feature = "client")]
 pub(super) use self::membership::Leftover;
+pub(super) use self::transition::{Pending, Transition};
 use self::{
-    diff::{Diff, Sessions},
+    diff::Sessions,
     index::Memberships,
     membership::{MembershipRecord, OnDevice, Shown, device_of, key_of},
     state_event::StateEvent,
+    transition::ShownSlots,
     verdict::Rules,
 };
 use super::{
-    change::{RtcChange, SessionChange},
+    change::RtcChange,
     content::{self, Content, Reading, Says},
     leave::LeaveReason,
     member::{Key, KnownBy, MemberDevice, MembershipPlace, NotJoined},
@@ -224,13 +227,22 @@ impl Roster {
 
     /// Returns what changed since the last call: slots first, then by user.
     pub fn poll_changes(&mut self, now: Moment) -> Vec<RtcChange> {
+        let mut pending = Pending::default();
+        for transition in self.poll_transitions(now) {
+            pending.add(transition);
+        }
+        pending.take_changes()
+    }
+
+    /// Returns what is shown in another way than at the last call: slots first, then by user.
+    pub(super) fn poll_transitions(&mut self, now: Moment) -> Vec<Transition> {
         while let Some(key) = self.memberships.poll_due(now) {
             self.touched.insert(key);
         }
-        let mut changes = Vec::new();
+        let mut transitions = Vec::new();
         for slot_id in std::mem::take(&mut self.touched_slots) {
             self.touched.extend(self.memberships.of_slot(&slot_id).cloned());
-            self.show_slot(session_of(&slot_id), &mut changes);
+            transitions.extend(self.show_slot(session_of(&slot_id)));
         }
         let mut touched = std::mem::take(&mut self.touched);
         self.touched = touched.extract_if(.., |key| self.held_back.contains(&key.sender)).collect();
@@ -245,9 +257,9 @@ impl Roster {
             }
         }
         for key in touched {
-            self.show(&key, &mut changes);
+            transitions.extend(self.show(&key));
         }
-        changes
+        transitions
     }
 
     /// Returns when to poll again, if nothing happens before.
@@ -540,31 +552,32 @@ impl Roster {
         })
     }
 
-    fn show_slot(&mut self, session: &str, changes: &mut Vec<RtcChange>) {
+    fn show_slot(&mut self, session: &str) -> Option<Transition> {
         let is_encrypted = self.counts_as_encrypted();
         // One session may have two names. An open slot is shown first, and else the one of the newer name.
         let mut slots: Vec<_> =
             slots_of(session).filter_map(|slot_id| self.slot(slot_id)).collect();
         slots.sort_by_key(|slot| slot.closed_by(is_encrypted).is_some());
         let slots: Vec<_> = slots.into_iter().cloned().map(Arc::new).collect();
-        let shown = slots.first().cloned();
-        let closed = shown.as_ref().and_then(|slot| slot.closed_by(is_encrypted));
-        let slot_id = self.sessions.named(session);
-        let Some(view) = self.sessions.views.get_mut(&slot_id) else { return };
         // Encryption that is switched on closes a slot that says nothing of it.
-        if view.slots != slots || view.closed != closed {
-            view.slots = slots;
-            view.closed = closed;
-            let slot = shown.map(Arc::unwrap_or_clone);
-            changes.push(RtcChange { slot_id: Some(slot_id), change: SessionChange::Slot(slot) });
-        } else {
-            self.sessions.drop_if_empty(&slot_id);
+        let closed = slots.first().and_then(|slot| slot.closed_by(is_encrypted));
+        let now = ShownSlots { slots, closed };
+        let session = self.sessions.named(session);
+        let view = self.sessions.views.get_mut(&session)?;
+        if view.slots == now.slots && view.closed == now.closed {
+            self.sessions.drop_if_empty(&session);
+            return None;
         }
+        let before = ShownSlots {
+            slots: std::mem::replace(&mut view.slots, now.slots.clone()),
+            closed: std::mem::replace(&mut view.closed, now.closed.clone()),
+        };
+        Some(Transition::Slot { session, before, now })
     }
 
     /// Reports how a membership stands, if that is not how it was shown last.
-    fn show(&mut self, key: &Arc<Key>, changes: &mut Vec<RtcChange>) {
-        let Some(membership) = self.memberships.get(key) else { return };
+    fn show(&mut self, key: &Arc<Key>) -> Option<Transition> {
+        let membership = self.memberships.get(key)?;
         let mut verdict = self.verdict(key, membership);
         if verdict.is_ok()
             && let Some(by) = &membership.superseded_by
@@ -586,20 +599,15 @@ impl Roster {
                 Shown::Candidate(session.clone(), membership.candidate(key, reason.clone()))
             }
         });
-        let Some((before, now)) = shown else { return };
+        let (before, now) = shown?;
         // If the quota of former members pushed this one out at once, it is reported as forgotten too.
         let was_there = matches!(before, Shown::Member(..));
         let forgotten = reason
             .clone()
             .filter(|reason| was_there && is_forgotten && reason.is_told_for_a_while())
             .and_then(|reason| Some(self.memberships.get(key)?.candidate(key, reason)));
-        changes.extend(Diff::between(&before, &now, reason).changes(&before, &now));
         if before != now {
             self.sessions.show(key, &before, &now);
-        }
-        if let Some(candidate) = forgotten {
-            let (slot_id, change) = (session.clone(), SessionChange::Forgotten(candidate));
-            changes.push(RtcChange { slot_id, change });
         }
         if self.memberships.remove_forgotten(key) && !self.memberships.has_user(&key.sender) {
             self.stays.remove(&key.sender);
@@ -608,6 +616,13 @@ impl Roster {
         if let Some(session) = session {
             self.sessions.drop_if_empty(&session);
         }
+        (before != now).then(|| Transition::Membership {
+            key: key.clone(),
+            before,
+            now,
+            reason,
+            forgotten,
+        })
     }
 }
 

@@ -1,7 +1,7 @@
 //! The handles: `room.sticky().rtc()`, its sessions, and their streams.
 //!
-//! In: what the application asks for. Out: snapshots, and streams of what changes. Each stream has a watch, and
-//! so a roster, of its own, which works while the stream is polled. Never: a task, a lock.
+//! In: what the application asks for. Out: snapshots, and streams of what changes. All streams of a room share one
+//! feed, and so one roster. Never: a task; the feed works while one of the streams is polled.
 
 use std::{
     fmt,
@@ -11,15 +11,15 @@ use std::{
 };
 
 use futures_core::Stream;
-use futures_util::{StreamExt as _, stream};
+use futures_util::StreamExt as _;
 use matrix_sdk::Room;
 use ruma::RoomId;
 
 use super::{
     change::{RtcChange, SessionChange},
+    feed::Feed,
     slot::session_of,
     snapshot::{RtcSnapshot, SessionSnapshot},
-    watch::Watch,
 };
 use crate::context::RoomContext;
 
@@ -72,12 +72,8 @@ impl Rtc {
     ///
     /// Dropping the future is safe.
     pub async fn subscribe(&self) -> RtcSubscription {
-        let mut watch = Watch::start(&self.sticky, &self.room).await;
-        let snapshot = watch.snapshot();
-        let changes = stream::unfold(watch, async |mut watch| {
-            let (changes, snapshot) = watch.next().await;
-            Some((RtcUpdate { changes, snapshot }, watch))
-        });
+        let (snapshot, updates) = Feed::subscribe(&self.sticky, &self.room).await;
+        let changes = updates.map(|(changes, snapshot)| RtcUpdate { changes, snapshot });
         RtcSubscription { snapshot, changes: RtcChanges { changes: changes.boxed() } }
     }
 

@@ -11,15 +11,15 @@ use std::{collections::BTreeSet, future::pending, sync::Arc, time::Duration};
 use futures_util::{FutureExt as _, StreamExt as _, stream};
 use matrix_sdk::Room;
 use ruma::{OwnedUserId, UserId};
+use tokio::sync::mpsc;
 use tracing::debug;
 
 use self::schedule::{Question, Schedule};
 use super::{
-    change::RtcChange,
     leave::LeaveReason,
     own::Own,
-    room_state::{Fetched, News, NoAnswer, Source, is_of_a_session},
-    roster::{Leftover, Roster},
+    room_state::{Fetched, MainLoopUpdate, NoAnswer, Source, is_of_a_session},
+    roster::{Leftover, Roster, Transition},
     snapshot::RtcSnapshot,
 };
 use crate::{
@@ -112,11 +112,35 @@ pub(super) struct Watch {
     schedule: Schedule,
     query: Query,
     removal: Removal,
+    /// Requests to ask the server for the whole state, by their numbers.
+    refreshes: mpsc::UnboundedReceiver<u64>,
+    /// The refresh that is wanted last, the one that the server is being asked for, and the last one that is done.
+    wanted: u64,
+    asking: Option<u64>,
+    answered: u64,
+    /// Whether the server has answered what it was asked last.
+    has_answered: bool,
+}
+
+/// What is new.
+pub(super) struct News {
+    /// What is shown in another way than before.
+    pub(super) transitions: Vec<Transition>,
+    /// The sessions from now on.
+    pub(super) snapshot: RtcSnapshot,
+    /// The last refresh that is done.
+    pub(super) answered: u64,
+    /// Whether the server has answered what it was asked last.
+    pub(super) has_answered: bool,
 }
 
 impl Watch {
     /// Starts to watch a room. Returns when the server has answered, or has not in time.
-    pub(super) async fn start(sticky: &RoomContext, room: &Room) -> Self {
+    pub(super) async fn start(
+        sticky: &RoomContext,
+        room: &Room,
+        refreshes: mpsc::UnboundedReceiver<u64>,
+    ) -> Self {
         // Both streams before anything is read, so that nothing falls between.
         let Subscription { snapshot, changes } = sticky.events().subscribe();
         let source = Source::new(room.clone());
@@ -132,12 +156,17 @@ impl Watch {
             schedule: Schedule::new(),
             query: Query::Idle,
             removal: Removal::Idle,
+            refreshes,
+            wanted: 0,
+            asking: None,
+            answered: 0,
+            has_answered: false,
         };
         watch.ask_encryption().await;
         let stored = watch.source.stored().await;
         watch.handle_state(stored);
         watch.look_up().await;
-        let question = watch.schedule.question(watch.timer.now(), true);
+        let question = watch.schedule.whole_question(watch.timer.now(), []);
         watch.ask(question);
         while watch.query.is_asking() {
             let (about, answer) = watch.query.answer().await;
@@ -146,26 +175,34 @@ impl Watch {
         watch
     }
 
-    /// Returns the sessions now. What there is to begin with is in this snapshot, and not in the changes.
+    /// Returns the sessions now. What there is to begin with is in this snapshot, and not in the news.
     pub(super) fn snapshot(&mut self) -> RtcSnapshot {
         let now = self.now();
-        self.roster.poll_changes(now);
+        self.roster.poll_transitions(now);
         self.roster.snapshot(now)
     }
 
-    /// Waits for the next changes. They are never empty.
-    pub(super) async fn next(&mut self) -> (Vec<RtcChange>, RtcSnapshot) {
+    /// Waits until something is shown in another way, or a refresh is done.
+    pub(super) async fn next(&mut self) -> News {
         loop {
             self.look_up().await;
             let now = self.now();
-            let changes = self.roster.poll_changes(now);
-            if !changes.is_empty() {
-                return (changes, self.roster.snapshot(now));
+            let transitions = self.roster.poll_transitions(now);
+            let refreshed = self.asking.take_if(|_| !self.query.is_asking());
+            self.answered = refreshed.unwrap_or(self.answered);
+            if !transitions.is_empty() || refreshed.is_some() {
+                let snapshot = self.roster.snapshot(now);
+                let (answered, has_answered) = (self.answered, self.has_answered);
+                return News { transitions, snapshot, answered, has_answered };
             }
-            if !self.query.is_asking()
-                && let Some(question) = self.schedule.poll_question(now)
-            {
-                self.ask(question);
+            if !self.query.is_asking() {
+                if self.wanted > self.answered {
+                    self.asking = Some(self.wanted);
+                    let question = self.schedule.whole_question(now, self.roster.users());
+                    self.ask(question);
+                } else if let Some(question) = self.schedule.poll_question(now) {
+                    self.ask(question);
+                }
             }
             self.remove_leftover(now);
             // What is due waits for the answer that is on its way.
@@ -175,8 +212,9 @@ impl Watch {
             let timer = self.timer.clone();
             tokio::select! {
                 Some(change) = self.changes.next() => self.roster.handle_change(&change),
+                Some(wanted) = self.refreshes.recv() => self.wanted = self.wanted.max(wanted),
                 // Not while the server is asked: its answer may be older than what comes meanwhile.
-                news = self.source.next(), if !self.query.is_asking() => self.handle_news(news),
+                told = self.source.next(), if !self.query.is_asking() => self.handle_told(told),
                 (about, answer) = self.query.answer() => self.handle_answer(about, answer).await,
                 removed = self.removal.sent() => self.handle_removed(removed),
                 () = until(&*timer, deadline) => {}
@@ -184,21 +222,21 @@ impl Watch {
         }
     }
 
-    fn handle_news(&mut self, news: News) {
-        let is_lost = news.redacted.iter().any(|event_id| self.roster.holds(event_id));
+    fn handle_told(&mut self, told: MainLoopUpdate) {
+        let is_lost = told.redacted.iter().any(|event_id| self.roster.holds(event_id));
         // The event may be older than what the server told. The server's answer puts that right.
-        let is_doubtful = news.events.iter().any(|text| is_of_a_session(text));
+        let is_doubtful = told.events.iter().any(|text| is_of_a_session(text));
         let now = self.now();
-        for text in news.events {
+        for text in told.events {
             if let Some(user_id) = self.roster.handle_late_state_event(now, &text) {
                 self.schedule.handle_strangers(now, [user_id]);
             }
         }
-        let is_back = self.has_left && !news.has_left;
-        self.has_left = news.has_left;
-        if news.has_left {
+        let is_back = self.has_left && !told.has_left;
+        self.has_left = told.has_left;
+        if told.has_left {
             self.roster.handle_room_left(now);
-        } else if news.is_gap || is_back {
+        } else if told.is_gap || is_back {
             self.schedule.handle_doubt(now, self.roster.users());
         } else if is_lost || is_doubtful {
             self.schedule.handle_doubt(now, []);
@@ -227,6 +265,7 @@ impl Watch {
     async fn handle_answer(&mut self, about: BTreeSet<OwnedUserId>, answer: Answer) {
         match answer {
             Answer::Fetched(fetched) => {
+                self.has_answered = true;
                 self.handle_fetched(fetched, &about).await;
                 self.decide(about);
             }
@@ -240,6 +279,7 @@ impl Watch {
                 }
             }
             Answer::None => {
+                self.has_answered = false;
                 about.iter().for_each(|user_id| self.roster.release(user_id));
                 self.ask_again(about);
             }

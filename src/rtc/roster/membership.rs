@@ -47,7 +47,7 @@ pub(super) struct MembershipRecord {
 
 /// How a membership was shown last.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) enum Shown {
+pub(in crate::rtc) enum Shown {
     #[default]
     Not,
     Member(Arc<str>, Member),

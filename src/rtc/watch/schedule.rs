@@ -99,8 +99,21 @@ impl Schedule {
         (is_fetch_due || is_due(self.look_up_at)).then(|| self.question(now, is_fetch_due))
     }
 
-    /// Returns a question about all strangers, whether one is due or not.
-    pub(super) fn question(&mut self, now: Moment, is_whole: bool) -> Question {
+    /// Returns a question about all strangers, these users and the whole state, which somebody asks for. The pauses
+    /// between other questions stay.
+    pub(super) fn whole_question(
+        &mut self,
+        now: Moment,
+        users: impl IntoIterator<Item = OwnedUserId>,
+    ) -> Question {
+        self.strangers.extend(users);
+        self.fetched_at = Some(now);
+        self.fetch_at = None;
+        self.look_up_at = None;
+        Question { about: std::mem::take(&mut self.strangers), is_whole: true }
+    }
+
+    fn question(&mut self, now: Moment, is_whole: bool) -> Question {
         if is_whole {
             let was_quiet =
                 self.fetched_at.is_none_or(|at| at.deadline(QUIET_INTERVAL).is_over(now));
