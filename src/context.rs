@@ -13,12 +13,11 @@ use std::{
 
 use eyeball::SharedObservable;
 use matrix_sdk::{Client, Room};
-use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomId};
+use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomId, exports::http::Extensions};
 
 use crate::{
     delayed::{DelayedEvents, ServerSupport},
     driver::{Task, Timer},
-    heartbeat::Registry,
     outbox::{ATTEMPT_TIMEOUT, KeyLocks, Outbox, RequestError},
     sync::state::{SyncSource, SyncState, Unsupported},
     view::{EphemeralMaps, View},
@@ -39,7 +38,8 @@ pub(crate) struct ClientContext {
     /// Memberships of ours that are removed, or were: see [`RoomContext::claim_removal`].
     removals: Mutex<HashSet<OwnedEventId>>,
     support: Arc<Mutex<ServerSupport>>,
-    heartbeats: Registry,
+    /// What a module above keeps for each client, by its type.
+    extensions: Mutex<Extensions>,
     /// See [`RoomContext::shared`].
     shared: Mutex<HashMap<(OwnedRoomId, TypeId), Weak<dyn Any + Send + Sync>>>,
 }
@@ -62,7 +62,7 @@ impl ClientContext {
             key_locks: KeyLocks::default(),
             removals: Mutex::default(),
             support: Arc::default(),
-            heartbeats: Registry::default(),
+            extensions: Mutex::default(),
             shared: Mutex::default(),
         }
     }
@@ -75,8 +75,17 @@ impl ClientContext {
         DelayedEvents::new(self.outbox(), self.support.clone())
     }
 
-    pub(crate) fn heartbeats(&self) -> &Registry {
-        &self.heartbeats
+    /// Returns what a module above keeps for this client. It starts as the default.
+    ///
+    /// Why not a field? The context would name the modules that stand above it.
+    pub(crate) fn extension<T: Clone + Default + Send + Sync + 'static>(&self) -> T {
+        let mut extensions = self.extensions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(value) = extensions.get::<T>() {
+            return value.clone();
+        }
+        let value = T::default();
+        extensions.insert(value.clone());
+        value
     }
 
     /// Returns a view of the entries of all rooms. It keeps the context, and so the task, alive.

@@ -182,6 +182,7 @@ pub(crate) struct Encrypted {
     /// The content of an `m.room.encrypted` event.
     pub(crate) content: Box<RawValue>,
     /// The megolm session that it is encrypted with.
+    #[cfg(test)]
     pub(crate) session_id: String,
     /// The devices that were sent the room key, so that they can read it. A device that could not be
     /// reached, as its server had no one-time key for it, is not among them; see
@@ -420,6 +421,7 @@ impl Encryptor {
             Some(session_id) if session_id == session.session_id() => {
                 Ok(Round::Encrypted(Encrypted {
                     content: encrypted.content.into_json(),
+                    #[cfg(test)]
                     session_id: session_id.to_owned(),
                     reached,
                 }))

@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use super::{
     Heartbeat, HeartbeatHandle, Pace, PaceError,
     perform::{Context, Kept, Lease},
+    registry::Registry,
     run::Run,
     store::{HeartbeatKey, Store},
 };
@@ -189,7 +190,7 @@ impl StartHeartbeat {
             insert_sticky_key(content, &sticky_key);
         }
         let key = HeartbeatKey { room_id: room.room_id().to_owned(), event_type, sticky_key };
-        let registry = room.client().heartbeats().clone();
+        let registry = room.client().extension::<Registry>();
         let (wishes, wished) = mpsc::unbounded_channel();
         let live = registry.live(&key, &wishes, pace.delay()).ok_or(StartHeartbeatError::InUse)?;
 
@@ -225,7 +226,7 @@ impl StartHeartbeat {
             kept: Mutex::new(kept),
         });
         let live = Arc::new(Mutex::new(Some(live)));
-        let id = context.room.client().heartbeats().next.fetch_add(1, Relaxed);
+        let id = context.room.client().extension::<Registry>().next.fetch_add(1, Relaxed);
         let (state_of_it, live_of_it) = (state.clone(), live.clone());
         let context_of_it = context.clone();
         let run = Run { context: context_of_it, id, machine, state: state_of_it, live: live_of_it };

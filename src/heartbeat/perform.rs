@@ -18,7 +18,7 @@ use super::{
     LeaseId, Outcome, SendId, Step,
     outcome::outcome,
     reach::Reach,
-    registry::lock,
+    registry::{Registry, lock},
     retire::{listed, scheduled_as},
     store::{Armed, HeartbeatKey, Store},
 };
@@ -240,7 +240,8 @@ impl Context {
         deadline: Deadline,
     ) -> Outcome {
         let find = async {
-            let mut listed = listed(&self.events, self.room.client().heartbeats()).await?;
+            let mut listed =
+                listed(&self.events, &self.room.client().extension::<Registry>()).await?;
             scheduled_as(&self.events, leave, is_over, &mut listed).await
         };
         match self.before(deadline, find).await {
@@ -257,7 +258,7 @@ impl Context {
     ) -> Outcome {
         match scheduled {
             Ok(delay_id) => {
-                lock(&self.room.client().heartbeats().delay_ids)
+                lock(&self.room.client().extension::<Registry>().delay_ids)
                     .insert(delay_id.clone(), self.key.clone());
                 if let Some(lease) = self.kept().leases.get_mut(&lease) {
                     lease.delay_id = Some(delay_id);

@@ -26,10 +26,11 @@ const RETIRING: Duration = Duration::from_secs(20);
 /// would say so before the leaves fire by themselves. Not before the longest time that a request of
 /// theirs may still be under way: a join that arrives after its leave would outlive it.
 pub(super) async fn retire(client: &ClientContext, store: &Store, armed: Vec<Armed>) {
-    let (timer, events, registry) = (&client.timer, client.delayed_events(), client.heartbeats());
+    let (timer, events, registry) =
+        (&client.timer, client.delayed_events(), client.extension::<Registry>());
     let Some(longest) = armed.iter().map(|armed| armed.leave.delay()).max() else { return };
     timer.sleep_until(timer.now().deadline(Pace::default().timeout(longest))).await;
-    let mut all = match listed(&events, registry).await {
+    let mut all = match listed(&events, &registry).await {
         Ok(all) => all,
         Err(error) => return debug!(%error, "the server does not tell what is scheduled"),
     };
@@ -66,7 +67,7 @@ pub(super) async fn retire(client: &ClientContext, store: &Store, armed: Vec<Arm
 /// All leave, and what earlier processes have left armed is fired. Returns when the server has it,
 /// or does not answer: within the longest delay and 20 s.
 pub(crate) async fn leave_all(client: &ClientContext) {
-    let (timer, registry) = (&client.timer, client.heartbeats());
+    let (timer, registry) = (&client.timer, client.extension::<Registry>());
     let wishes: Vec<_> = lock(&registry.live).values().cloned().collect();
     let delay = wishes.iter().map(|(_, delay)| *delay).max().unwrap_or_default();
     let deadline = timer.now().deadline(delay + RETIRING);
@@ -82,7 +83,7 @@ pub(crate) async fn leave_all(client: &ClientContext) {
 
 /// Fires what earlier processes have left armed, if the store is ours.
 async fn retire_all(client: &ClientContext) {
-    let (timer, registry) = (&client.timer, client.heartbeats());
+    let (timer, registry) = (&client.timer, client.extension::<Registry>());
     let store = Store::new(client.client.clone(), registry.ours.clone());
     match store.own(timer.now()).await {
         // What another client has armed is not ours to fire.

@@ -18,7 +18,7 @@ use super::{
     Failure, Heartbeat, Outcome, State, Step,
     perform::{Context, Lease, Ready},
     readers::{add, readers_change},
-    registry::{Live, lock},
+    registry::{Live, Registry, lock},
     request::Wish,
     retire::retire,
     store::Armed,
@@ -71,7 +71,7 @@ pub(super) struct Run {
 impl Drop for Run {
     fn drop(&mut self) {
         // However it ends, nobody waits behind it any more.
-        lock(&self.context.room.client().heartbeats().turns).forget(self.id);
+        lock(&self.context.room.client().extension::<Registry>().turns).forget(self.id);
     }
 }
 
@@ -109,7 +109,9 @@ impl Run {
                 }
             }
             let now = context.now();
-            self.machine.handle_pace(lock(&context.room.client().heartbeats().turns).is_slow(now));
+            self.machine.handle_pace(
+                lock(&context.room.client().extension::<Registry>().turns).is_slow(now),
+            );
             while let Some(action) = self.machine.poll_action(now) {
                 if !context.is_ready(action.step) {
                     self.machine.handle_outcome(now, Outcome::Preparing);
@@ -167,7 +169,7 @@ impl Run {
                 Event::Done(step, outcome) => {
                     doing = None;
                     if let Outcome::RateLimited { retry_after } = outcome {
-                        let registry = context.room.client().heartbeats();
+                        let registry = context.room.client().extension::<Registry>();
                         lock(&registry.turns).handle_limit(now, step, retry_after);
                     }
                     self.machine.handle_outcome(now, outcome);
@@ -215,7 +217,7 @@ impl Run {
         // The key is free, and the store nobody's, before anybody hears that it is over.
         self.forget_leases().await;
         lock(&self.live).take();
-        context.store.disown(|| context.room.client().heartbeats().is_idle()).await;
+        context.store.disown(|| context.room.client().extension::<Registry>().is_idle()).await;
         self.state.set_if_not_eq(state);
     }
 
@@ -314,7 +316,8 @@ impl Run {
             Step::Fire(_) | Step::Leave { .. } => now.deadline(Duration::ZERO),
             _ => kept.armed_until.unwrap_or(now.deadline(self.context.delay)),
         };
-        lock(&self.context.room.client().heartbeats().turns).ask(now, self.id, step, ends_at)
+        lock(&self.context.room.client().extension::<Registry>().turns)
+            .ask(now, self.id, step, ends_at)
     }
 
     fn handle_prepared(&mut self, now: Moment, step: Step, ready: Result<Ready, Outcome>) {
@@ -376,7 +379,8 @@ impl Run {
         };
         for lease in gone {
             if let Some(delay_id) = &lease.delay_id {
-                lock(&self.context.room.client().heartbeats().delay_ids).remove(delay_id);
+                lock(&self.context.room.client().extension::<Registry>().delay_ids)
+                    .remove(delay_id);
             }
             if let Err(error) = self.context.store.remove(lease.leave.transaction_id()).await {
                 warn!(%error, "a leave that is over could not be removed from the store");

@@ -25,6 +25,7 @@ use super::{
 use crate::{
     context::RoomContext,
     driver::{BoxFuture, Timer, before, until},
+    heartbeat::Registry,
     send::{SendError, SendSticky},
     time::{Deadline, Moment},
     view::{Changes, Subscription},
@@ -392,9 +393,9 @@ impl Watch {
         let room = self.source.room();
         let client = room.client();
         let Some((user_id, device_id)) = client.user_id().zip(client.device_id()) else { return };
-        let beating = self.sticky.client().heartbeats();
+        let heartbeats = self.sticky.client().extension::<Registry>();
         let mut leftovers = self.roster.leftovers(user_id, device_id).filter(|it| {
-            !beating.has(room.room_id(), it.event_type, &it.member_id)
+            !heartbeats.has(room.room_id(), it.event_type, &it.member_id)
                 && self.sticky.claim_removal(it.event_id.clone())
         });
         let Some(Leftover { event_id, event_type, slot_id, member_id }) = leftovers.next() else {

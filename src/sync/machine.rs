@@ -573,11 +573,19 @@ impl SyncMachine {
 
     /// Asks again after a wait. The server may be another version by now, unless it was well.
     fn ask_again(&mut self) {
-        if self.supported {
+        if self.supported && !self.is_to_switch() {
             self.ask();
         } else {
             self.activity = Activity::AsksVersions;
         }
+    }
+
+    /// Whether v3 is to take over, as sliding sync brings no sticky events. A request for `/versions` that
+    /// failed is then repeated.
+    fn is_to_switch(&self) -> bool {
+        self.wanted_source == SyncSource::Auto
+            && matches!(self.extension, Extension::Absent)
+            && self.follower.is_none()
     }
 
     /// Has the source ask for events next; a follower that is where the main loop is has no question.
