@@ -43,7 +43,7 @@ use crate::{
 /// A sticky event.
 ///
 /// `Debug` shows the metadata and never the text. The sender's own copy of a fired delayed event
-/// carries the delay id in `unsigned`, and whoever has that id can end the heartbeat.
+/// carries the delay id in `unsigned`. With that id, anybody can end the heartbeat.
 ///
 /// Two events are equal if they have the same event id.
 ///
@@ -126,7 +126,7 @@ impl StickyEvent {
     /// Returns the sticky key of the content, if it has one. An event without a key is an entry of its
     /// own, under its event id.
     pub fn sticky_key(&self) -> Option<&str> {
-        if self.sticky_key.is_none() {
+        if self.sticky_key.is_absent() {
             return None;
         }
         let beside = self.beside.as_deref().map(|beside| &*beside.sticky_key);

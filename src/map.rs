@@ -56,7 +56,7 @@ pub(crate) struct Delta {
     pub(crate) cell: u32,
     /// The value until now, if there was one.
     pub(crate) before: Option<Arc<StickyEvent>>,
-    /// The value from now on, or why there is none any more.
+    /// The value from now on, or why the key has no value any more.
     pub(crate) after: Result<Arc<StickyEvent>, RemovalReason>,
 }
 

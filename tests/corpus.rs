@@ -50,7 +50,7 @@ fn replay(target: &str, body: fn(&[u8])) {
     let mut files: Vec<_> =
         fs::read_dir(&corpus).unwrap().map(|file| file.unwrap().path()).collect();
     files.sort();
-    assert!(files.len() >= 10, "a corpus of {} files is none", files.len());
+    assert!(files.len() >= 10, "a corpus of {} files is too small", files.len());
     for file in files {
         let data = fs::read(&file).unwrap();
         let replayed = panic::catch_unwind(|| body(&data));

@@ -20,12 +20,12 @@ impl Part {
     /// There is no string. No text is so long that an empty string stands there.
     pub(super) const NONE: Self = Self { start: u32::MAX, len: 0 };
 
-    pub(super) fn is_none(self) -> bool {
+    pub(super) fn is_absent(self) -> bool {
         self.start == Self::NONE.start && self.len == Self::NONE.len
     }
 
     pub(super) fn is_beside(self) -> bool {
-        self.len == 0 && !self.is_none()
+        self.len == 0 && !self.is_absent()
     }
 
     pub(super) fn of(part: &str, text: &str) -> Self {

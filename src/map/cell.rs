@@ -225,8 +225,8 @@ impl Cell {
         redacted.or(self.known.last()).cloned()
     }
 
-    /// Returns the value that this cell shows. There is none if the highest-ranked event is a
-    /// tombstone or not decrypted, or if its sender is ignored.
+    /// Returns the value that this cell shows. The cell shows nothing if the highest-ranked event is
+    /// a tombstone or not decrypted, or if its sender is ignored.
     pub(super) fn value(&self, ignored: &HashSet<OwnedUserId>) -> Option<&Arc<StickyEvent>> {
         let event = self.highest()?;
         (event.kind() == Kind::Value && !ignored.contains(event.sender())).then_some(event)

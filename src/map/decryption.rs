@@ -49,7 +49,7 @@ impl EphemeralMap {
                 }
                 self.note_malformed(received, outer);
                 return Err(Malformed {
-                    // The outer event's id: whoever encrypted the event could have written any id
+                    // The outer event's id: the device that encrypted it could have written any id
                     // inside.
                     event_id: Some(raw.event_id.to_string()),
                     ..malformed

@@ -3,7 +3,7 @@
 //! In: hashes of event ids, each with the moment to forget it. Out: whether one is remembered.
 //!
 //! Why not simply keep the ids? A keyed 64-bit hash is shorter. The chance of a wrong result is 1,000
-//! in 2^64, and nobody who does not know the key can aim for one.
+//! in 2^64, and nobody can aim for one without the key.
 
 use std::collections::VecDeque;
 

@@ -1,4 +1,4 @@
-//! All rooms' maps behind one lock: the door for whoever drives their own sync.
+//! All rooms' maps behind one lock: the door for an application that drives its own sync.
 //!
 //! In: [`Delivery`]s, the list of ignored users, rooms that were left. Out: [`View`]s, and the next
 //! deadline. Never: I/O, a task, a timer.

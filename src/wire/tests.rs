@@ -238,7 +238,7 @@ fn a_removal_has_nothing_but_the_key() {
 }
 
 #[test]
-fn a_key_that_is_deeper_down_is_none() {
+fn a_key_deeper_down_does_not_count() {
     assert_eq!(key_of(r#"{"m":{"msc4354_sticky_key":"k"}}"#), (None, false));
     let text = event("$a").with("/content", json!({})).with("/msc4354_sticky_key", "k").text();
     assert!(matches!(

@@ -49,7 +49,7 @@ fn a_left_room_is_forgotten_and_says_so() {
 }
 
 #[test]
-fn a_left_room_still_knows_who_is_ignored() {
+fn a_left_room_still_knows_ignored_users() {
     let mut room = Room::new();
     room.ignore(&[ALICE]);
     room.map.handle_left();
