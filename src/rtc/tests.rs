@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use super::{
     change::{RtcChange, SessionChange},
     member::{Candidate, Key, Member, NotJoined},
-    roster::Roster,
+    roster::{Pending, Roster},
     slot::{ROOM_CALL, Slot},
     snapshot::{RtcSnapshot, SessionSnapshot},
 };
@@ -353,6 +353,9 @@ struct World {
     changes: Changes,
     roster: Roster,
     told: Told,
+    /// Somebody who looks at every third change alone.
+    slow: (Pending, Told),
+    polls: usize,
     state_events: usize,
 }
 
@@ -377,7 +380,16 @@ impl World {
         let maps = EphemeralMaps::new(clock.clone(), Limits::default());
         let Subscription { changes, .. } = maps.view().in_room(room()).subscribe();
         let roster = Roster::new();
-        Self { clock, maps, changes, roster, told: Told::default(), state_events: 0 }
+        Self {
+            clock,
+            maps,
+            changes,
+            roster,
+            told: Told::default(),
+            slow: Default::default(),
+            polls: 0,
+            state_events: 0,
+        }
     }
 
     /// One response with these memberships, and what it changes.
@@ -457,9 +469,19 @@ impl World {
             self.roster.handle_change(&change);
         }
         let now = self.clock.now();
-        let changes = self.roster.poll_changes(now);
+        let (mut pending, (slow, slow_told)) = (Pending::default(), &mut self.slow);
+        for transition in self.roster.poll_transitions(now) {
+            pending.add(transition.clone());
+            slow.add(transition);
+        }
+        let changes = pending.take_changes();
         for change in &changes {
             self.told.handle(change);
+        }
+        self.polls += 1;
+        if self.polls.is_multiple_of(3) {
+            slow.take_changes().iter().for_each(|change| slow_told.handle(change));
+            slow_told.assert_is(&self.roster.snapshot(now));
         }
         self.told.assert_is(&self.snapshot());
         self.roster.assert_consistent();

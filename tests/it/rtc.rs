@@ -214,6 +214,44 @@ fn has_left(told: &[SessionChange], user_id: &str) -> bool {
         .any(|it| matches!(it, SessionChange::Left { member, .. } if member.user_id() == user_id))
 }
 
+/// The application, a membership of ours and its media keys have a stream each.
+#[tokio::test]
+async fn all_streams_share_one_look_at_newcomers() {
+    let (mut world, poll, mut first) = with_bob_in_the_call().await;
+    let state = [slot("$open", "open"), member(BOB, "join")];
+    let mut second = subscribed(&mut world, &state).await;
+    let mut third = subscribed(&mut world, &state).await;
+    world.clock.advance(secs(10));
+    main_loop(&world, json!({ "events": [member(ALICE, "join")] })).await;
+    poll.page("pos-3", "batch-3", ROOM, vec![alice_joins()]).await;
+    let (told, asks, poll) = now(&mut world, &mut first).await;
+    assert!(told.is_empty(), "{told:?}");
+    let [ask] = <[Ask; 1]>::try_from(asks).ok().expect("one request for all streams");
+    assert_eq!(asked_users(&ask), [ALICE]);
+    tell(ask, &[member(ALICE, "join")]).await;
+    // Each is told once, whichever of them has driven the others. Nobody asks again.
+    for sessions in [&mut first, &mut second, &mut third] {
+        let (told, asks, _) = now(&mut world, sessions).await;
+        assert!(matches!(&told[..], [SessionChange::Joined(_)]), "{told:?}");
+        assert!(asks.is_empty());
+        assert_eq!(sessions.snapshot.session(ROOM_CALL).len(), 2);
+    }
+
+    // Dropping the stream that was polled first holds up no other one. The third looks only at the end, and is told
+    // the net effect: bob has another membership.
+    drop(first);
+    poll.unwrap().page("pos-4", "batch-4", ROOM, vec![leaves("$bob-left", BOB)]).await;
+    let (told, _, poll) = now(&mut world, &mut second).await;
+    assert!(has_left(&told, BOB), "{told:?}");
+    let mut again = joins("$bob-again", BOB);
+    again["origin_server_ts"] = json!(START_MS + 2);
+    poll.unwrap().page("pos-5", "batch-5", ROOM, vec![again]).await;
+    let (told, ..) = now(&mut world, &mut second).await;
+    assert!(matches!(&told[..], [SessionChange::Joined(_)]), "{told:?}");
+    let (told, ..) = now(&mut world, &mut third).await;
+    assert!(matches!(&told[..], [SessionChange::Updated { .. }]), "{told:?}");
+}
+
 /// A new user every 100 ms, and each answer takes 150 ms.
 #[tokio::test]
 async fn a_crowd_of_newcomers_holds_back_nobody_else() {
@@ -601,7 +639,8 @@ async fn an_old_closing_that_the_main_loop_brings_late_does_not_make_us_leave_an
     let (mut world, membership, mut sent) = joined().await;
     // The server is asked before the main loop comes to the event that was closed then.
     brings(&world, slot("$closed", "closed")).await;
-    assert!(for_20_s(&mut world, &mut sent, "open").await > 1);
+    // The roster looks again, and so does the member: that is one request.
+    assert_eq!(for_20_s(&mut world, &mut sent, "open").await, 1);
     assert_eq!((membership.state(), membership.left_as(), sent), (State::Joined, None, 1));
 
     brings(&world, slot("$closed-again", "closed")).await;

@@ -90,12 +90,12 @@ impl Pending {
             }
         }
         for (_, Step { before, now, reason, forgotten }) in std::mem::take(&mut self.memberships) {
-            let is_listed = reason.as_ref().is_some_and(NotJoined::is_told_for_a_while);
+            // Somebody who was listed meanwhile left for the reason that was listed.
+            let listed = forgotten.filter(|_| now == Shown::Not);
+            let reason = listed.as_ref().map(|it| it.reason.clone()).or(reason);
             changes.extend(Diff::between(&before, &now, reason).changes(&before, &now));
             // A member who leaves counts as listed, until this says that it is not.
-            if let (Shown::Member(session, _), Shown::Not) = (before, now)
-                && let Some(candidate) = forgotten.filter(|_| is_listed)
-            {
+            if let (Shown::Member(session, _), Some(candidate)) = (before, listed) {
                 let change = SessionChange::Forgotten(candidate);
                 changes.push(RtcChange { slot_id: Some(session), change });
             }
