@@ -369,7 +369,7 @@ pub type RandomBytes = Box<dyn FnMut(&mut [u8]) + Send>;
 ///
 /// To drive it: call a `handle_..` method for each thing that happens. Then perform what
 /// [`poll_send`](Self::poll_send) returns until that is `None`, and tell the frame cryptor what
-/// [`poll_change`](Self::poll_change) returns until that is `None`. Poll again at [`deadline`](Self::deadline).
+/// [`poll_change`](Self::poll_change) returns until that is `None`. Poll again at [`next_deadline`](Self::next_deadline).
 pub struct KeyExchange {
     room_id: OwnedRoomId,
     own: Participant,

@@ -33,7 +33,7 @@ use self::{
     index::Memberships,
     membership::{MembershipRecord, OnDevice, Shown, device_of, key_of},
     state_event::StateEvent,
-    transition::ShownSlots,
+    transition::{ShownSlots, Step},
     verdict::Rules,
 };
 use super::{
@@ -56,7 +56,7 @@ use crate::{
 ///
 /// To drive it: call a `handle_..` method for each thing that happens, look up the users of
 /// [`poll_unknown`](Self::poll_unknown), then call [`poll_changes`](Self::poll_changes). Poll again at
-/// [`deadline`](Self::deadline).
+/// [`next_deadline`](Self::next_deadline).
 #[derive(Debug)]
 pub struct Roster {
     /// A room counts as encrypted until somebody knows: a membership in plaintext makes no member by accident.
@@ -616,12 +616,9 @@ impl Roster {
         if let Some(session) = session {
             self.sessions.drop_if_empty(&session);
         }
-        (before != now).then(|| Transition::Membership {
-            key: key.clone(),
-            before,
-            now,
-            reason,
-            forgotten,
+        (before != now).then(|| {
+            let step = Step { before, now, reason, forgotten };
+            Transition::Membership(key.clone(), Box::new(step))
         })
     }
 }

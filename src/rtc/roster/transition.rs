@@ -15,20 +15,8 @@ use crate::rtc::{
 /// Something that is shown in another way than before.
 #[derive(Clone, Debug)]
 pub(in crate::rtc) enum Transition {
-    Slot {
-        session: Arc<str>,
-        before: ShownSlots,
-        now: ShownSlots,
-    },
-    Membership {
-        key: Arc<Key>,
-        before: Shown,
-        now: Shown,
-        /// Why the membership does not count, if so.
-        reason: Option<NotJoined>,
-        /// The candidate that is not listed at all, because a quota was full.
-        forgotten: Option<Candidate>,
-    },
+    Slot { session: Arc<str>, before: ShownSlots, now: ShownSlots },
+    Membership(Arc<Key>, Box<Step>),
 }
 
 /// The slots of a session as they are shown, the one that counts first, and why that is closed.
@@ -46,12 +34,15 @@ pub(in crate::rtc) struct Pending {
     memberships: BTreeMap<Arc<Key>, Step>,
 }
 
-#[derive(Debug)]
-struct Step {
-    before: Shown,
-    now: Shown,
-    reason: Option<NotJoined>,
-    forgotten: Option<Candidate>,
+/// How a membership was shown, and how it is shown.
+#[derive(Clone, Debug)]
+pub(in crate::rtc) struct Step {
+    pub(super) before: Shown,
+    pub(super) now: Shown,
+    /// Why the membership does not count, if so.
+    pub(super) reason: Option<NotJoined>,
+    /// The candidate that is not listed any more, or not at all, because a quota was full.
+    pub(super) forgotten: Option<Candidate>,
 }
 
 impl Pending {
@@ -62,7 +53,8 @@ impl Pending {
                 self.slots.entry(session).or_insert_with(|| (before, ShownSlots::default())).1 =
                     now;
             }
-            Transition::Membership { key, before, now, reason, forgotten } => {
+            Transition::Membership(key, step) => {
+                let Step { before, now, reason, forgotten } = *step;
                 // Somebody who has left was listed until now.
                 let listed = match &before {
                     Shown::Candidate(_, candidate) => Some(candidate.clone()),
