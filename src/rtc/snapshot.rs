@@ -8,7 +8,7 @@ use ruma::UserId;
 use super::{
     dialect::{Dialect, MembershipForm},
     member::{Candidate, Key, Member},
-    slot::{ClosedBy, RtcApplication, Slot},
+    slot::{ClosedBy, Slot},
 };
 use crate::time::Moment;
 
@@ -165,7 +165,7 @@ impl SessionSnapshot {
         &self,
         slot_id: &str,
         dialect: Dialect,
-        application: &RtcApplication,
+        application: &super::slot::RtcApplication,
     ) -> Option<Obstacle> {
         let slot = self.slot_called(slot_id);
         if let Some(closed) = closed_to(dialect, slot, self.is_encrypted) {
