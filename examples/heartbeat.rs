@@ -23,8 +23,8 @@ use clap::Parser;
 use futures_util::StreamExt as _;
 use matrix_sdk::Client;
 use matrix_sdk_sticky::{
-    RoomExt as _,
-    heartbeat::{HeartbeatHandle, State},
+    StickyRoomExt as _,
+    heartbeat::{Heartbeat, HeartbeatState},
 };
 use serde_json::{Map, Value, json};
 use tokio::{sync::oneshot, time::sleep};
@@ -83,15 +83,15 @@ fn main() -> ExitCode {
 
 async fn beat(client: Client, options: Options, stop: oneshot::Receiver<()>) -> Result {
     let room = common::joined_room(&client, &options.room).await?.sticky();
-    common::live(room.client()).await?;
+    common::live(room.sticky_client()).await?;
     common::release();
     let mut start = room
         .heartbeat(&options.key)
-        .raw_content(&options.event_type, options.content)
-        .sticky(Duration::from_secs(options.sticky))
-        .delay(Duration::from_secs(options.delay));
+        .with_raw_content(&options.event_type, options.content)
+        .with_sticky_duration(Duration::from_secs(options.sticky))
+        .with_delay(Duration::from_secs(options.delay));
     if let Some(content) = &options.leave_content {
-        start = start.leave_content(content);
+        start = start.with_leave_content(content);
     }
     let heartbeat = start.start().await?;
     let over = async {
@@ -115,16 +115,18 @@ async fn beat(client: Client, options: Options, stop: oneshot::Receiver<()>) -> 
 }
 
 /// Prints each state, until the last.
-async fn show(heartbeat: &HeartbeatHandle, json: bool) -> Result {
+async fn show(heartbeat: &Heartbeat, json: bool) -> Result {
     let mut states = heartbeat.subscribe_state();
     let mut state = heartbeat.state();
     let mut said = "";
     loop {
         let name = state.as_str();
         // Leaving is over in no time, and nothing here suspends.
-        if name != said && !matches!(state, State::Leaving | State::Suspended { .. }) {
+        if name != said
+            && !matches!(state, HeartbeatState::Leaving | HeartbeatState::Suspended { .. })
+        {
             said = name;
-            if let State::Failed(_) = state {
+            if let HeartbeatState::Failed(_) = state {
                 return Err(heartbeat.last_error().unwrap_or_else(|| name.to_owned()).into());
             }
             match json {
@@ -132,7 +134,7 @@ async fn show(heartbeat: &HeartbeatHandle, json: bool) -> Result {
                 false => println!("{}", name.replace('_', " ")),
             }
         }
-        if state == State::Left {
+        if state == HeartbeatState::Left {
             return Ok(());
         }
         match states.next().await {

@@ -23,8 +23,8 @@ use clap::Parser;
 use futures_util::StreamExt as _;
 use matrix_sdk::Client;
 use matrix_sdk_sticky::{
-    RoomExt as _, RoomSticky, StickyContent,
-    heartbeat::HeartbeatHandle,
+    RoomSticky, StickyContent, StickyRoomExt as _,
+    heartbeat::Heartbeat,
     view::{TypedEntry, TypedSubscription},
 };
 use serde::{Deserialize, Serialize};
@@ -62,12 +62,12 @@ fn main() -> ExitCode {
 
 async fn look(client: Client, options: Options, stop: oneshot::Receiver<()>) -> Result {
     let room = common::joined_room(&client, &options.room).await?.sticky();
-    common::live(room.client()).await?;
+    common::live(room.sticky_client()).await?;
     common::release();
     // A key for each device, so that a user may look from two.
     let device = client.device_id().map_or_else(Default::default, ToString::to_string);
     let first = Looking { page: "1".to_owned() };
-    let heartbeat = room.heartbeat(device).content(&first).start().await?;
+    let heartbeat = room.heartbeat(device).with_content(&first).start().await?;
     tokio::select! {
         end = show(&room) => end,
         end = turn_pages(&heartbeat) => end,
@@ -99,7 +99,7 @@ fn line(entry: &TypedEntry<Looking>) -> Option<String> {
 }
 
 /// Turns to each page that is typed.
-async fn turn_pages(heartbeat: &HeartbeatHandle) -> Result {
+async fn turn_pages(heartbeat: &Heartbeat) -> Result {
     let (typed, mut lines) = mpsc::unbounded_channel();
     // A thread of its own: there is no other way to wait for a line.
     std::thread::spawn(move || {

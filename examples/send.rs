@@ -21,7 +21,7 @@ use std::{process::ExitCode, time::Duration};
 
 use clap::Parser;
 use matrix_sdk::{Client, ruma::EventId};
-use matrix_sdk_sticky::{RoomExt as _, Sent};
+use matrix_sdk_sticky::{Sent, StickyRoomExt as _};
 use serde_json::{Map, Value};
 
 use self::common::Result;
@@ -68,7 +68,7 @@ fn main() -> ExitCode {
 async fn send(client: Client, options: Options) -> Result {
     let sticky = common::joined_room(&client, &options.room).await?.sticky();
     // An event is sticky for as long as the last one of its key, so the map has to be there.
-    common::live(sticky.client()).await?;
+    common::live(sticky.sticky_client()).await?;
     let duration = options.sticky.map(Duration::from_secs);
 
     let Sent { event_id, sticky_duration, .. } = if let Some(event_id) = &options.redact {

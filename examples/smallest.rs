@@ -10,7 +10,7 @@
 use futures_util::StreamExt as _;
 use matrix_sdk::{Client, ruma::RoomOrAliasId};
 use matrix_sdk_sticky::{
-    BaseClientBuilder, EntryChange, RoomExt as _,
+    BaseClientBuilder, EntryChange, StickyRoomExt as _,
     app::{keep_syncing, wait_for_room},
 };
 

@@ -23,7 +23,7 @@
 //! use futures_util::StreamExt as _;
 //! use matrix_sdk::{Client, ruma::room_alias_id};
 //! use matrix_sdk_sticky::{
-//!     BaseClientBuilder, RoomExt as _,
+//!     BaseClientBuilder, StickyRoomExt as _,
 //!     app::{SessionFile, keep_syncing, wait_for_room},
 //! };
 //!

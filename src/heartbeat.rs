@@ -25,7 +25,6 @@ mod builder;
 mod handle;
 #[cfg(feature = "client")]
 mod outcome;
-mod pace;
 #[cfg(feature = "client")]
 mod perform;
 #[cfg(feature = "client")]
@@ -42,16 +41,17 @@ mod retire;
 mod run;
 #[cfg(feature = "client")]
 mod store;
+mod timing;
 #[cfg(feature = "client")]
 mod turns;
 
 use std::time::Duration;
 
-pub use self::pace::{Pace, PaceError};
+pub use self::timing::{HeartbeatTiming, HeartbeatTimingError};
 #[cfg(feature = "client")]
 pub use self::{
     builder::{StartHeartbeat, StartHeartbeatError},
-    handle::HeartbeatHandle,
+    handle::Heartbeat,
 };
 #[cfg(feature = "client")]
 pub(crate) use self::{handle::until_left, registry::Registry, retire::leave_all};
@@ -67,7 +67,7 @@ pub struct LeaseId(u64);
 pub struct SendId(u64);
 
 /// What to do next. It is over within its timeout, everything that belongs to it included, and its
-/// [`Outcome`] is handed to [`Heartbeat::handle_outcome`].
+/// [`Outcome`] is handed to [`HeartbeatMachine::handle_outcome`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Action {
     /// What to do.
@@ -147,7 +147,7 @@ pub enum Outcome {
     /// it, and may do it at the next try.
     Blocked,
     /// The request is not ready yet, and nothing went out: the event is being encrypted.
-    /// [`Heartbeat::handle_prepared`] tells when that is done.
+    /// [`HeartbeatMachine::handle_prepared`] tells when that is done.
     Preparing,
     /// Nothing went out: it is the turn of another heartbeat of the client.
     NotYet {
@@ -166,13 +166,13 @@ impl Outcome {
 /// How the member stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum State {
+pub enum HeartbeatState {
     /// The leave is being armed, or the join is on its way.
     Joining,
     /// Everybody can see the member, and the leave is armed.
     Joined,
     /// Everybody can see the member, and no leave is armed, as the server takes none: after a crash
-    /// everybody sees it for as long as the last event is sticky, [`Pace::degraded_sticky`] at most.
+    /// everybody sees it for as long as the last event is sticky, [`HeartbeatTiming::degraded_sticky`] at most.
     Degraded,
     /// The leave may have fired, as the server could not be reached in time.
     ProbablyLeft {
@@ -191,11 +191,11 @@ pub enum State {
     Leaving,
     /// The server has the leave, or there was nothing to leave. Nothing follows.
     Left,
-    /// It cannot go on. Whether everybody sees the member gone, the [`Failure`] tells.
-    Failed(Failure),
+    /// It cannot go on. Whether everybody sees the member gone, the [`HeartbeatFailure`] tells.
+    Failed(HeartbeatFailure),
 }
 
-impl State {
+impl HeartbeatState {
     /// The state in one word, as the examples print it.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -212,10 +212,30 @@ impl State {
     }
 }
 
+/// What a heartbeat does after its armed leave has fired, as after an outage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Rejoin {
+    /// It joins again by itself.
+    #[default]
+    Automatic,
+    /// It ends with [`HeartbeatFailure::LeaveFired`] or [`HeartbeatFailure::Removed`], and another one is
+    /// to be started.
+    Never,
+}
+
+/// What a member does while the application is in the background.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InBackground {
+    /// The member leaves, and joins again when the application is back.
+    Leave,
+    /// The member stays for as long as the armed leave holds, and leaves when that fires.
+    Hold,
+}
+
 /// Why a heartbeat cannot go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Failure {
+pub enum HeartbeatFailure {
     /// The server refuses the leave, because we may not send there any more. Everybody sees the member
     /// until its join ends.
     LeaveRefused,
@@ -245,7 +265,7 @@ enum Wanted {
     Away,
     Out,
     /// To be out, as it cannot go on.
-    Dead(Failure),
+    Dead(HeartbeatFailure),
 }
 
 /// A leave that is armed, as far as is known.
@@ -296,7 +316,7 @@ struct Sending {
     since: Moment,
     /// Whether the member could be seen before it.
     was_exposed: bool,
-    /// Whether a join had gone out before it: [`Heartbeat::has_joined`].
+    /// Whether a join had gone out before it: [`HeartbeatMachine::has_joined`].
     had_joined: bool,
     /// Whether a try was not answered, so that it may have landed.
     is_unsure: bool,
@@ -319,8 +339,8 @@ struct Seen {
 /// Name by direction: `handle_..` takes what happened, `poll_..` gives what to do. After each
 /// `handle_..` and at each [`next_deadline`](Self::next_deadline), poll until nothing comes.
 #[derive(Debug)]
-pub struct Heartbeat {
-    pace: Pace,
+pub struct HeartbeatMachine {
+    pace: HeartbeatTiming,
     delay: Duration,
     /// For how long join and leave are sticky.
     sticky: Duration,
@@ -352,7 +372,7 @@ pub struct Heartbeat {
     /// The others have shown a join of those to us.
     is_shown: bool,
     /// Why it is not to join again when it is resumed.
-    ended: Option<Failure>,
+    ended: Option<HeartbeatFailure>,
     is_degraded: bool,
     /// The lease that somebody else restarts.
     delegated: Option<LeaseId>,
@@ -395,9 +415,9 @@ pub struct Heartbeat {
     is_done: bool,
 }
 
-impl Heartbeat {
+impl HeartbeatMachine {
     /// A member that is wanted from now on. `seed` is for the jitter.
-    pub fn new(pace: Pace, seed: u64) -> Self {
+    pub fn new(pace: HeartbeatTiming, seed: u64) -> Self {
         Self {
             delay: pace.delay(),
             sticky: pace.sticky(),
@@ -444,12 +464,12 @@ impl Heartbeat {
         }
     }
 
-    /// Whether it joins again by itself after the leave has fired, which it does unless told. Else that is
-    /// its end, with [`Failure::LeaveFired`] or [`Failure::Removed`]: from the moment at which a leave may
-    /// be out there it sends nothing that could show the member again.
+    /// Sets what follows after the leave has fired. Defaults to [`Rejoin::Automatic`]. With
+    /// [`Rejoin::Never`] the machine sends nothing that could show the member again, from the moment at
+    /// which a leave may be out there.
     #[must_use]
-    pub fn rejoin(self, rejoins: bool) -> Self {
-        Self { rejoins, ..self }
+    pub fn with_rejoin(self, rejoin: Rejoin) -> Self {
+        Self { rejoins: rejoin == Rejoin::Automatic, ..self }
     }
 
     /// Takes a leave that an earlier process has armed, or was about to, with its delay and with the
@@ -489,7 +509,7 @@ impl Heartbeat {
         if self.quiet_at.is_none_or(|quiet_at| quiet_at.is_over(now)) {
             self.hand_overs = 0;
         }
-        self.quiet_at = Some(now.deadline(Pace::QUIET));
+        self.quiet_at = Some(now.deadline(HeartbeatTiming::QUIET));
         let at = now.deadline(self.pace.gather(readers, self.hand_overs));
         if self.held.is_none() && self.is_degraded {
             // There is no leave to hand over to: the join alone is sent again.
@@ -531,7 +551,8 @@ impl Heartbeat {
 
     /// The application goes into the background: the member leaves, unless it is to be kept there
     /// for as long as the lease holds.
-    pub fn handle_suspend(&mut self, keep: bool) {
+    pub fn handle_suspend(&mut self, in_background: InBackground) {
+        let keep = in_background == InBackground::Hold;
         match self.wanted {
             Wanted::In if keep => self.wanted = Wanted::Kept,
             Wanted::In | Wanted::Kept if !keep => self.wanted = Wanted::Away,
@@ -586,14 +607,14 @@ impl Heartbeat {
             self.held = None;
             self.note_sent(now, self.sticky);
             self.handle_left();
-            self.end(Failure::LeaveFired);
+            self.end(HeartbeatFailure::LeaveFired);
         } else if is_held {
             self.held_is_gone(now);
         } else if self.retiring.iter().any(|retiring| retiring.id == lease) {
             self.retiring.retain(|retiring| retiring.id != lease);
             self.note_sent(now, self.sticky);
             self.has_left();
-            self.end(Failure::LeaveFired);
+            self.end(HeartbeatFailure::LeaveFired);
         }
     }
 
@@ -614,7 +635,7 @@ impl Heartbeat {
         }
         if self.is_shown {
             // Or the lease has fired: firing it tells.
-            self.end(Failure::Removed);
+            self.end(HeartbeatFailure::Removed);
         }
     }
 
@@ -628,7 +649,7 @@ impl Heartbeat {
 
     /// The member is gone for a reason that is to be respected: the lease is fired, where it still can
     /// be, and nothing follows.
-    pub fn handle_ended(&mut self, failure: Failure) {
+    pub fn handle_ended(&mut self, failure: HeartbeatFailure) {
         if !matches!(self.wanted, Wanted::Out | Wanted::Dead(_)) {
             self.fail(failure);
             self.is_done = false;
@@ -745,7 +766,7 @@ impl Heartbeat {
                     self.must_send_leave = false;
                     self.is_muted = true;
                     if self.held.is_none() {
-                        self.give_up(Failure::LeaveRefused);
+                        self.give_up(HeartbeatFailure::LeaveRefused);
                     } else {
                         self.back_off(now, step, None);
                     }
@@ -761,7 +782,7 @@ impl Heartbeat {
             return None;
         }
         if self.has_run_out(now) {
-            self.end(Failure::Removed);
+            self.end(HeartbeatFailure::Removed);
         }
         let step = match self.wanted {
             Wanted::In => self.next_to_be_in(now),
@@ -819,33 +840,33 @@ impl Heartbeat {
     }
 
     /// How the member stands.
-    pub fn state(&self, now: Moment) -> State {
+    pub fn state(&self, now: Moment) -> HeartbeatState {
         let is_seen = self.seen.is_some_and(|seen| !seen.ends_at.is_over(now));
         match self.wanted {
-            Wanted::Dead(failure) if self.is_done => State::Failed(failure),
-            Wanted::Out if self.is_done => State::Left,
-            Wanted::Dead(_) | Wanted::Out => State::Leaving,
-            Wanted::Away => State::Suspended { holds_until: None },
-            Wanted::Kept => State::Suspended {
+            Wanted::Dead(failure) if self.is_done => HeartbeatState::Failed(failure),
+            Wanted::Out if self.is_done => HeartbeatState::Left,
+            Wanted::Dead(_) | Wanted::Out => HeartbeatState::Leaving,
+            Wanted::Away => HeartbeatState::Suspended { holds_until: None },
+            Wanted::Kept => HeartbeatState::Suspended {
                 holds_until: self.held.filter(|_| is_seen).map(|held| held.holds_until),
             },
             Wanted::In => match self.held {
-                _ if self.has_fired => State::Rejoining,
+                _ if self.has_fired => HeartbeatState::Rejoining,
                 // One that could not be cancelled in time; the join comes once its fate is known.
                 Some(_) if is_seen && let Some(since) = self.overdue(now) => {
-                    State::ProbablyLeft { since }
+                    HeartbeatState::ProbablyLeft { since }
                 }
                 Some(held) if held.holds_until.is_over(now) && self.is_exposed => {
                     if self.is_delegated() && is_seen {
-                        return State::Joined;
+                        return HeartbeatState::Joined;
                     }
-                    State::ProbablyLeft { since: held.holds_until }
+                    HeartbeatState::ProbablyLeft { since: held.holds_until }
                 }
                 Some(_) if is_seen && self.seen.is_some_and(|seen| seen.sticky == self.sticky) => {
-                    State::Joined
+                    HeartbeatState::Joined
                 }
-                _ if is_seen => State::Degraded,
-                _ => State::Joining,
+                _ if is_seen => HeartbeatState::Degraded,
+                _ => HeartbeatState::Joining,
             },
         }
     }
@@ -1105,7 +1126,7 @@ impl Heartbeat {
                 return;
             }
             Outcome::RateLimited { .. } => return,
-            Outcome::Blocked if self.blocked < Pace::BLOCKED_TRIES => return,
+            Outcome::Blocked if self.blocked < HeartbeatTiming::BLOCKED_TRIES => return,
             _ => {}
         }
         self.arming = None;
@@ -1132,7 +1153,7 @@ impl Heartbeat {
         };
         // No leave is armed, and the member is there all the same.
         self.is_degraded = self.held.is_none();
-        let wait = wait.clamp(self.pace.longest_wait(), Pace::LONGEST_RETRY_AFTER);
+        let wait = wait.clamp(self.pace.longest_wait(), HeartbeatTiming::LONGEST_RETRY_AFTER);
         self.arm_at = Some(now.deadline(wait));
         // One that was to take over still has to.
         self.hand_over_at = self.arm_at.filter(|_| self.held.is_some());
@@ -1188,7 +1209,7 @@ impl Heartbeat {
         if outcome == Outcome::Gone && (!is_unsure || self.overdue(now).is_some()) {
             // It was too late, most likely, or somebody else was before us.
             self.has_left();
-            self.end(Failure::LeaveFired);
+            self.end(HeartbeatFailure::LeaveFired);
         }
         // Also where the server refuses: should it fire, that is noticed.
         self.retiring.retain(|retiring| retiring.id != lease);
@@ -1216,7 +1237,7 @@ impl Heartbeat {
                 self.is_exposed = was_exposed || is_unsure;
                 self.sending = None;
                 if !matches!(self.wanted, Wanted::Out | Wanted::Dead(_)) {
-                    self.fail(Failure::JoinRefused);
+                    self.fail(HeartbeatFailure::JoinRefused);
                 }
             }
         }
@@ -1234,7 +1255,7 @@ impl Heartbeat {
     }
 
     /// The server does not take the leave. `failure` is the end, unless there is another reason already.
-    fn give_up(&mut self, failure: Failure) {
+    fn give_up(&mut self, failure: HeartbeatFailure) {
         let is_seen = self.is_exposed;
         self.handle_left();
         if is_seen && self.wanted == Wanted::Out {
@@ -1249,9 +1270,9 @@ impl Heartbeat {
             return;
         }
         let delay = self.held.map_or(self.delay, |held| held.delay.max(self.delay));
-        let by = *self.out_by.get_or_insert(now.deadline(delay + Pace::LEAVING));
+        let by = *self.out_by.get_or_insert(now.deadline(delay + HeartbeatTiming::LEAVING));
         if by.is_over(now) && !self.is_done {
-            self.give_up(Failure::LeaveUnanswered);
+            self.give_up(HeartbeatFailure::LeaveUnanswered);
             self.is_done = true;
         }
     }
@@ -1280,7 +1301,7 @@ impl Heartbeat {
         self.ask_at = None;
         self.note_sent(now, self.sticky);
         self.has_left();
-        self.end(Failure::LeaveFired);
+        self.end(HeartbeatFailure::LeaveFired);
     }
 
     fn hold(&mut self, id: LeaseId, delay: Duration, armed: Moment) {
@@ -1338,7 +1359,7 @@ impl Heartbeat {
 
     /// Nobody sees the member any more, or nobody may: where it is not to join again by itself, that is
     /// the end. What may still show it later is ended by a leave.
-    fn end(&mut self, failure: Failure) {
+    fn end(&mut self, failure: HeartbeatFailure) {
         if self.rejoins || !self.has_joined {
             return;
         }
@@ -1352,7 +1373,7 @@ impl Heartbeat {
             // No request goes out before it is resumed.
             Wanted::Kept => self.ended = Some(failure),
             // What looked like a removal was the leave.
-            Wanted::Dead(Failure::Removed) => self.fail(failure),
+            Wanted::Dead(HeartbeatFailure::Removed) => self.fail(failure),
             _ => {}
         }
     }
@@ -1388,7 +1409,7 @@ impl Heartbeat {
         self.short_at().is_none_or(|at| at.is_over(now))
     }
 
-    fn fail(&mut self, failure: Failure) {
+    fn fail(&mut self, failure: HeartbeatFailure) {
         self.wanted = Wanted::Dead(failure);
     }
 
@@ -1396,7 +1417,7 @@ impl Heartbeat {
         let wait = self.pace.backoff(self.failures);
         self.failures = self.failures.saturating_add(1);
         let wait = self.jittered(wait).min(self.pace.longest_wait());
-        let asked = retry_after.unwrap_or_default().min(Pace::LONGEST_RETRY_AFTER);
+        let asked = retry_after.unwrap_or_default().min(HeartbeatTiming::LONGEST_RETRY_AFTER);
         match step {
             Step::Restart(_) => {
                 // A longer wait would be the end of the lease, so there is time for three more tries.

@@ -17,7 +17,7 @@
 //! # #[cfg(feature = "client")]
 //! # async fn example(client: matrix_sdk::Client) {
 //! use futures_util::StreamExt as _;
-//! use matrix_sdk_sticky::{ClientExt as _, EntryChange, Subscription};
+//! use matrix_sdk_sticky::{StickyClientExt as _, EntryChange, Subscription};
 //!
 //! let Subscription { snapshot, mut changes, .. } =
 //!     client.sticky().events().of_type("com.example.presence").subscribe();
@@ -66,7 +66,7 @@
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! # use std::time::Duration;
 //! use matrix_sdk::{Client, ruma::room_id};
-//! use matrix_sdk_sticky::{BaseClientBuilder, RoomExt as _, StickyContent};
+//! use matrix_sdk_sticky::{BaseClientBuilder, StickyRoomExt as _, StickyContent};
 //!
 //! #[derive(serde::Serialize, serde::Deserialize)]
 //! struct Presence {
@@ -126,7 +126,7 @@
 //!
 //! | feature | default | what it brings |
 //! |---|---|---|
-//! | `client` | yes | the front door on matrix-sdk: [`ClientExt`], [`RoomExt`], the sync |
+//! | `client` | yes | the front door on matrix-sdk: [`StickyClientExt`], [`StickyRoomExt`], the sync |
 //! | `e2e-encryption` | yes | encrypted sticky events are decrypted, and sent |
 //! | `sqlite` | yes | matrix-sdk's SQLite stores |
 //! | `media-keys` | no | media keys of MatrixRTC sessions, on an experimental part of matrix-sdk: `rtc::keys` |
@@ -192,7 +192,7 @@ pub use self::{
     driver::{SystemClock, Timer},
     outbox::PrepareError,
     send::{RedactSticky, SendError, SendSticky, Sent},
-    sticky::{ClientExt, RoomExt, RoomSticky, StartError, Sticky, StickyBuilder},
+    sticky::{RoomSticky, StartError, Sticky, StickyBuilder, StickyClientExt, StickyRoomExt},
     sync::state::{SyncSource, SyncState, Unsupported},
 };
 pub use self::{

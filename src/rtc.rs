@@ -48,7 +48,7 @@
 //! ```no_run
 //! # #[cfg(feature = "client")]
 //! # async fn example(room: matrix_sdk::Room) {
-//! use matrix_sdk_sticky::{RoomExt as _, rtc::ROOM_CALL};
+//! use matrix_sdk_sticky::{StickyRoomExt as _, rtc::ROOM_CALL};
 //!
 //! let call = room.sticky().rtc().session(ROOM_CALL).snapshot().await;
 //! for member in call.members() {
@@ -97,18 +97,6 @@ mod watch;
 
 #[cfg(feature = "client")]
 pub(crate) use self::discovery::discover;
-#[cfg(feature = "client")]
-pub use self::{
-    attendance::InBackground,
-    discovery::{Discovered, DiscoveredFrom, TransportsError},
-    join::{JoinError, JoinSession},
-    open::{OpenSlot, SlotError},
-    own_membership::OwnMembership,
-    session::{
-        Rtc, RtcChanges, RtcSubscription, RtcUpdate, Session, SessionChanges, SessionSubscription,
-        SessionUpdate,
-    },
-};
 pub use self::{
     change::{RtcChange, SessionChange},
     dialect::{Dialect, MembershipForm},
@@ -119,6 +107,18 @@ pub use self::{
     snapshot::{RtcSnapshot, SessionSnapshot},
     transport::{LiveKit, RtcTransport, Transports},
 };
+#[cfg(feature = "client")]
+pub use self::{
+    discovery::{Discovered, DiscoveredFrom, TransportsError},
+    join::{JoinError, JoinSession},
+    open::{OpenSlot, SlotError},
+    own_membership::OwnMembership,
+    session::{
+        Rtc, RtcChanges, RtcSubscription, RtcUpdate, Session, SessionChanges, SessionSubscription,
+        SessionUpdate,
+    },
+};
+pub use crate::heartbeat::InBackground;
 
 #[cfg(test)]
 mod tests;

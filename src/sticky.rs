@@ -38,7 +38,7 @@ use crate::{
 };
 
 /// Sticky events on a matrix-sdk [`Client`].
-pub trait ClientExt {
+pub trait StickyClientExt {
     /// The sticky events of all rooms that this client is in.
     ///
     /// The first call starts the one task that receives them, on the tokio runtime that it is
@@ -52,12 +52,12 @@ pub trait ClientExt {
 }
 
 /// Sticky events on a matrix-sdk [`Room`].
-pub trait RoomExt {
-    /// The sticky events of this room. See [`ClientExt::sticky`].
+pub trait StickyRoomExt {
+    /// The sticky events of this room. See [`StickyClientExt::sticky`].
     fn sticky(&self) -> RoomSticky;
 }
 
-impl ClientExt for Client {
+impl StickyClientExt for Client {
     fn sticky(&self) -> Sticky {
         let mut running = running();
         let sticky = match running.find(self) {
@@ -69,7 +69,7 @@ impl ClientExt for Client {
     }
 }
 
-impl RoomExt for Room {
+impl StickyRoomExt for Room {
     fn sticky(&self) -> RoomSticky {
         RoomSticky::new(self.clone(), self.client().sticky())
     }
@@ -83,7 +83,7 @@ pub struct Sticky {
 }
 
 impl Sticky {
-    /// Starts with other settings than [`ClientExt::sticky`] does.
+    /// Starts with other settings than [`StickyClientExt::sticky`] does.
     pub fn builder(client: &Client) -> StickyBuilder {
         StickyBuilder::new(client)
     }
@@ -124,7 +124,7 @@ impl Sticky {
     ///
     /// ```no_run
     /// # async fn example(client: matrix_sdk::Client) -> Result<(), Box<dyn std::error::Error>> {
-    /// use matrix_sdk_sticky::ClientExt as _;
+    /// use matrix_sdk_sticky::StickyClientExt as _;
     ///
     /// let sticky = client.sticky();
     /// sticky.until_live().await?;
@@ -162,7 +162,7 @@ impl Sticky {
     /// [`DelayId`](crate::DelayId). [`RoomSticky::schedule`] schedules one.
     ///
     /// ```no_run
-    /// # use matrix_sdk_sticky::{ClientExt as _, DelayId, DelayedError};
+    /// # use matrix_sdk_sticky::{StickyClientExt as _, DelayId, DelayedError};
     /// # async fn example(client: matrix_sdk::Client, delay_id: DelayId) -> Result<(), DelayedError> {
     /// client.sticky().delayed_events().restart(&delay_id).await?;
     /// # Ok(()) }
@@ -184,7 +184,7 @@ impl Sticky {
     /// What is not known is passed on as it is. Asks each time, for 20 s at most.
     ///
     /// ```no_run
-    /// # use matrix_sdk_sticky::{ClientExt as _, RoomExt as _, rtc::ROOM_CALL};
+    /// # use matrix_sdk_sticky::{StickyClientExt as _, StickyRoomExt as _, rtc::ROOM_CALL};
     /// # async fn example(room: matrix_sdk::Room) -> Result<(), Box<dyn std::error::Error>> {
     /// let transports = room.client().sticky().rtc_transports().await?.transports;
     /// let call = room.sticky().rtc().session(ROOM_CALL);
@@ -257,7 +257,7 @@ impl RoomSticky {
     ///
     /// ```no_run
     /// # use std::time::Duration;
-    /// # use matrix_sdk_sticky::{RoomExt as _, SendError, StickyContent};
+    /// # use matrix_sdk_sticky::{StickyRoomExt as _, SendError, StickyContent};
     /// #[derive(serde::Serialize, serde::Deserialize)]
     /// struct Presence {
     ///     status: String,
@@ -328,7 +328,7 @@ impl RoomSticky {
     ///
     /// ```no_run
     /// # use std::time::Duration;
-    /// # use matrix_sdk_sticky::{ClientExt as _, DelayedError, RoomExt as _};
+    /// # use matrix_sdk_sticky::{StickyClientExt as _, DelayedError, StickyRoomExt as _};
     /// # async fn example(client: matrix_sdk::Client, room: matrix_sdk::Room) -> Result<(), DelayedError> {
     /// // "I am gone", unless I say within 15 s that I am not.
     /// let delay_id = room
@@ -378,7 +378,7 @@ impl RoomSticky {
     /// soon after a crash, as a leave is armed with the server before it joins ([MSC4140]).
     ///
     /// ```no_run
-    /// # use matrix_sdk_sticky::{RoomExt as _, StickyContent, heartbeat::StartHeartbeatError};
+    /// # use matrix_sdk_sticky::{StickyRoomExt as _, StickyContent, heartbeat::StartHeartbeatError};
     /// #[derive(serde::Serialize, serde::Deserialize)]
     /// struct Looking {
     ///     page: u32,
@@ -388,7 +388,7 @@ impl RoomSticky {
     /// }
     ///
     /// # async fn example(room: matrix_sdk::Room) -> Result<(), Box<dyn std::error::Error>> {
-    /// let looking = room.sticky().heartbeat("laptop").content(&Looking { page: 1 }).start().await?;
+    /// let looking = room.sticky().heartbeat("laptop").with_content(&Looking { page: 1 }).start().await?;
     /// looking.update(&Looking { page: 2 })?;
     /// looking.leave().await;
     /// # Ok(()) }
@@ -402,7 +402,7 @@ impl RoomSticky {
     /// The MatrixRTC sessions of this room ([MSC4143]): who is in which call. See [`rtc`](crate::rtc).
     ///
     /// ```no_run
-    /// # use matrix_sdk_sticky::{RoomExt as _, rtc::ROOM_CALL};
+    /// # use matrix_sdk_sticky::{StickyRoomExt as _, rtc::ROOM_CALL};
     /// # async fn example(room: matrix_sdk::Room) {
     /// let call = room.sticky().rtc().session(ROOM_CALL).snapshot().await;
     /// for member in call.members() {
@@ -429,8 +429,8 @@ impl RoomSticky {
         ScheduleDelayed::new(events, room, event_type, content, delay)
     }
 
-    /// The sticky events of all rooms of this client.
-    pub fn client(&self) -> &Sticky {
+    /// Returns the sticky events of all rooms of this client.
+    pub fn sticky_client(&self) -> &Sticky {
         &self.sticky
     }
 }
@@ -457,23 +457,24 @@ impl StickyBuilder {
         }
     }
 
-    /// How much is kept of one sender in one room; see [`Limits::max_events_per_sender`]. At least 1.
+    /// Sets how many events are kept of one sender in one room, at least 1. Defaults to 1,000; see
+    /// [`Limits::max_events_per_sender`].
     #[must_use]
-    pub fn per_sender(mut self, events: usize) -> Self {
+    pub fn with_max_events_per_sender(mut self, events: usize) -> Self {
         self.limits.max_events_per_sender = events.max(1);
         self
     }
 
-    /// Where sticky events come from; [`SyncSource::Auto`] unless told.
+    /// Sets where sticky events come from. Defaults to [`SyncSource::Auto`].
     #[must_use]
-    pub fn source(mut self, source: SyncSource) -> Self {
+    pub fn with_source(mut self, source: SyncSource) -> Self {
         self.source = source;
         self
     }
 
-    /// The clock that entries end by, and that waits are counted on. For tests and simulations.
+    /// Sets the clock that entries end by, and that waits are counted on. For tests and simulations.
     #[must_use]
-    pub fn clock(mut self, clock: Arc<dyn Timer>) -> Self {
+    pub fn with_clock(mut self, clock: Arc<dyn Timer>) -> Self {
         self.timer = clock;
         self
     }
@@ -530,7 +531,7 @@ impl fmt::Debug for StickyBuilder {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StartError {
-    /// They are in use already. Build them before the first call of [`ClientExt::sticky`], or use
+    /// They are in use already. Build them before the first call of [`StickyClientExt::sticky`], or use
     /// what that returns.
     AlreadyRunning,
     /// The base client given is not the one that the client is built on: it would encrypt in the

@@ -42,6 +42,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "event",
             "outbox",
             "readers",
+            "sync",
             "time",
             "view",
             "wire",

@@ -1,7 +1,7 @@
 //! The lines that scripts read.
 
 use matrix_sdk_sticky::{
-    heartbeat::State,
+    heartbeat::HeartbeatState,
     rtc::{Candidate, Member, MembershipForm, SessionSnapshot},
 };
 use serde_json::{Value, json};
@@ -29,7 +29,7 @@ impl Json {
     }
 
     /// The line of our own state, unless it is the one that was said last.
-    pub(crate) fn own(&mut self, state: State) -> Option<String> {
+    pub(crate) fn own(&mut self, state: HeartbeatState) -> Option<String> {
         let name = super::plain::own_name(state)?;
         (self.own.replace(name) != Some(name))
             .then(|| json!({ "kind": "own", "state": name }).to_string())

@@ -37,7 +37,7 @@ use futures_util::StreamExt as _;
 use matrix_sdk::{Client, Room};
 use matrix_sdk_sticky::{
     Sticky,
-    heartbeat::State,
+    heartbeat::HeartbeatState,
     rtc::{ROOM_CALL, RtcChange, RtcChanges, RtcSnapshot, RtcSubscription, RtcUpdate},
 };
 use tokio::{
@@ -115,7 +115,7 @@ async fn presence(client: Client, options: Options, mut stop: oneshot::Receiver<
         room = common::joined_room(&client, &options.room) => room?,
         _ = &mut stop => return Ok(()),
     };
-    let sticky = Sticky::builder(&client).source(options.sync.into()).start()?;
+    let sticky = Sticky::builder(&client).with_source(options.sync.into()).start()?;
     let show = async {
         let (mut show, changes) = tokio::select! {
             begun = Show::begin(&sticky, &room, &options) => begun?,
@@ -186,7 +186,7 @@ impl Ui {
         Ok(())
     }
 
-    fn own(&mut self, state: State) -> Result {
+    fn own(&mut self, state: HeartbeatState) -> Result {
         match self {
             Self::Json(json) => say_if(json.own(state))?,
             Self::Plain(plain) => say_if(plain.own(state))?,
@@ -274,7 +274,7 @@ impl Show {
                 news = self.own.next() => match news {
                     News::State(state) => {
                         self.ui.own(state)?;
-                        if let State::Failed(failure) = state {
+                        if let HeartbeatState::Failed(failure) = state {
                             let why = plain::failed(failure, self.own.last_error());
                             self.ui.complain(&why);
                         }

@@ -5,7 +5,7 @@ use std::{future, pin::Pin, time::Duration};
 use eyeball::Subscriber;
 use futures_util::{FutureExt as _, future::OptionFuture};
 use matrix_sdk_sticky::{
-    heartbeat::State,
+    heartbeat::HeartbeatState,
     rtc::{self, OwnMembership, RtcSnapshot, RtcTransport, Session},
 };
 
@@ -16,7 +16,7 @@ type Joining = Pin<Box<dyn Future<Output = Result<OwnMembership>> + Send>>;
 
 /// News of our own membership.
 pub(crate) enum News {
-    State(State),
+    HeartbeatState(HeartbeatState),
     /// We did not join. Nothing was sent.
     NotJoined(Error),
 }
@@ -27,7 +27,7 @@ pub(crate) struct Own {
     options: Options,
     joining: Option<Joining>,
     membership: Option<OwnMembership>,
-    states: Option<Subscriber<State>>,
+    states: Option<Subscriber<HeartbeatState>>,
     /// Whether `joining` is still to be said: it is, also if the join is done already.
     is_new: bool,
 }
@@ -92,7 +92,7 @@ impl Own {
 
     pub(crate) async fn next(&mut self) -> News {
         if std::mem::take(&mut self.is_new) {
-            return News::State(State::Joining);
+            return News::State(HeartbeatState::Joining);
         }
         let joined = OptionFuture::from(self.joining.as_mut());
         let state = OptionFuture::from(self.states.as_mut().map(|states| states.next()));
@@ -103,7 +103,7 @@ impl Own {
                     Ok(membership) => {
                         self.handle_joined(membership);
                         self.is_new = false;
-                        News::State(State::Joining)
+                        News::State(HeartbeatState::Joining)
                     }
                     Err(error) => News::NotJoined(error),
                 }
@@ -123,7 +123,7 @@ impl Own {
     }
 
     fn is_in(&self) -> bool {
-        let over = |state| matches!(state, State::Left | State::Failed(_));
+        let over = |state| matches!(state, HeartbeatState::Left | HeartbeatState::Failed(_));
         self.membership.as_ref().is_some_and(|membership| !over(membership.state()))
     }
 }

@@ -1,32 +1,34 @@
 //! Texts for people: members, users that left, and why, in few words and harmless to a terminal.
 
 use matrix_sdk_sticky::{
-    heartbeat::{Failure, State},
+    heartbeat::{HeartbeatFailure, HeartbeatState},
     rtc::{Candidate, LeaveReason, Member, NotJoined, SessionChange, SessionSnapshot},
 };
 
 use crate::{names::Names, terminal::harmless};
 
 /// How we stand in one word; `None` for what passes in no time.
-pub(crate) fn own_name(state: State) -> Option<&'static str> {
+pub(crate) fn own_name(state: HeartbeatState) -> Option<&'static str> {
     match state {
-        State::Leaving | State::Suspended { .. } => None,
+        HeartbeatState::Leaving | HeartbeatState::Suspended { .. } => None,
         // Nobody has seen us leave, or come.
-        State::Failed(Failure::JoinRefused | Failure::LeaveRefused | Failure::LeaveUnanswered) => {
-            Some(state.as_str())
-        }
-        State::Failed(_) => Some(State::Left.as_str()),
+        HeartbeatState::Failed(
+            HeartbeatFailure::JoinRefused
+            | HeartbeatFailure::LeaveRefused
+            | HeartbeatFailure::LeaveUnanswered,
+        ) => Some(state.as_str()),
+        HeartbeatState::Failed(_) => Some(HeartbeatState::Left.as_str()),
         state => Some(state.as_str()),
     }
 }
 
 /// Why we are out though we did not want to.
-pub(crate) fn failed(failure: Failure, last_error: Option<String>) -> String {
+pub(crate) fn failed(failure: HeartbeatFailure, last_error: Option<String>) -> String {
     let why = match failure {
-        Failure::NotInRoom => "we are not in the room any more",
-        Failure::Redacted => "our membership was redacted",
-        Failure::LeaveUnanswered => "the server did not answer when we left",
-        Failure::JoinRefused | Failure::LeaveRefused => {
+        HeartbeatFailure::NotInRoom => "we are not in the room any more",
+        HeartbeatFailure::Redacted => "our membership was redacted",
+        HeartbeatFailure::LeaveUnanswered => "the server did not answer when we left",
+        HeartbeatFailure::JoinRefused | HeartbeatFailure::LeaveRefused => {
             let why = last_error.unwrap_or_else(|| "we have no right to be there".to_owned());
             return harmless(&format!("the server refuses us: {why}"));
         }
@@ -42,7 +44,7 @@ pub(crate) struct Plain {
 }
 
 impl Plain {
-    pub(crate) fn own(&mut self, state: State) -> Option<String> {
+    pub(crate) fn own(&mut self, state: HeartbeatState) -> Option<String> {
         let name = own_name(state)?;
         (self.own.replace(name) != Some(name)).then(|| format!("we: {}", name.replace('_', " ")))
     }

@@ -12,7 +12,7 @@ use matrix_sdk::{
 };
 use matrix_sdk_sticky::{
     Sticky, SyncState,
-    heartbeat::State,
+    heartbeat::HeartbeatState,
     rtc::{
         Candidate, LeaveReason, Member, NotJoined, OwnMembership, RtcSnapshot, RtcUpdate,
         SessionChange, SessionSnapshot,
@@ -78,7 +78,7 @@ struct Model {
     room: String,
     snapshot: RtcSnapshot,
     sync: SyncState,
-    own: Option<State>,
+    own: Option<HeartbeatState>,
     /// Which of our user's members we are.
     own_id: Option<String>,
     /// The longest time from a beat to the leave.
@@ -125,7 +125,7 @@ impl View {
         self.model.names.read(&self.room, users).await;
     }
 
-    pub(crate) fn own(&mut self, state: State) {
+    pub(crate) fn own(&mut self, state: HeartbeatState) {
         self.model.note = None;
         self.model.own = Some(state);
     }
@@ -215,7 +215,7 @@ impl Model {
 
     /// Whether we are in the session, or on our way there: `l` leaves, `j` does nothing.
     fn is_in(&self) -> bool {
-        !matches!(self.own, None | Some(State::Left | State::Failed(_)))
+        !matches!(self.own, None | Some(HeartbeatState::Left | HeartbeatState::Failed(_)))
     }
 
     /// A beat is what moves the end of the lease on.
@@ -373,10 +373,10 @@ fn own_line(model: &Model, now: Moment, width: u16) -> Line<'static> {
     };
     let has_just_beaten = model.has_beaten || model.pulse.back() == Some(&true);
     let (heart, color) = match own {
-        State::Joined if has_just_beaten => ("♥", Color::Green),
-        State::Joined => ("♡", Color::Green),
-        State::ProbablyLeft { .. } | State::Failed(_) => ("✗", Color::Red),
-        State::Left => ("♡", Color::Reset),
+        HeartbeatState::Joined if has_just_beaten => ("♥", Color::Green),
+        HeartbeatState::Joined => ("♡", Color::Green),
+        HeartbeatState::ProbablyLeft { .. } | HeartbeatState::Failed(_) => ("✗", Color::Red),
+        HeartbeatState::Left => ("♡", Color::Reset),
         _ => ("♡", Color::Yellow),
     };
     let state = own.as_str().replace('_', " ");

@@ -12,7 +12,7 @@ use matrix_sdk::ruma::{OwnedRoomId, room_id, user_id};
 use matrix_sdk_sticky::{
     Encryption, EphemeralMaps,
     event::{EncryptionDetails, Verification},
-    heartbeat::Failure,
+    heartbeat::HeartbeatFailure,
     map::{Limits, ReceivedVia},
     rtc::{ROOM_CALL, Roster},
     time::Clock,
@@ -224,7 +224,7 @@ fn another_slot_is_shown_too() -> TestResult {
 #[test]
 fn the_pulse_shows_beats_and_the_lease() -> TestResult {
     let mut stage = call()?;
-    stage.model.own = Some(State::Joined);
+    stage.model.own = Some(HeartbeatState::Joined);
     for _ in 0..3 {
         let armed_until = stage.clock.now().deadline(Duration::from_secs(4));
         stage.model.look_at_lease(Some(armed_until));
@@ -284,11 +284,11 @@ fn display_names_are_shown_where_they_are_clear() -> TestResult {
 fn the_hint_is_true_in_each_state() -> TestResult {
     let mut stage = call()?;
     stage.assert_shows(&[" j join   q quit   ? help"])?;
-    for own in [State::Joining, State::Joined, State::Degraded] {
+    for own in [HeartbeatState::Joining, HeartbeatState::Joined, HeartbeatState::Degraded] {
         stage.model.own = Some(own);
         stage.assert_shows(&[" l leave   q quit   ? help"])?;
     }
-    stage.model.own = Some(State::Left);
+    stage.model.own = Some(HeartbeatState::Left);
     stage.assert_shows(&[" j join   q quit"])
 }
 
@@ -298,7 +298,7 @@ fn while_cut_off_the_time_runs_out() -> TestResult {
     let since = stage.clock.now().deadline(Duration::from_secs(1));
     stage.model.look_at_lease(Some(since));
     stage.model.tick();
-    stage.model.own = Some(State::ProbablyLeft { since });
+    stage.model.own = Some(HeartbeatState::ProbablyLeft { since });
     for _ in 0..30 {
         stage.model.tick();
         stage.pass(250);
@@ -307,7 +307,7 @@ fn while_cut_off_the_time_runs_out() -> TestResult {
         format!("✗ we: probably left  {}  the leave fires in            0.0 s", "·".repeat(24));
     stage.assert_shows(&[&shown])?;
     stage.model.look_at_lease(None);
-    stage.model.own = Some(State::Failed(Failure::NotInRoom));
+    stage.model.own = Some(HeartbeatState::Failed(HeartbeatFailure::NotInRoom));
     stage.assert_shows(&["✗ we: failed"])
 }
 
@@ -373,13 +373,19 @@ fn scripts_are_told_nothing_twice() -> TestResult {
     stage.join("@bob:example.org", Some("BOB"), "b1")?;
     assert_eq!(json.members(&now(&stage)), None);
 
-    assert_eq!(json.own(State::Joining).as_deref(), Some(r#"{"kind":"own","state":"joining"}"#));
-    assert_eq!(json.own(State::Joining), None);
-    assert_eq!(json.own(State::Leaving), None);
+    assert_eq!(
+        json.own(HeartbeatState::Joining).as_deref(),
+        Some(r#"{"kind":"own","state":"joining"}"#)
+    );
+    assert_eq!(json.own(HeartbeatState::Joining), None);
+    assert_eq!(json.own(HeartbeatState::Leaving), None);
     let left = r#"{"kind":"own","state":"left"}"#;
-    assert_eq!(json.own(State::Failed(Failure::Redacted)).as_deref(), Some(left));
-    assert_eq!(json.own(State::Left), None);
+    assert_eq!(json.own(HeartbeatState::Failed(HeartbeatFailure::Redacted)).as_deref(), Some(left));
+    assert_eq!(json.own(HeartbeatState::Left), None);
     let failed = r#"{"kind":"own","state":"failed"}"#;
-    assert_eq!(json.own(State::Failed(Failure::LeaveRefused)).as_deref(), Some(failed));
+    assert_eq!(
+        json.own(HeartbeatState::Failed(HeartbeatFailure::LeaveRefused)).as_deref(),
+        Some(failed)
+    );
     Ok(())
 }

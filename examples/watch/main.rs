@@ -77,7 +77,7 @@ async fn watch(client: Client, options: Options) -> Result {
         None => None,
     };
 
-    let sticky = Sticky::builder(&client).source(options.sync.into()).start()?;
+    let sticky = Sticky::builder(&client).with_source(options.sync.into()).start()?;
     common::live(&sticky).await?;
     let view = match room {
         Some(room) => sticky.events().in_room(room.room_id()),

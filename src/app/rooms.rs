@@ -38,7 +38,7 @@ const RECHECK_INTERVAL: Duration = Duration::from_secs(30);
 /// ```no_run
 /// # async fn example(client: matrix_sdk::Client) -> Result<(), Box<dyn std::error::Error>> {
 /// use matrix_sdk::ruma::{RoomOrAliasId, room_id};
-/// use matrix_sdk_sticky::{RoomExt as _, app::wait_for_room};
+/// use matrix_sdk_sticky::{StickyRoomExt as _, app::wait_for_room};
 ///
 /// let room = wait_for_room(&client, room_id!("!id:example.org")).await?;
 /// println!("{} entries", room.sticky().events().snapshot().len());

@@ -28,7 +28,7 @@ use crate::outbox::ReadyEvent;
 ///
 /// ```no_run
 /// # use std::time::Duration;
-/// # use matrix_sdk_sticky::{ClientExt as _, RoomExt as _};
+/// # use matrix_sdk_sticky::{StickyClientExt as _, StickyRoomExt as _};
 /// # async fn example(room: matrix_sdk::Room) -> Result<(), Box<dyn std::error::Error>> {
 /// let delay = Duration::from_secs(15);
 /// let leave = room.sticky().schedule_removal("com.example.presence", "laptop", delay).prepare().await?;

@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    future::IntoFuture,
     sync::{Arc, Mutex, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -13,23 +14,49 @@ use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 
 use super::{
-    Heartbeat, HeartbeatHandle, Pace, PaceError,
+    Heartbeat, HeartbeatMachine, HeartbeatTiming, HeartbeatTimingError, Rejoin,
     perform::{Context, Kept, Lease},
     registry::Registry,
     run::Run,
     store::{HeartbeatKey, Store},
 };
+#[cfg(feature = "e2e-encryption")]
+use crate::encrypt::Encryptor;
 use crate::{
-    context::RoomContext,
-    driver::{Task, random_seed},
-    outbox::as_object,
+    context::{EnsureError, RoomContext},
+    driver::{BoxFuture, Task, before, random_seed},
+    outbox::{PrepareError, as_object},
+    sync::state::Unsupported,
     time::Deadline,
     view::StickyContent,
     wire::insert_sticky_key,
 };
 
-/// A heartbeat to be started; made by [`RoomSticky::heartbeat`].
-#[must_use = "it is started by `start`"]
+/// How long [`StartHeartbeat`] waits to hear whether the server knows sticky events at all.
+const SUPPORT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A heartbeat to be started. Awaiting it starts it. Made by
+/// [`RoomSticky::heartbeat`](crate::RoomSticky::heartbeat).
+///
+/// # Examples
+///
+/// ```no_run
+/// # use std::time::Duration;
+/// # use matrix_sdk_sticky::{StickyRoomExt as _, heartbeat::StartHeartbeatError};
+/// # async fn example(room: matrix_sdk::Room) -> Result<(), StartHeartbeatError> {
+/// let heartbeat = room
+///     .sticky()
+///     .heartbeat("laptop")
+///     .with_raw_content("com.example.looking", serde_json::json!({ "page": 1 }))
+///     .with_delay(Duration::from_secs(20))
+///     .await?;
+/// # Ok(()) }
+/// ```
+///
+/// # Cancel safety
+///
+/// If the future is dropped, nothing was armed or sent.
+#[must_use = "it is started when it is awaited"]
 pub struct StartHeartbeat {
     room: RoomContext,
     sticky_key: String,
@@ -37,49 +64,42 @@ pub struct StartHeartbeat {
     content: Result<Map<String, Value>, serde_json::Error>,
     leave_content: Result<Map<String, Value>, serde_json::Error>,
     delay: Duration,
-    sticky_for: Option<Duration>,
-    rejoin: bool,
+    sticky_duration: Option<Duration>,
+    rejoin: Rejoin,
     last_words: Option<Map<String, Value>>,
     outranked_until: Option<Deadline>,
 }
 
 /// Why a heartbeat was not started. Nothing was sent.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartHeartbeatError {
     /// No content was given, so that its type is not known either.
+    #[error("a heartbeat needs a content: give it one with `with_content`")]
     NoContent,
-    /// A content is no JSON object.
-    Content(serde_json::Error),
-    /// The delay or the stickiness is out of range.
-    Pace(PaceError),
-    /// This key has a heartbeat already, in this process: leave with that first, or update it.
+    /// A content is not a JSON object.
+    #[error("the content is not a JSON object: {0}")]
+    Content(#[source] serde_json::Error),
+    /// The delay or the sticky duration is out of range.
+    #[error(transparent)]
+    Timing(HeartbeatTimingError),
+    /// The server does not know sticky events (MSC4354), so nobody would see the member.
+    #[error("the heartbeat was not started: {0}")]
+    Unsupported(#[source] Unsupported),
+    /// The room is encrypted, and the client's base client, which encrypts, is not known.
+    #[error("the heartbeat was not started: {0}")]
+    Prepare(#[source] PrepareError),
+    /// This key has a heartbeat already, in this process: leave with that one first, or update it.
+    #[error("this key has a heartbeat already: leave with that one first, or update it")]
     InUse,
-    /// Another client has heartbeats on the same store, in another process or in this one: two would
-    /// retire each other's. End that one's, or give this one a store of its own.
+    /// Another client has heartbeats on the same store, in another process or in this one. Two would
+    /// retire each other's. End those, or give this client a store of its own.
+    #[error("another client has heartbeats on the same store: end them, or use another store")]
     OtherProcess,
-    /// The client's store failed. Nothing that could not be found again may be armed.
-    Store(StoreError),
+    /// The client's store failed. Nothing is armed that a later process could not find.
+    #[error("the client's store failed: {0}")]
+    Store(#[source] StoreError),
 }
-
-impl fmt::Display for StartHeartbeatError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoContent => f.write_str("a heartbeat needs a content: give it one"),
-            Self::Content(error) => write!(f, "the content is no JSON object: {error}"),
-            Self::Pace(error) => error.fmt(f),
-            Self::InUse => f.write_str(
-                "this key has a heartbeat already: leave with that one first, or update it",
-            ),
-            Self::OtherProcess => f.write_str(
-                "another client has heartbeats on the same store: end them, or use another store",
-            ),
-            Self::Store(error) => write!(f, "the client's store failed: {error}"),
-        }
-    }
-}
-
-impl std::error::Error for StartHeartbeatError {}
 
 impl StartHeartbeat {
     pub(crate) fn new(room: RoomContext, sticky_key: String) -> Self {
@@ -89,84 +109,89 @@ impl StartHeartbeat {
             event_type: None,
             content: Ok(Map::new()),
             leave_content: Ok(Map::new()),
-            delay: Pace::default().delay(),
-            sticky_for: None,
-            rejoin: true,
+            delay: HeartbeatTiming::default().delay(),
+            sticky_duration: None,
+            rejoin: Rejoin::default(),
             last_words: None,
             outranked_until: None,
         }
     }
 
-    /// What everybody sees while the member is there.
-    pub fn content<C: StickyContent + Serialize>(mut self, content: &C) -> Self {
+    /// Sets what everybody sees while the member is there.
+    pub fn with_content<C: StickyContent + Serialize>(mut self, content: &C) -> Self {
         self.event_type = Some(C::TYPE.to_owned());
         self.content = as_object(content);
         self
     }
 
-    /// As [`content`](Self::content), for a type that is only known at run time.
-    pub fn raw_content(mut self, event_type: &str, content: Map<String, Value>) -> Self {
+    /// As [`with_content`](Self::with_content), for a type that is only known at run time.
+    pub fn with_raw_content(mut self, event_type: &str, content: impl Serialize) -> Self {
         self.event_type = Some(event_type.to_owned());
-        self.content = Ok(content);
+        self.content = as_object(&content);
         self
     }
 
-    /// What everybody sees after it has left: an event of the same type and key. Nothing unless told:
-    /// then the entry is removed.
-    pub fn leave_content(mut self, content: &impl Serialize) -> Self {
+    /// Sets what everybody sees after the member has left: an event of the same type and key. Defaults
+    /// to nothing, which removes the entry.
+    pub fn with_leave_content(mut self, content: &impl Serialize) -> Self {
         self.leave_content = as_object(content);
         self
     }
 
-    /// How long after a crash everybody sees it gone, 15 s unless told; see [`Pace::with_delay`].
-    pub fn delay(mut self, delay: Duration) -> Self {
+    /// Sets how long after a crash everybody sees the member gone. Defaults to 15 s; see
+    /// [`HeartbeatTiming::with_delay`].
+    pub fn with_delay(mut self, delay: Duration) -> Self {
         self.delay = delay;
         self
     }
 
-    /// For how long the events are sticky. Defaults to 10 minutes; see [`Pace::with_sticky`].
-    pub fn sticky(mut self, sticky: Duration) -> Self {
-        self.sticky_for = Some(sticky);
+    /// Sets for how long the events are sticky. Defaults to 10 minutes; see
+    /// [`HeartbeatTiming::with_sticky`].
+    pub fn with_sticky_duration(mut self, sticky_duration: Duration) -> Self {
+        self.sticky_duration = Some(sticky_duration);
         self
     }
 
-    /// Whether it joins again by itself after the armed leave has fired, as after an outage; it does
-    /// unless told.
+    /// Sets whether the heartbeat joins again by itself after the armed leave has fired, as after an
+    /// outage. Defaults to [`Rejoin::Automatic`].
     ///
-    /// Not where each join is to have a key of its own, as in MatrixRTC (MSC4143): then the heartbeat ends
-    /// with [`Failure::LeaveFired`], and another one is to be started. While it is cut off it still says
-    /// [`State::ProbablyLeft`], as nobody knows before the server can be asked. Where somebody has removed
-    /// the member, or the join ran out, it ends with [`Failure::Removed`]. After
-    /// [`resume`](HeartbeatHandle::resume) it does join again, where it has left to be in the background:
-    /// that is not by itself.
-    pub fn rejoin(mut self, rejoin: bool) -> Self {
+    /// Choose [`Rejoin::Never`] if each join is to have a key of its own, as in MatrixRTC (MSC4143). Then
+    /// the heartbeat ends with [`HeartbeatFailure::LeaveFired`](super::HeartbeatFailure::LeaveFired), and
+    /// another one is to be started. While it is cut off it still says
+    /// [`HeartbeatState::ProbablyLeft`](super::HeartbeatState::ProbablyLeft), as nobody knows before the
+    /// server can be asked. If somebody has removed the member, or the join ran out, it ends with
+    /// [`HeartbeatFailure::Removed`](super::HeartbeatFailure::Removed). After
+    /// [`resume`](Heartbeat::resume) it does join again if it has left to be in the background: that is
+    /// not by itself.
+    pub fn with_rejoin(mut self, rejoin: Rejoin) -> Self {
         self.rejoin = rejoin;
         self
     }
 
-    /// What it leaves with where it is told to leave and not with which content: the armed leave's, unless
-    /// told. See [`HeartbeatHandle::leave_with`].
+    /// Sets the content that `leave()` sends. Defaults to the armed leave's content. See
+    /// [`Heartbeat::leave_with`].
     pub(crate) fn last_words(mut self, content: Map<String, Value>) -> Self {
         self.last_words = Some(content);
         self
     }
 
     /// Until when an event that an earlier heartbeat of ours sent under this key outranks one that is
-    /// sticky for a shorter time: [`HeartbeatHandle::outranked_until`].
+    /// sticky for a shorter time: [`Heartbeat::outranked_until`].
     pub(crate) fn outranked_until(mut self, until: Option<Deadline>) -> Self {
         self.outranked_until = until;
         self
     }
 
-    /// Starts: it joins as soon as the server lets it.
+    /// Starts the heartbeat, as awaiting it does. It joins as soon as the server lets it.
     ///
     /// What an earlier process of the same store has left armed is retired before that: of this key
-    /// by handing over to the new one, of all other keys by leaving.
+    /// by handing over to the new heartbeat, of all other keys by leaving.
     ///
     /// # Errors
     ///
-    /// [`StartHeartbeatError`].
-    pub async fn start(self) -> Result<HeartbeatHandle, StartHeartbeatError> {
+    /// [`StartHeartbeatError`], also if the heartbeat could never work: the server has no sticky events,
+    /// or the room is encrypted and nothing encrypts. A server that cannot be reached now is not an error.
+    pub async fn start(self) -> Result<Heartbeat, StartHeartbeatError> {
         let Self {
             room,
             sticky_key,
@@ -174,21 +199,22 @@ impl StartHeartbeat {
             content,
             leave_content,
             delay,
-            sticky_for,
+            sticky_duration,
             rejoin,
             last_words,
             outranked_until,
         } = self;
-        let pace = Pace::default().with_delay(delay);
+        let pace = HeartbeatTiming::default().with_delay(delay);
         let pace = pace
-            .and_then(|pace| sticky_for.map_or(Ok(pace), |sticky| pace.with_sticky(sticky)))
-            .map_err(StartHeartbeatError::Pace)?;
+            .and_then(|pace| sticky_duration.map_or(Ok(pace), |sticky| pace.with_sticky(sticky)))
+            .map_err(StartHeartbeatError::Timing)?;
         let event_type = event_type.ok_or(StartHeartbeatError::NoContent)?;
         let mut content = content.map_err(StartHeartbeatError::Content)?;
         let mut leave_content = leave_content.map_err(StartHeartbeatError::Content)?;
         for content in [&mut content, &mut leave_content] {
             insert_sticky_key(content, &sticky_key);
         }
+        ensure_it_can_work(&room).await?;
         let key = HeartbeatKey { room_id: room.room_id().to_owned(), event_type, sticky_key };
         let registry = room.client().extension::<Registry>();
         let (wishes, wished) = mpsc::unbounded_channel();
@@ -203,7 +229,7 @@ impl StartHeartbeat {
         let (own, others): (Vec<_>, Vec<_>) = armed.into_iter().partition(|armed| armed.key == key);
         let others = others.into_iter().filter(|armed| !registry.is_live(&armed.key)).collect();
 
-        let mut machine = Heartbeat::new(pace, random_seed()).rejoin(rejoin);
+        let mut machine = HeartbeatMachine::new(pace, random_seed()).with_rejoin(rejoin);
         machine.handle_outranked(outranked_until);
         let mut kept = Kept { content, leave_content, last_words, ..Kept::default() };
         for armed in own {
@@ -231,8 +257,41 @@ impl StartHeartbeat {
         let context_of_it = context.clone();
         let run = Run { context: context_of_it, id, machine, state: state_of_it, live: live_of_it };
         let task = Task::spawn(run.run(wished, others));
-        Ok(HeartbeatHandle { context, state, wishes, live, _task: task })
+        Ok(Heartbeat { context, state, wishes, live, _task: task })
     }
+}
+
+impl IntoFuture for StartHeartbeat {
+    type Output = Result<Heartbeat, StartHeartbeatError>;
+    type IntoFuture = BoxFuture<'static, Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.start())
+    }
+}
+
+/// Makes sure that a heartbeat can work in this room, as far as that is known or can be found out soon.
+async fn ensure_it_can_work(room: &RoomContext) -> Result<(), StartHeartbeatError> {
+    if room.room().encryption_state().is_encrypted() && !can_encrypt(room) {
+        return Err(StartHeartbeatError::Prepare(PrepareError::NoBaseClient));
+    }
+    let timer = room.timer();
+    let deadline = timer.now().deadline(SUPPORT_TIMEOUT);
+    match before(&**timer, deadline, room.ensure_sticky_events()).await {
+        Some(Err(EnsureError::Unsupported(what))) => Err(StartHeartbeatError::Unsupported(what)),
+        // The machine asks again, for as long as it takes.
+        Some(Ok(()) | Err(EnsureError::Request(_))) | None => Ok(()),
+    }
+}
+
+#[cfg(feature = "e2e-encryption")]
+fn can_encrypt(room: &RoomContext) -> bool {
+    Encryptor::of(&room.client().client).is_some()
+}
+
+#[cfg(not(feature = "e2e-encryption"))]
+fn can_encrypt(_: &RoomContext) -> bool {
+    false
 }
 
 impl fmt::Debug for StartHeartbeat {
@@ -241,7 +300,7 @@ impl fmt::Debug for StartHeartbeat {
             .field("event_type", &self.event_type)
             .field("sticky_key", &self.sticky_key)
             .field("delay", &self.delay)
-            .field("sticky_for", &self.sticky_for)
+            .field("sticky_duration", &self.sticky_duration)
             .field("rejoin", &self.rejoin)
             .finish_non_exhaustive()
     }

@@ -112,7 +112,7 @@ struct Crowd {
     server: Server,
     /// One for each client.
     turns: Vec<Turns>,
-    heartbeats: Vec<Heartbeat>,
+    heartbeats: Vec<HeartbeatMachine>,
     doing: Vec<Option<(Step, Outcome, u64)>>,
     now: u64,
     /// Who was seen and is not, though alive.
@@ -132,7 +132,7 @@ impl Crowd {
             },
             turns: (0..clients).map(|_| Turns::default()).collect(),
             heartbeats: (0..count as u64)
-                .map(|n| Heartbeat::new(Pace::default(), seed << 8 | n))
+                .map(|n| HeartbeatMachine::new(HeartbeatTiming::default(), seed << 8 | n))
                 .collect(),
             doing: vec![None; count],
             now: 0,

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 
 use super::{
-    State,
+    HeartbeatState, InBackground,
     perform::Context,
     registry::{Live, lock},
     request::Wish,
@@ -24,35 +24,35 @@ use crate::{
 ///
 /// Dropping it without [`leave`](Self::leave) is what a crash is: the armed leave fires within the
 /// delay.
-pub struct HeartbeatHandle {
+pub struct Heartbeat {
     pub(super) context: Arc<Context>,
-    pub(super) state: SharedObservable<State>,
+    pub(super) state: SharedObservable<HeartbeatState>,
     pub(super) wishes: mpsc::UnboundedSender<Wish>,
     pub(super) live: Arc<Mutex<Option<Live>>>,
     pub(super) _task: Option<Task>,
 }
 
-impl Drop for HeartbeatHandle {
+impl Drop for Heartbeat {
     fn drop(&mut self) {
         // At once, and not when the task has ended: the key may be wanted again.
         lock(&self.live).take();
     }
 }
 
-impl HeartbeatHandle {
+impl Heartbeat {
     /// How the member stands.
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> HeartbeatState {
         self.state.get()
     }
 
     /// How the member stands, and each change of that.
-    pub fn subscribe_state(&self) -> Subscriber<State> {
+    pub fn subscribe_state(&self) -> Subscriber<HeartbeatState> {
         self.state.subscribe()
     }
 
     /// The pulse: until when the leave that is armed does not fire, as far as is known. Each beat moves it
     /// on; once it is over, everybody may see the member gone. `None` where none is armed, as when
-    /// [`State::Degraded`], or somebody else restarts it.
+    /// [`HeartbeatState::Degraded`], or somebody else restarts it.
     pub fn armed_until(&self) -> Option<Deadline> {
         self.context.kept().armed_until
     }
@@ -62,7 +62,7 @@ impl HeartbeatHandle {
         self.context.kept().outranked_until
     }
 
-    /// What went wrong last, in words; for [`State::Failed`] and [`State::ProbablyLeft`].
+    /// What went wrong last, in words; for [`HeartbeatState::Failed`] and [`HeartbeatState::ProbablyLeft`].
     pub fn last_error(&self) -> Option<String> {
         self.context.kept().last_error.clone()
     }
@@ -85,9 +85,9 @@ impl HeartbeatHandle {
         self.wish(Wish::Update(content));
     }
 
-    /// Leaves. Returns when the server has the leave, or [`State::Failed`] is reached; until then it
+    /// Leaves. Returns when the server has the leave, or [`HeartbeatState::Failed`] is reached; until then it
     /// is tried again and again. Giving up waiting is safe: the armed leave fires all the same.
-    pub async fn leave(&self) -> State {
+    pub async fn leave(&self) -> HeartbeatState {
         self.wish(Wish::Leave);
         until_left(&self.state).await
     }
@@ -98,15 +98,16 @@ impl HeartbeatHandle {
     /// It is sent first, and what is armed is cancelled after it; or fired, where the server refuses it.
     /// Should what is armed fire meanwhile, that is a leave besides another. Nothing is sent where nobody
     /// has seen the member, or where it has left already, as in the background.
-    pub async fn leave_with(&self, content: Map<String, Value>) -> State {
+    pub async fn leave_with(&self, content: Map<String, Value>) -> HeartbeatState {
         self.wish(Wish::LeaveWith(content));
         until_left(&self.state).await
     }
 
-    /// The application goes into the background. The member leaves; or, with `keep`, stays for as
-    /// long as the armed leave holds, which [`State::Suspended`] tells, and no request goes out.
-    pub fn suspend(&self, keep: bool) {
-        self.wish(Wish::Suspend { keep });
+    /// Takes that the application goes into the background. With [`InBackground::Leave`] the member leaves.
+    /// With [`InBackground::Hold`] it stays for as long as the armed leave holds, which
+    /// [`HeartbeatState::Suspended`] tells, and no request goes out.
+    pub fn suspend(&self, in_background: InBackground) {
+        self.wish(Wish::Suspend(in_background));
     }
 
     /// The application is back: what became of the armed leave is asked first.
@@ -142,11 +143,11 @@ impl HeartbeatHandle {
 }
 
 /// The state after which nothing follows, once it is reached.
-pub(crate) async fn until_left(state: &SharedObservable<State>) -> State {
+pub(crate) async fn until_left(state: &SharedObservable<HeartbeatState>) -> HeartbeatState {
     let mut states = state.subscribe();
     loop {
         match states.get() {
-            state @ (State::Left | State::Failed(_)) => return state,
+            state @ (HeartbeatState::Left | HeartbeatState::Failed(_)) => return state,
             state => {
                 if states.next().await.is_none() {
                     return state;
@@ -156,9 +157,9 @@ pub(crate) async fn until_left(state: &SharedObservable<State>) -> State {
     }
 }
 
-impl fmt::Debug for HeartbeatHandle {
+impl fmt::Debug for Heartbeat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HeartbeatHandle")
+        f.debug_struct("Heartbeat")
             .field("key", &self.context.key)
             .field("state", &self.state())
             .finish_non_exhaustive()

@@ -2,14 +2,14 @@
 
 use serde_json::{Map, Value};
 
-use super::LeaseId;
+use super::{InBackground, LeaseId};
 
 /// What the owner wants.
 pub(crate) enum Wish {
     Update(Map<String, Value>),
     Leave,
     LeaveWith(Map<String, Value>),
-    Suspend { keep: bool },
+    Suspend(InBackground),
     Resume,
     Delegate(LeaseId),
     TakeBack,

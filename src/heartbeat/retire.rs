@@ -7,7 +7,7 @@ use std::time::Duration;
 use tracing::{debug, warn};
 
 use super::{
-    Pace,
+    HeartbeatTiming,
     registry::{Registry, lock},
     request::Wish,
     store::{Armed, Store},
@@ -29,7 +29,7 @@ pub(super) async fn retire(client: &ClientContext, store: &Store, armed: Vec<Arm
     let (timer, events, registry) =
         (&client.timer, client.delayed_events(), client.extension::<Registry>());
     let Some(longest) = armed.iter().map(|armed| armed.leave.delay()).max() else { return };
-    timer.sleep_until(timer.now().deadline(Pace::default().timeout(longest))).await;
+    timer.sleep_until(timer.now().deadline(HeartbeatTiming::default().timeout(longest))).await;
     let mut all = match listed(&events, &registry).await {
         Ok(all) => all,
         Err(error) => return debug!(%error, "the server does not tell what is scheduled"),

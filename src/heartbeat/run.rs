@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tracing::warn;
 
 use super::{
-    Failure, Heartbeat, Outcome, State, Step,
+    HeartbeatFailure, HeartbeatMachine, HeartbeatState, Outcome, Step,
     perform::{Context, Lease, Ready},
     readers::{add, readers_change},
     registry::{Live, Registry, lock},
@@ -63,8 +63,8 @@ enum Event {
 pub(super) struct Run {
     pub(super) context: Arc<Context>,
     pub(super) id: HeartbeatId,
-    pub(super) machine: Heartbeat,
-    pub(super) state: SharedObservable<State>,
+    pub(super) machine: HeartbeatMachine,
+    pub(super) state: SharedObservable<HeartbeatState>,
     pub(super) live: Arc<Mutex<Option<Live>>>,
 }
 
@@ -205,10 +205,14 @@ impl Run {
         }
         let state = self.machine.state(context.now());
         let why = match state {
-            State::Failed(Failure::LeaveFired) => Some("the armed leave has fired"),
-            State::Failed(Failure::Removed) => Some("the member was removed, or its join ran out"),
-            State::Failed(Failure::NotInRoom) => Some(NOT_IN_ROOM),
-            State::Failed(Failure::Redacted) => Some(REDACTED),
+            HeartbeatState::Failed(HeartbeatFailure::LeaveFired) => {
+                Some("the armed leave has fired")
+            }
+            HeartbeatState::Failed(HeartbeatFailure::Removed) => {
+                Some("the member was removed, or its join ran out")
+            }
+            HeartbeatState::Failed(HeartbeatFailure::NotInRoom) => Some(NOT_IN_ROOM),
+            HeartbeatState::Failed(HeartbeatFailure::Redacted) => Some(REDACTED),
             _ => None,
         };
         if let Some(why) = why {
@@ -237,7 +241,7 @@ impl Run {
                 }
             }
             Wish::LeaveWith(content) => self.leave_with(content),
-            Wish::Suspend { keep } => self.machine.handle_suspend(keep),
+            Wish::Suspend(in_background) => self.machine.handle_suspend(in_background),
             Wish::Resume => self.machine.handle_resume(now),
             Wish::Delegate(lease) => self.machine.handle_delegated(lease),
             Wish::TakeBack => self.machine.handle_taken_back(now),
@@ -273,14 +277,14 @@ impl Run {
                     self.machine.handle_expired(now);
                 }
                 EntryChange::Removed { reason: RemovalReason::Redacted, .. } => {
-                    self.machine.handle_ended(Failure::Redacted);
+                    self.machine.handle_ended(HeartbeatFailure::Redacted);
                 }
                 EntryChange::Removed { reason: RemovalReason::RoomLeft, .. } => {
-                    self.machine.handle_ended(Failure::NotInRoom);
+                    self.machine.handle_ended(HeartbeatFailure::NotInRoom);
                 }
                 EntryChange::Removed { .. } => {}
                 EntryChange::Updated { entry, previous } if is_lost_refresh(entry, previous) => {
-                    self.machine.handle_ended(Failure::Redacted);
+                    self.machine.handle_ended(HeartbeatFailure::Redacted);
                 }
                 _ => {
                     self.look_for_join(entry);

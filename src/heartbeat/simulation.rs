@@ -239,8 +239,8 @@ struct UnderWay {
 /// A heartbeat and what it stands on.
 pub(super) struct World {
     pub(super) server: Server,
-    pub(super) heartbeat: Heartbeat,
-    pub(super) pace: Pace,
+    pub(super) heartbeat: HeartbeatMachine,
+    pub(super) pace: HeartbeatTiming,
     fates: Box<dyn Iterator<Item = Fate>>,
     under_way: Option<UnderWay>,
     /// How long it takes to encrypt an event.
@@ -262,7 +262,7 @@ pub(super) struct World {
     no_network_until: u64,
     pub(super) tells_of_fired: bool,
     told: Vec<(u32, LeaseId)>,
-    pub(super) states: Vec<State>,
+    pub(super) states: Vec<HeartbeatState>,
     seed: u64,
     /// Until when an event that nobody could know of may show.
     forgiven_until: u64,
@@ -282,11 +282,11 @@ fn millis(duration: Duration) -> u64 {
 
 impl World {
     pub(super) fn new(
-        pace: Pace,
+        pace: HeartbeatTiming,
         seed: u64,
         fates: impl IntoIterator<Item = Fate> + 'static,
     ) -> Self {
-        let heartbeat = Heartbeat::new(pace, seed);
+        let heartbeat = HeartbeatMachine::new(pace, seed);
         let server = Server { sticky: millis(pace.sticky()), ..Server::default() };
         Self {
             server,
@@ -322,7 +322,7 @@ impl World {
         start().advanced(Duration::from_millis(self.server.now))
     }
 
-    pub(super) fn state(&self) -> State {
+    pub(super) fn state(&self) -> HeartbeatState {
         self.heartbeat.state(self.moment())
     }
 
@@ -361,7 +361,7 @@ impl World {
 
     /// The process dies: what is under way goes on its way.
     pub(super) fn crash(&mut self) {
-        self.heartbeat = Heartbeat::new(self.pace, self.seed);
+        self.heartbeat = HeartbeatMachine::new(self.pace, self.seed);
         self.heartbeat.handle_leave();
         self.heartbeat.is_done = true;
         self.asleep_until = u64::MAX;
@@ -370,8 +370,9 @@ impl World {
     /// Another process starts on the same store.
     /// As [`start_again`](Self::start_again), at another pace. Not with a shorter stickiness: what the
     /// one before has sent would outrank it, and nobody tells.
-    pub(super) fn start_again_with(&mut self, pace: Pace) {
-        let pace = Pace::new(pace.delay(), pace.sticky().max(self.pace.sticky())).unwrap();
+    pub(super) fn start_again_with(&mut self, pace: HeartbeatTiming) {
+        let pace =
+            HeartbeatTiming::new(pace.delay(), pace.sticky().max(self.pace.sticky())).unwrap();
         self.server.sticky = self.server.sticky.max(millis(pace.sticky()));
         self.pace = pace;
         self.longest_delay = self.longest_delay.max(pace.delay());
@@ -385,7 +386,8 @@ impl World {
         self.under_way = None;
         self.encrypting.clear();
         self.encrypted.clear();
-        self.heartbeat = Heartbeat::new(self.pace, self.seed).rejoin(self.rejoins);
+        self.heartbeat =
+            HeartbeatMachine::new(self.pace, self.seed).with_rejoin(rejoin(self.rejoins));
         self.found.clear();
         for stored in self.stored.clone() {
             let now = self.moment();
@@ -404,7 +406,7 @@ impl World {
     /// Whether it is to join again by itself.
     pub(super) fn rejoining(mut self, rejoins: bool) -> Self {
         self.rejoins = rejoins;
-        self.heartbeat = Heartbeat::new(self.pace, self.seed).rejoin(rejoins);
+        self.heartbeat = HeartbeatMachine::new(self.pace, self.seed).with_rejoin(rejoin(rejoins));
         self
     }
 
@@ -434,7 +436,7 @@ impl World {
     }
 
     /// Tells the heartbeat something, and lets it act.
-    pub(super) fn tell(&mut self, tell: impl FnOnce(&mut Heartbeat, Moment)) {
+    pub(super) fn tell(&mut self, tell: impl FnOnce(&mut HeartbeatMachine, Moment)) {
         let now = self.moment();
         tell(&mut self.heartbeat, now);
         self.check_that_it_stays_away();
@@ -710,7 +712,8 @@ impl World {
         let Some(value) = self.server.value().filter(|event| event.is_join) else {
             // Whoever it is delegated to does nothing here.
             let is_delegated = self.heartbeat.is_delegated();
-            let may_be = state != State::Joined || is_delegated || now < self.forgiven_until;
+            let may_be =
+                state != HeartbeatState::Joined || is_delegated || now < self.forgiven_until;
             assert!(may_be, "joined, and nobody sees the member");
             return;
         };
@@ -728,10 +731,14 @@ impl World {
         // What a process before this one sent in the degraded state, this one cannot know of.
         let is_ours = value.process == self.process || value.sticky > short;
         // Nobody can leave whom the server does not answer.
-        let is_told = !matches!(state, State::Failed(Failure::LeaveUnanswered));
-        let is_left = matches!(state, State::Left | State::Failed(_))
+        let is_told = !matches!(state, HeartbeatState::Failed(HeartbeatFailure::LeaveUnanswered));
+        let is_left = matches!(state, HeartbeatState::Left | HeartbeatState::Failed(_))
             && is_told
             && self.asleep_until != u64::MAX;
         assert!(!is_left || !is_ours, "{state:?}, and everybody sees the member");
     }
+}
+
+pub(super) fn rejoin(rejoins: bool) -> Rejoin {
+    if rejoins { Rejoin::Automatic } else { Rejoin::Never }
 }

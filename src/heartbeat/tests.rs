@@ -9,8 +9,8 @@ use super::{
 use crate::testing::secs;
 
 /// With a stickiness that is longer than the one of the degraded state.
-fn pace() -> Pace {
-    Pace::default().with_sticky(secs(3_600)).unwrap()
+fn pace() -> HeartbeatTiming {
+    HeartbeatTiming::default().with_sticky(secs(3_600)).unwrap()
 }
 
 /// A world in which all is well.
@@ -26,7 +26,7 @@ fn world_with(fates: impl IntoIterator<Item = Fate> + 'static) -> World {
 fn it_arms_then_joins_and_shows_both() {
     let mut world = world();
     world.pass(1_000);
-    assert_eq!(world.states, [State::Joining, State::Joined]);
+    assert_eq!(world.states, [HeartbeatState::Joining, HeartbeatState::Joined]);
     assert!(world.server.shows_member());
     assert_eq!(world.server.requests, 2);
 }
@@ -45,9 +45,11 @@ fn its_pulse_is_the_end_of_what_is_armed_which_each_beat_moves_on() {
     let cut_off = world.heartbeat.armed_until();
     world.pass(20_000);
     assert_eq!(world.heartbeat.armed_until(), cut_off);
-    assert!(matches!(world.state(), State::ProbablyLeft { since } if Some(since) == cut_off));
+    assert!(
+        matches!(world.state(), HeartbeatState::ProbablyLeft { since } if Some(since) == cut_off)
+    );
     world.pass(2 * MINUTE);
-    assert_eq!(world.state(), State::Joined);
+    assert_eq!(world.state(), HeartbeatState::Joined);
     let held = world.heartbeat.held().unwrap();
     world.tell(|heartbeat, _| heartbeat.handle_delegated(held));
     assert_eq!(world.heartbeat.armed_until(), None);
@@ -60,7 +62,7 @@ fn its_pulse_is_the_end_of_what_is_armed_which_each_beat_moves_on() {
 fn an_hour_costs_thirteen_restarts_a_minute_and_two_joins() {
     let mut world = world();
     world.pass(60 * MINUTE);
-    assert_eq!(world.states, [State::Joining, State::Joined]);
+    assert_eq!(world.states, [HeartbeatState::Joining, HeartbeatState::Joined]);
     let a_minute = world.server.requests as f64 / 60.0;
     assert!((12.0..15.0).contains(&a_minute), "{a_minute}");
 }
@@ -70,9 +72,9 @@ fn leaving_fires_the_leave_and_nothing_follows() {
     let mut world = world();
     world.pass(10_000);
     world.tell(|heartbeat, _| heartbeat.handle_leave());
-    assert_eq!(world.state(), State::Leaving);
+    assert_eq!(world.state(), HeartbeatState::Leaving);
     world.pass(100);
-    assert_eq!(world.state(), State::Left);
+    assert_eq!(world.state(), HeartbeatState::Left);
     assert!(!world.server.shows_member());
     let requests = world.server.requests;
     world.pass(180 * MINUTE);
@@ -85,9 +87,9 @@ fn leaving_with_words_of_ones_own_sends_them_and_cancels_what_is_armed() {
     let mut world = world();
     world.pass(10_000);
     world.tell(|heartbeat, _| heartbeat.handle_leave_with());
-    assert_eq!(world.state(), State::Leaving);
+    assert_eq!(world.state(), HeartbeatState::Leaving);
     world.pass(100);
-    assert_eq!(world.state(), State::Left);
+    assert_eq!(world.state(), HeartbeatState::Left);
     assert!(world.server.shows_last_words());
     assert_eq!(world.server.armed(), 0);
     let requests = world.server.requests;
@@ -104,7 +106,7 @@ fn whose_last_words_are_refused_leaves_with_what_is_armed() {
     world.server.refuses_leaves = true;
     world.tell(|heartbeat, _| heartbeat.handle_leave_with());
     world.pass(1_000);
-    assert_eq!(world.state(), State::Left);
+    assert_eq!(world.state(), HeartbeatState::Left);
     assert!(!world.server.shows_member());
     assert!(!world.server.shows_last_words());
     assert_eq!(world.server.armed(), 0);
@@ -118,9 +120,9 @@ fn last_words_get_there_also_where_what_is_armed_has_fired_first() {
     world.tell(|heartbeat, _| heartbeat.handle_leave_with());
     world.pass(18_000);
     assert!(!world.server.shows_member() && !world.server.shows_last_words());
-    assert_eq!(world.state(), State::Leaving);
+    assert_eq!(world.state(), HeartbeatState::Leaving);
     world.pass(10_000);
-    assert_eq!(world.state(), State::Left);
+    assert_eq!(world.state(), HeartbeatState::Left);
     assert!(world.server.shows_last_words());
 }
 
@@ -132,7 +134,7 @@ fn who_was_never_seen_has_no_last_words() {
     world.pass(10_000);
     world.tell(|heartbeat, _| heartbeat.handle_leave_with());
     world.pass(2 * MINUTE);
-    assert_eq!(world.state(), State::Left);
+    assert_eq!(world.state(), HeartbeatState::Left);
     assert!(!world.server.shows_last_words());
 }
 
@@ -145,12 +147,12 @@ fn last_words_replace_those_of_a_leave_that_is_under_way() {
     let requests = world.server.requests;
     world.tell(|heartbeat, _| heartbeat.handle_leave_with());
     world.pass(1_000);
-    assert_eq!(world.state(), State::Left);
+    assert_eq!(world.state(), HeartbeatState::Left);
     assert_eq!(world.server.requests, requests + 2);
 }
 
-const LEAVE_FIRED: State = State::Failed(Failure::LeaveFired);
-const REMOVED: State = State::Failed(Failure::Removed);
+const LEAVE_FIRED: HeartbeatState = HeartbeatState::Failed(HeartbeatFailure::LeaveFired);
+const REMOVED: HeartbeatState = HeartbeatState::Failed(HeartbeatFailure::Removed);
 
 /// A world in which all is well, and it does not join again by itself.
 fn not_rejoining() -> World {
@@ -166,7 +168,7 @@ fn who_does_not_join_again_by_itself_stays_for_as_long_as_all_is_well() {
         world.tell(newcomers);
         world.tell(|heartbeat, _| heartbeat.handle_update());
     }
-    assert_eq!(world.states, [State::Joining, State::Joined]);
+    assert_eq!(world.states, [HeartbeatState::Joining, HeartbeatState::Joined]);
     assert!(world.server.shows_member());
 }
 
@@ -176,10 +178,10 @@ fn who_does_not_join_again_fails_once_the_server_says_that_the_leave_has_fired()
     world.pass(MINUTE);
     world.cut_network(3 * MINUTE);
     world.pass(3 * MINUTE - 1_000);
-    assert!(matches!(world.state(), State::ProbablyLeft { .. }), "{:?}", world.state());
+    assert!(matches!(world.state(), HeartbeatState::ProbablyLeft { .. }), "{:?}", world.state());
     world.pass(30_000);
     assert_eq!(world.state(), LEAVE_FIRED);
-    assert!(!world.states.contains(&State::Rejoining));
+    assert!(!world.states.contains(&HeartbeatState::Rejoining));
     assert!(!world.server.shows_member());
     let requests = world.server.requests;
     world.pass(120 * MINUTE);
@@ -229,18 +231,18 @@ fn who_does_not_join_again_and_is_removed_fires_the_leave_and_says_so() {
 fn a_removal_of_what_was_there_before_is_not_taken_for_ones_own() {
     let mut world = not_rejoining();
     world.pass(MINUTE);
-    world.tell(Heartbeat::handle_doubt);
+    world.tell(HeartbeatMachine::handle_doubt);
     world.pass(MINUTE);
-    assert_eq!(world.state(), State::Joined);
+    assert_eq!(world.state(), HeartbeatState::Joined);
     // As one's own leave, which comes back after the application is.
     world.tell(|heartbeat, _| heartbeat.handle_shown());
-    world.tell(|heartbeat, _| heartbeat.handle_suspend(false));
+    world.tell(|heartbeat, _| heartbeat.handle_suspend(InBackground::Leave));
     world.pass(1_000);
-    world.tell(Heartbeat::handle_resume);
+    world.tell(HeartbeatMachine::handle_resume);
     world.pass(10);
-    world.tell(Heartbeat::handle_doubt);
+    world.tell(HeartbeatMachine::handle_doubt);
     world.pass(1_000);
-    assert_eq!(world.state(), State::Joined);
+    assert_eq!(world.state(), HeartbeatState::Joined);
     assert!(world.server.shows_member());
 }
 
@@ -250,12 +252,12 @@ fn kept_in_the_background_for_too_long_it_fails_when_it_is_back() {
         let mut world = not_rejoining();
         world.tells_of_fired = tells_of_fired;
         world.pass(MINUTE);
-        world.tell(|heartbeat, _| heartbeat.handle_suspend(true));
+        world.tell(|heartbeat, _| heartbeat.handle_suspend(InBackground::Hold));
         let requests = world.server.requests;
         world.pass(MINUTE);
-        assert!(matches!(world.state(), State::Suspended { .. }));
+        assert!(matches!(world.state(), HeartbeatState::Suspended { .. }));
         assert_eq!(world.server.requests, requests);
-        world.tell(Heartbeat::handle_resume);
+        world.tell(HeartbeatMachine::handle_resume);
         world.pass(1_000);
         assert_eq!(world.state(), LEAVE_FIRED);
         assert!(!world.server.shows_member());
@@ -266,11 +268,11 @@ fn kept_in_the_background_for_too_long_it_fails_when_it_is_back() {
 fn kept_in_the_background_for_a_while_it_is_there_when_it_is_back() {
     let mut world = not_rejoining();
     world.pass(MINUTE);
-    world.tell(|heartbeat, _| heartbeat.handle_suspend(true));
+    world.tell(|heartbeat, _| heartbeat.handle_suspend(InBackground::Hold));
     world.pass(8_000);
-    world.tell(Heartbeat::handle_resume);
+    world.tell(HeartbeatMachine::handle_resume);
     world.pass(MINUTE);
-    assert_eq!(world.state(), State::Joined);
+    assert_eq!(world.state(), HeartbeatState::Joined);
 }
 
 #[test]
@@ -278,7 +280,7 @@ fn whose_join_runs_out_is_not_shown_again_by_itself() {
     let mut world = not_rejoining();
     world.server.has_no_delayed_events = true;
     world.pass(MINUTE);
-    assert_eq!(world.state(), State::Degraded);
+    assert_eq!(world.state(), HeartbeatState::Degraded);
     world.cut_network(11 * MINUTE);
     world.pass(13 * MINUTE);
     assert_eq!(world.state(), REMOVED);
@@ -320,7 +322,7 @@ fn a_crash_shows_to_everybody_within_the_delay() {
 fn a_lost_answer_to_the_arming_is_asked_for_again_and_arms_nothing_twice() {
     let mut world = world_with([Fate::AnswerLost(9), Fate::AnswerLost(9)]);
     world.pass(MINUTE);
-    assert_eq!(world.states, [State::Joining, State::Joined]);
+    assert_eq!(world.states, [HeartbeatState::Joining, HeartbeatState::Joined]);
     world.crash();
     world.pass(15_001);
     assert!(!world.server.shows_member());
@@ -332,12 +334,12 @@ fn cut_off_it_says_that_it_has_probably_left_and_joins_again_soon_after() {
     world.pass(MINUTE);
     world.cut_network(3 * MINUTE);
     world.pass(20_000);
-    assert!(matches!(world.state(), State::ProbablyLeft { .. }), "{:?}", world.state());
+    assert!(matches!(world.state(), HeartbeatState::ProbablyLeft { .. }), "{:?}", world.state());
     assert!(!world.server.shows_member());
     world.pass(3 * MINUTE - 20_000 + 30_000);
-    assert_eq!(world.state(), State::Joined);
+    assert_eq!(world.state(), HeartbeatState::Joined);
     assert!(world.server.shows_member());
-    assert!(world.states.contains(&State::Rejoining));
+    assert!(world.states.contains(&HeartbeatState::Rejoining));
 }
 
 #[test]
@@ -347,7 +349,7 @@ fn after_a_sleep_it_asks_first() {
     world.sleep(60 * MINUTE);
     assert!(!world.server.shows_member());
     world.pass(1_000);
-    assert_eq!(world.state(), State::Joined);
+    assert_eq!(world.state(), HeartbeatState::Joined);
     assert!(world.server.shows_member());
 }
 
@@ -362,7 +364,7 @@ fn newcomers_get_a_fresh_leave() {
     }
     world.pass(10_000);
     assert_ne!(world.heartbeat.held(), before);
-    assert_eq!(world.states, [State::Joining, State::Joined]);
+    assert_eq!(world.states, [HeartbeatState::Joining, HeartbeatState::Joined]);
     world.pass(MINUTE);
     assert!(world.server.shows_member());
 }
@@ -375,7 +377,7 @@ fn an_update_is_sent_at_once() {
     world.tell(|heartbeat, _| heartbeat.handle_update());
     world.pass(100);
     assert!(world.server.requests > requests);
-    assert_eq!(world.state(), State::Joined);
+    assert_eq!(world.state(), HeartbeatState::Joined);
 }
 
 #[test]
@@ -383,11 +385,11 @@ fn without_delayed_events_it_is_degraded_and_short_and_says_so() {
     let mut world = world();
     world.server.has_no_delayed_events = true;
     world.pass(30 * MINUTE);
-    assert_eq!(world.states, [State::Joining, State::Degraded]);
+    assert_eq!(world.states, [HeartbeatState::Joining, HeartbeatState::Degraded]);
     assert!(world.server.shows_member());
     world.tell(|heartbeat, _| heartbeat.handle_leave());
     world.pass(1_000);
-    assert_eq!(world.state(), State::Left);
+    assert_eq!(world.state(), HeartbeatState::Left);
     assert!(!world.server.shows_member());
 }
 
@@ -398,7 +400,7 @@ fn what_an_earlier_heartbeat_sent_under_the_key_is_outranked_before_a_short_join
     let outranked_until = first.heartbeat.outranked_until();
     assert!(outranked_until.is_some());
     first.tell(|_, now| {
-        let mut second = Heartbeat::new(pace(), 1);
+        let mut second = HeartbeatMachine::new(pace(), 1);
         assert!(second.may_be_short(now));
         second.handle_outranked(outranked_until);
         assert!(!second.may_be_short(now));
@@ -413,10 +415,10 @@ fn a_quota_that_has_room_again_ends_the_degraded_state() {
     let mut world = world();
     world.server.quota_is_full = true;
     world.pass(30_000);
-    assert_eq!(world.state(), State::Degraded);
+    assert_eq!(world.state(), HeartbeatState::Degraded);
     world.server.quota_is_full = false;
     world.pass(60_000);
-    assert_eq!(world.state(), State::Joined);
+    assert_eq!(world.state(), HeartbeatState::Joined);
 }
 
 #[test]
@@ -424,7 +426,7 @@ fn a_delay_that_is_too_long_is_shortened_to_what_the_server_takes() {
     let mut world = World::new(pace().with_delay(secs(60)).unwrap(), 1, []);
     world.server.longest_delay = Some(secs(20));
     world.pass(1_000);
-    assert_eq!(world.state(), State::Joined);
+    assert_eq!(world.state(), HeartbeatState::Joined);
     world.crash();
     world.pass(20_001);
     assert!(!world.server.shows_member());
@@ -432,7 +434,7 @@ fn a_delay_that_is_too_long_is_shortened_to_what_the_server_takes() {
     let mut world = World::new(pace().with_delay(secs(60)).unwrap(), 1, []);
     world.server.longest_delay = Some(secs(1));
     world.pass(1_000);
-    assert_eq!(world.state(), State::Degraded, "there all the same");
+    assert_eq!(world.state(), HeartbeatState::Degraded, "there all the same");
 }
 
 /// A room with a slow homeserver in it, or a thousand devices.
@@ -441,23 +443,24 @@ fn encryption_may_take_longer_than_the_delay() {
     let mut world = World::new(pace().with_delay(secs(3)).unwrap(), 1, []);
     world.encrypts_for = 6_000;
     world.pass(13_000);
-    assert_eq!(world.states, [State::Joining, State::Joined]);
+    assert_eq!(world.states, [HeartbeatState::Joining, HeartbeatState::Joined]);
     // The lease is restarted while an update is encrypted.
     world.tell(|heartbeat, _| heartbeat.handle_update());
     world.pass(MINUTE);
     world.tell(newcomers);
     world.pass(MINUTE);
-    assert_eq!(world.states, [State::Joining, State::Joined]);
+    assert_eq!(world.states, [HeartbeatState::Joining, HeartbeatState::Joined]);
     world.tell(|heartbeat, _| heartbeat.handle_leave());
     world.pass(100);
-    assert_eq!(world.state(), State::Left);
+    assert_eq!(world.state(), HeartbeatState::Left);
 }
 
 /// The key of a hand-over's leave cannot be sent, and then the armed leave fires.
 #[test]
 fn what_could_not_be_encrypted_was_not_sent() {
     for rejoins in [true, false] {
-        let mut heartbeat = Heartbeat::new(pace(), 1).rejoin(rejoins);
+        let mut heartbeat =
+            HeartbeatMachine::new(pace(), 1).with_rejoin(simulation::rejoin(rejoins));
         let mut now = crate::testing::start();
         for _ in 0..2 {
             assert!(heartbeat.poll_action(now).is_some());
@@ -488,7 +491,7 @@ fn what_could_not_be_encrypted_was_not_sent() {
             }
         }
         match rejoins {
-            true => assert_eq!(heartbeat.state(now), State::Joined),
+            true => assert_eq!(heartbeat.state(now), HeartbeatState::Joined),
             // Everybody has seen the leave that fired.
             false => {
                 assert!(heartbeat.is_over());
@@ -508,10 +511,10 @@ fn who_leaves_waits_for_no_second_encryption() {
         world.unprepared = 1;
         world.pass(2_000);
         assert_eq!(world.unprepared, 0);
-        assert_eq!(world.state(), State::Joining);
+        assert_eq!(world.state(), HeartbeatState::Joining);
         world.tell(|heartbeat, _| heartbeat.handle_leave());
         world.pass(1_000);
-        assert_eq!(world.state(), State::Left);
+        assert_eq!(world.state(), HeartbeatState::Left);
         assert_eq!((world.server.joins(), world.server.armed()), (0, 0));
         assert!(world.server.requests <= requests);
     }
@@ -526,7 +529,7 @@ fn last_words_that_cannot_be_encrypted_are_left_out() {
     world.unprepared = u8::MAX;
     world.tell(|heartbeat, _| heartbeat.handle_leave_with());
     world.pass(10_000);
-    assert_eq!(world.state(), State::Left);
+    assert_eq!(world.state(), HeartbeatState::Left);
     assert!(!world.server.shows_member() && !world.server.shows_last_words());
 }
 
@@ -537,7 +540,7 @@ fn last_words_that_take_too_long_are_left_out() {
     world.encrypts_for = 3_000;
     world.tell(|heartbeat, _| heartbeat.handle_leave_with());
     world.pass(4_000);
-    assert_eq!(world.state(), State::Left);
+    assert_eq!(world.state(), HeartbeatState::Left);
     assert!(world.server.shows_last_words());
 
     let mut world = self::world();
@@ -545,7 +548,7 @@ fn last_words_that_take_too_long_are_left_out() {
     world.encrypts_for = MINUTE;
     world.tell(|heartbeat, _| heartbeat.handle_leave_with());
     world.pass(6_000);
-    assert_eq!(world.state(), State::Left);
+    assert_eq!(world.state(), HeartbeatState::Left);
     assert!(!world.server.shows_member() && !world.server.shows_last_words());
 }
 
@@ -556,7 +559,7 @@ fn an_update_replaces_what_is_being_encrypted() {
     world.pass(7_000);
     world.tell(|heartbeat, _| heartbeat.handle_update());
     world.pass(15_000);
-    assert_eq!(world.states, [State::Joining, State::Joined]);
+    assert_eq!(world.states, [HeartbeatState::Joining, HeartbeatState::Joined]);
     assert_eq!(world.server.joins(), 1, "the newest content alone");
 }
 
@@ -572,7 +575,7 @@ fn newcomers_without_end_cost_a_hand_over_a_minute() {
     }
     let hand_overs = world.server.joins() - joins;
     assert!((8..=13).contains(&hand_overs), "{hand_overs} in ten minutes");
-    assert_eq!(world.state(), State::Joined);
+    assert_eq!(world.state(), HeartbeatState::Joined);
     world.pass(2 * MINUTE);
     let joins = world.server.joins();
     world.tell(newcomers);
@@ -586,7 +589,7 @@ fn a_degraded_join_is_sent_again_for_newcomers() {
     let mut world = world();
     world.server.has_no_delayed_events = true;
     world.pass(MINUTE);
-    assert_eq!((world.state(), world.server.joins()), (State::Degraded, 1));
+    assert_eq!((world.state(), world.server.joins()), (HeartbeatState::Degraded, 1));
     world.tell(newcomers);
     world.tell(newcomers);
     world.pass(4_000);
@@ -594,7 +597,7 @@ fn a_degraded_join_is_sent_again_for_newcomers() {
     world.pass(2_000);
     assert_eq!(world.server.joins(), 2);
     world.pass(MINUTE);
-    assert_eq!((world.state(), world.server.joins()), (State::Degraded, 2));
+    assert_eq!((world.state(), world.server.joins()), (HeartbeatState::Degraded, 2));
 }
 
 #[test]
@@ -602,12 +605,12 @@ fn slow_restarts_are_half_as_many() {
     let mut world = world();
     world.tell(|heartbeat, _| heartbeat.handle_pace(true));
     world.pass(10 * MINUTE);
-    assert_eq!(world.states, [State::Joining, State::Joined]);
+    assert_eq!(world.states, [HeartbeatState::Joining, HeartbeatState::Joined]);
     let a_minute = world.server.requests as f64 / 10.0;
     assert!((5.5..7.0).contains(&a_minute), "{a_minute}");
     world.tell(|heartbeat, _| heartbeat.handle_pace(false));
     world.pass(10 * MINUTE);
-    assert_eq!(world.states, [State::Joining, State::Joined]);
+    assert_eq!(world.states, [HeartbeatState::Joining, HeartbeatState::Joined]);
     assert!(world.server.requests > 180);
 }
 
@@ -625,12 +628,16 @@ fn a_refused_arming_is_degraded() {
         let mut world = world();
         world.server.arming_is = Some(refusal);
         world.pass(2_000);
-        assert_eq!(world.states, [State::Joining, State::Degraded], "{refusal:?}");
+        assert_eq!(
+            world.states,
+            [HeartbeatState::Joining, HeartbeatState::Degraded],
+            "{refusal:?}"
+        );
         assert!(world.server.shows_member());
         // No wait of the server's is believed beyond five minutes.
         world.server.arming_is = None;
         world.pass(5 * MINUTE);
-        assert_eq!(world.state(), State::Joined, "{refusal:?}");
+        assert_eq!(world.state(), HeartbeatState::Joined, "{refusal:?}");
     }
 }
 
@@ -641,7 +648,7 @@ fn a_page_that_shows_once_changes_nothing() {
     world.fates([Fate::Refused(Outcome::Blocked); 2]);
     world.tell(|heartbeat, _| heartbeat.handle_update());
     world.pass(MINUTE);
-    assert_eq!(world.states, [State::Joining, State::Joined]);
+    assert_eq!(world.states, [HeartbeatState::Joining, HeartbeatState::Joined]);
 }
 
 /// The room became encrypted while an arming was not answered.
@@ -649,7 +656,7 @@ fn a_page_that_shows_once_changes_nothing() {
 fn an_arming_that_is_void_is_made_anew() {
     let mut world = world_with([Fate::Lost, Fate::Refused(Outcome::Gone)]);
     world.pass(MINUTE);
-    assert_eq!(world.states, [State::Joining, State::Joined]);
+    assert_eq!(world.states, [HeartbeatState::Joining, HeartbeatState::Joined]);
 }
 
 /// Else who came could never read the leave.
@@ -673,7 +680,7 @@ fn a_leave_that_is_refused_is_no_leave() {
     world.forgive_a_ghost();
     world.tell(|heartbeat, _| heartbeat.handle_leave());
     world.pass(1_000);
-    assert_eq!(world.state(), State::Failed(Failure::LeaveRefused));
+    assert_eq!(world.state(), HeartbeatState::Failed(HeartbeatFailure::LeaveRefused));
     assert!(world.server.shows_member());
     assert!(world.heartbeat.is_over());
 }
@@ -706,7 +713,7 @@ fn leaving_sends_one_leave() {
     world.pass(1_000);
     world.tell(|heartbeat, _| heartbeat.handle_leave());
     world.pass(10_000);
-    assert_eq!(world.state(), State::Left);
+    assert_eq!(world.state(), HeartbeatState::Left);
     assert_eq!(world.server.requests, 3, "to arm, to join, to fire");
 }
 
@@ -715,12 +722,12 @@ fn no_wait_is_believed_beyond_five_minutes() {
     let day = Outcome::RateLimited { retry_after: Some(secs(86_400)) };
     let mut world = world_with([Fate::Fine, Fate::Refused(day)]);
     world.pass(5 * MINUTE + 10_000);
-    assert_eq!(world.state(), State::Joined);
+    assert_eq!(world.state(), HeartbeatState::Joined);
     // A longer wait than the delay would be the end of the lease.
     world.fates([Fate::Refused(day)]);
     world.pass(MINUTE);
     assert!(world.server.shows_member());
-    assert_eq!(world.state(), State::Joined);
+    assert_eq!(world.state(), HeartbeatState::Joined);
 }
 
 #[test]
@@ -728,7 +735,7 @@ fn who_may_not_send_fails_and_leaves_nothing_armed() {
     let mut world = world();
     world.server.refuses_joins = true;
     world.pass(1_000);
-    assert_eq!(world.state(), State::Failed(Failure::JoinRefused));
+    assert_eq!(world.state(), HeartbeatState::Failed(HeartbeatFailure::JoinRefused));
     let requests = world.server.requests;
     world.pass(10 * MINUTE);
     assert_eq!(world.server.requests, requests);
@@ -738,9 +745,9 @@ fn who_may_not_send_fails_and_leaves_nothing_armed() {
 fn what_is_redacted_is_not_joined_over() {
     let mut world = world();
     world.pass(MINUTE);
-    world.tell(|heartbeat, _| heartbeat.handle_ended(Failure::Redacted));
+    world.tell(|heartbeat, _| heartbeat.handle_ended(HeartbeatFailure::Redacted));
     world.pass(1_000);
-    assert_eq!(world.state(), State::Failed(Failure::Redacted));
+    assert_eq!(world.state(), HeartbeatState::Failed(HeartbeatFailure::Redacted));
     assert!(!world.server.shows_member());
     let requests = world.server.requests;
     world.pass(60 * MINUTE);
@@ -751,14 +758,14 @@ fn what_is_redacted_is_not_joined_over() {
 fn in_the_background_it_leaves_and_is_back_when_the_application_is() {
     let mut world = world();
     world.pass(MINUTE);
-    world.tell(|heartbeat, _| heartbeat.handle_suspend(false));
+    world.tell(|heartbeat, _| heartbeat.handle_suspend(InBackground::Leave));
     world.pass(1_000);
     assert!(!world.server.shows_member());
-    assert_eq!(world.state(), State::Suspended { holds_until: None });
+    assert_eq!(world.state(), HeartbeatState::Suspended { holds_until: None });
     world.pass(30 * MINUTE);
     world.tell(|heartbeat, now| heartbeat.handle_resume(now));
     world.pass(1_000);
-    assert_eq!(world.state(), State::Joined);
+    assert_eq!(world.state(), HeartbeatState::Joined);
     assert!(world.server.shows_member());
 }
 
@@ -767,13 +774,13 @@ fn kept_in_the_background_it_says_until_when_and_asks_when_it_is_back() {
     for (away, is_there) in [(8_000, true), (MINUTE, false)] {
         let mut world = world();
         world.pass(MINUTE);
-        world.tell(|heartbeat, _| heartbeat.handle_suspend(true));
-        assert!(matches!(world.state(), State::Suspended { holds_until: Some(_) }));
+        world.tell(|heartbeat, _| heartbeat.handle_suspend(InBackground::Hold));
+        assert!(matches!(world.state(), HeartbeatState::Suspended { holds_until: Some(_) }));
         world.pass(away);
         assert_eq!(world.server.shows_member(), is_there);
         world.tell(|heartbeat, now| heartbeat.handle_resume(now));
         world.pass(1_000);
-        assert_eq!(world.state(), State::Joined);
+        assert_eq!(world.state(), HeartbeatState::Joined);
         assert!(world.server.shows_member());
     }
 }
@@ -787,7 +794,7 @@ fn what_a_dead_process_had_armed_never_ends_the_new_join() {
     assert!(world.server.shows_member(), "its ghost");
     world.start_again();
     world.pass(1_000);
-    assert_eq!(world.state(), State::Joined);
+    assert_eq!(world.state(), HeartbeatState::Joined);
     for _ in 0..60 {
         world.pass(1_000);
         assert!(world.server.shows_member());
@@ -811,7 +818,7 @@ fn a_lease_is_cancelled_only_while_the_one_that_is_held_is_known_to_be_armed() {
     world.server.quota_is_full = true;
     world.start_again();
     world.pass(10_000);
-    assert_eq!(world.state(), State::Joined);
+    assert_eq!(world.state(), HeartbeatState::Joined);
     assert_eq!(world.server.armed(), 1);
 }
 
@@ -824,8 +831,8 @@ fn ones_own_leave_that_comes_back_is_noticed_before_the_next_restart() {
     assert!(!world.server.shows_member());
     world.pass(1);
     world.pass(200);
-    assert!(world.states.contains(&State::Rejoining));
-    assert_eq!(world.state(), State::Joined);
+    assert!(world.states.contains(&HeartbeatState::Rejoining));
+    assert_eq!(world.state(), HeartbeatState::Joined);
     assert!(world.server.shows_member());
 }
 
@@ -838,7 +845,7 @@ fn who_has_delegated_the_lease_restarts_it_only_to_refresh() {
     let requests = world.server.requests;
     world.pass(25 * MINUTE);
     assert_eq!(world.server.requests, requests);
-    assert_eq!(world.state(), State::Joined);
+    assert_eq!(world.state(), HeartbeatState::Joined);
     world.tell(|heartbeat, now| heartbeat.handle_taken_back(now));
     world.pass(20 * MINUTE);
     assert!(world.server.requests > requests + 1);
@@ -863,7 +870,7 @@ fn who_leaves_does_not_send_a_join_that_the_server_has_not_taken() {
     world.pass(1_000);
     world.tell(|heartbeat, _| heartbeat.handle_leave());
     world.pass(1_000);
-    assert_eq!(world.state(), State::Left);
+    assert_eq!(world.state(), HeartbeatState::Left);
     assert_eq!(world.server.armed(), 0);
     assert_eq!(world.server.requests, 2, "to arm, and to cancel");
 }
@@ -886,7 +893,7 @@ fn who_leaves_repeats_no_join_where_somebody_else_may_have_fired_the_lease() {
         });
         world.pass(MINUTE);
         // Nobody has told that the lease fired, and the server refuses the leave.
-        assert_eq!(world.state(), State::Failed(Failure::LeaveRefused));
+        assert_eq!(world.state(), HeartbeatState::Failed(HeartbeatFailure::LeaveRefused));
         assert!(!world.server.shows_member());
     }
 }
@@ -897,7 +904,7 @@ enum Happening {
     Nothing,
     Update,
     Newcomers,
-    Pace { is_slow: bool },
+    Slow { is_slow: bool },
     Sleep(u64),
     ServerDown(u64),
     NetworkCut(u64),
@@ -906,22 +913,22 @@ enum Happening {
     Quota { is_full: bool },
     DelegateAndTakeBack(u64),
     DelegateFireAndTakeBack(u64),
-    CrashIntoAnotherPace { gone: u64, pace: Pace },
+    CrashIntoAnotherPace { gone: u64, pace: HeartbeatTiming },
 }
 
 /// What is held is handed to somebody.
-fn delegate(heartbeat: &mut Heartbeat, _: Moment) {
+fn delegate(heartbeat: &mut HeartbeatMachine, _: Moment) {
     if let Some(held) = heartbeat.held() {
         heartbeat.handle_delegated(held);
     }
 }
 
 /// Somebody comes into a small room.
-fn newcomers(heartbeat: &mut Heartbeat, now: Moment) {
+fn newcomers(heartbeat: &mut HeartbeatMachine, now: Moment) {
     heartbeat.handle_newcomers(now, 3);
 }
 
-fn leave(heartbeat: &mut Heartbeat, has_last_words: bool) {
+fn leave(heartbeat: &mut HeartbeatMachine, has_last_words: bool) {
     match has_last_words {
         true => heartbeat.handle_leave_with(),
         false => heartbeat.handle_leave(),
@@ -953,7 +960,7 @@ fn happenings() -> impl Strategy<Value = Vec<(u64, Happening)>> {
         Just(Happening::Nothing),
         Just(Happening::Update),
         Just(Happening::Newcomers),
-        any::<bool>().prop_map(|is_slow| Happening::Pace { is_slow }),
+        any::<bool>().prop_map(|is_slow| Happening::Slow { is_slow }),
         times().prop_map(Happening::Sleep),
         times().prop_map(Happening::ServerDown),
         times().prop_map(Happening::NetworkCut),
@@ -981,16 +988,22 @@ fn live_through(world: &mut World, happenings: &[(u64, Happening)]) {
             Happening::Nothing => {}
             Happening::Update => world.tell(|heartbeat, _| heartbeat.handle_update()),
             Happening::Newcomers => world.tell(newcomers),
-            Happening::Pace { is_slow } => {
+            Happening::Slow { is_slow } => {
                 world.tell(|heartbeat, _| heartbeat.handle_pace(is_slow));
             }
             Happening::Sleep(ms) => world.sleep(ms),
             Happening::ServerDown(ms) => world.take_server_down(ms),
             Happening::NetworkCut(ms) => world.cut_network(ms),
             Happening::SuspendAndResume { keep, away } => {
-                world.tell(|heartbeat, _| heartbeat.handle_suspend(keep));
+                world.tell(|heartbeat, _| {
+                    heartbeat.handle_suspend(if keep {
+                        InBackground::Hold
+                    } else {
+                        InBackground::Leave
+                    })
+                });
                 world.pass(away);
-                world.tell(Heartbeat::handle_resume);
+                world.tell(HeartbeatMachine::handle_resume);
             }
             Happening::Crash { gone } => {
                 world.crash();
@@ -1001,7 +1014,7 @@ fn live_through(world: &mut World, happenings: &[(u64, Happening)]) {
             Happening::DelegateAndTakeBack(ms) => {
                 world.tell(delegate);
                 world.pass(ms);
-                world.tell(Heartbeat::handle_taken_back);
+                world.tell(HeartbeatMachine::handle_taken_back);
             }
             Happening::DelegateFireAndTakeBack(ms) => {
                 world.tell(delegate);
@@ -1011,7 +1024,7 @@ fn live_through(world: &mut World, happenings: &[(u64, Happening)]) {
                     world.fire_from_outside();
                 }
                 world.pass(ms);
-                world.tell(Heartbeat::handle_taken_back);
+                world.tell(HeartbeatMachine::handle_taken_back);
             }
             Happening::CrashIntoAnotherPace { gone, pace } => {
                 world.crash();
@@ -1035,9 +1048,13 @@ fn config() -> ProptestConfig {
     ProptestConfig { cases: cases.unwrap_or(3_000), ..ProptestConfig::default() }
 }
 
-fn paces() -> impl Strategy<Value = Pace> {
+fn paces() -> impl Strategy<Value = HeartbeatTiming> {
     (3..120_u64, 240..=3_600_u64).prop_map(|(delay, sticky)| {
-        Pace::default().with_delay(secs(delay)).unwrap().with_sticky(secs(sticky)).unwrap()
+        HeartbeatTiming::default()
+            .with_delay(secs(delay))
+            .unwrap()
+            .with_sticky(secs(sticky))
+            .unwrap()
     })
 }
 
@@ -1081,11 +1098,11 @@ proptest! {
 
         world.mend();
         world.pass(if may_be_degraded { 7 } else { 2 } * MINUTE);
-        prop_assert_eq!(world.state(), State::Joined);
+        prop_assert_eq!(world.state(), HeartbeatState::Joined);
         prop_assert!(world.server.shows_member());
         world.tell(|heartbeat, _| leave(heartbeat, has_last_words));
         world.pass(25_000);
-        prop_assert_eq!(world.state(), State::Left);
+        prop_assert_eq!(world.state(), HeartbeatState::Left);
         let may_be_without = !has_last_words || encrypts_for > 900 || unprepared > 0;
         prop_assert!(world.server.shows_last_words() || may_be_without);
         nothing_follows(&mut world)?;
@@ -1114,17 +1131,17 @@ proptest! {
         world.mend();
         world.pass(if may_be_degraded { 7 } else { 2 } * MINUTE);
         match world.state() {
-            State::Joined => prop_assert!(world.server.shows_member()),
-            State::Failed(Failure::LeaveFired | Failure::Removed) => {
+            HeartbeatState::Joined => prop_assert!(world.server.shows_member()),
+            HeartbeatState::Failed(HeartbeatFailure::LeaveFired | HeartbeatFailure::Removed) => {
                 prop_assert!(!world.server.shows_member());
                 prop_assert_eq!(world.server.armed(), 0);
             }
             state => prop_assert!(false, "{:?}", state),
         }
-        let has_failed = matches!(world.state(), State::Failed(_));
+        let has_failed = matches!(world.state(), HeartbeatState::Failed(_));
         world.tell(|heartbeat, _| leave(heartbeat, has_last_words));
         world.pass(25_000);
-        prop_assert!(has_failed || world.state() == State::Left);
+        prop_assert!(has_failed || world.state() == HeartbeatState::Left);
         nothing_follows(&mut world)?;
     }
 
@@ -1184,7 +1201,7 @@ proptest! {
             // That nobody sees it once it says so is checked at every step.
             world.pass(5 * MINUTE);
         }
-        let is_over = matches!(world.state(), State::Left | State::Failed(_));
+        let is_over = matches!(world.state(), HeartbeatState::Left | HeartbeatState::Failed(_));
         prop_assert!(is_over, "{:?}", world.state());
         prop_assert!(!world.server.shows_member());
     }

@@ -11,7 +11,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use super::leave::LeaveReason;
 use crate::{
-    heartbeat::{Failure, State},
+    heartbeat::{HeartbeatFailure, HeartbeatState, InBackground},
     time::{Deadline, Moment},
 };
 
@@ -21,15 +21,6 @@ const START_RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// How long after the server's answer about the slot it is asked again, while the main loop still says that
 /// the slot is closed.
 const SLOT_RETRY_INTERVAL: Duration = Duration::from_secs(5);
-
-/// What becomes of a member while its application is in the background.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum InBackground {
-    /// The member leaves, and joins again when the application is back.
-    Leave,
-    /// The member stays for as long as the armed leave holds, and leaves when that fires.
-    Hold,
-}
 
 /// What the owner asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,7 +116,7 @@ pub(super) struct Attendance {
     doubt: Doubt,
     /// Whether a heartbeat has joined before. The next one joins again.
     has_joined: bool,
-    state: State,
+    state: HeartbeatState,
     left_as: Option<LeaveReason>,
     is_over: bool,
     actions: VecDeque<Action>,
@@ -140,7 +131,7 @@ impl Attendance {
             is_closed: false,
             doubt: Doubt::None,
             has_joined: false,
-            state: State::Joining,
+            state: HeartbeatState::Joining,
             left_as: None,
             is_over: false,
             actions: VecDeque::new(),
@@ -167,23 +158,25 @@ impl Attendance {
     }
 
     /// Takes how the heartbeat stands.
-    pub(super) fn handle_heartbeat_state(&mut self, state: State) {
+    pub(super) fn handle_heartbeat_state(&mut self, state: HeartbeatState) {
         if self.is_over || !self.has_heartbeat() {
             return;
         }
         match state {
-            State::Left | State::Failed(Failure::LeaveFired | Failure::Removed) => {
-                self.handle_ended(state == State::Left);
+            HeartbeatState::Left
+            | HeartbeatState::Failed(HeartbeatFailure::LeaveFired | HeartbeatFailure::Removed) => {
+                self.handle_ended(state == HeartbeatState::Left);
             }
-            State::Failed(_) => self.end(state),
+            HeartbeatState::Failed(_) => self.end(state),
             _ => {
                 self.state = match (self.wanted, state) {
-                    (Wanted::Away, _) => State::Suspended { holds_until: None },
-                    (Wanted::Out, _) => State::Leaving,
-                    (_, State::Joining) if self.has_joined => State::Rejoining,
+                    (Wanted::Away, _) => HeartbeatState::Suspended { holds_until: None },
+                    (Wanted::Out, _) => HeartbeatState::Leaving,
+                    (_, HeartbeatState::Joining) if self.has_joined => HeartbeatState::Rejoining,
                     _ => state,
                 };
-                self.has_joined |= matches!(state, State::Joined | State::Degraded);
+                self.has_joined |=
+                    matches!(state, HeartbeatState::Joined | HeartbeatState::Degraded);
             }
         }
         self.settle();
@@ -276,7 +269,7 @@ impl Attendance {
     }
 
     /// Returns how the member stands.
-    pub(super) fn state(&self) -> State {
+    pub(super) fn state(&self) -> HeartbeatState {
         self.state
     }
 
@@ -309,7 +302,7 @@ impl Attendance {
         }
         self.wanted = Wanted::Out;
         self.doubt = Doubt::None;
-        self.state = State::Leaving;
+        self.state = HeartbeatState::Leaving;
         self.send_leave(reason.clone());
         self.left_as = Some(reason);
     }
@@ -322,7 +315,7 @@ impl Attendance {
         self.look_at_slot();
         match self.has_heartbeat() {
             true => self.actions.push_back(Action::Hold),
-            false => self.state = State::Suspended { holds_until: None },
+            false => self.state = HeartbeatState::Suspended { holds_until: None },
         }
     }
 
@@ -332,16 +325,16 @@ impl Attendance {
         }
         self.wanted = Wanted::Away;
         self.look_at_slot();
-        self.state = State::Suspended { holds_until: None };
+        self.state = HeartbeatState::Suspended { holds_until: None };
         self.go_away();
     }
 
     fn resume(&mut self) {
         match self.wanted {
             Wanted::Held if self.has_heartbeat() => self.actions.push_back(Action::Resume),
-            Wanted::Held => self.state = State::Rejoining,
+            Wanted::Held => self.state = HeartbeatState::Rejoining,
             Wanted::Away => {
-                self.state = State::Rejoining;
+                self.state = HeartbeatState::Rejoining;
                 // The owner does not wait for a retry.
                 if let Member::None { start_at } = &mut self.member {
                     *start_at = None;
@@ -380,8 +373,8 @@ impl Attendance {
                 let reason = || LeaveReason::with_code(LeaveReason::ON_PURPOSE);
                 self.left_as.get_or_insert_with(reason);
             }
-            Wanted::In => self.state = State::Rejoining,
-            Wanted::Held => self.state = State::Suspended { holds_until: None },
+            Wanted::In => self.state = HeartbeatState::Rejoining,
+            Wanted::Held => self.state = HeartbeatState::Suspended { holds_until: None },
         }
     }
 
@@ -399,11 +392,11 @@ impl Attendance {
     /// Ends it, once the member is out for good.
     fn settle(&mut self) {
         if self.wanted == Wanted::Out && matches!(self.member, Member::None { .. }) {
-            self.end(State::Left);
+            self.end(HeartbeatState::Left);
         }
     }
 
-    fn end(&mut self, state: State) {
+    fn end(&mut self, state: HeartbeatState) {
         self.state = state;
         self.doubt = Doubt::None;
         self.is_over = true;

@@ -162,7 +162,7 @@ impl Updates {
     }
 
     /// The sessions now. Their changes so far are not told any more. If the server has not answered, the state does
-    /// not count as known, even if it was before: whoever asks wants to know what is so now.
+    /// not count as known, even if it was before: the caller wants to know what is so now.
     fn snapshot(&mut self, started: &Started) -> RtcSnapshot {
         let mut state = started.state();
         state.streams.insert(self.id, Pending::default());

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     driver::BoxFuture,
-    heartbeat::{Pace, StartHeartbeatError},
+    heartbeat::{HeartbeatTiming, StartHeartbeatError},
     time::MAX_STICKY_DURATION,
 };
 
@@ -95,7 +95,7 @@ impl Session {
     /// # Examples
     ///
     /// ```no_run
-    /// # use matrix_sdk_sticky::{RoomExt as _, rtc::{JoinError, ROOM_CALL, RtcTransport}};
+    /// # use matrix_sdk_sticky::{StickyRoomExt as _, rtc::{JoinError, ROOM_CALL, RtcTransport}};
     /// # async fn example(room: matrix_sdk::Room) -> Result<(), JoinError> {
     /// let call = room.sticky().rtc().session(ROOM_CALL);
     /// let membership = call
@@ -129,7 +129,7 @@ impl JoinSession {
             application: None,
             intent: None,
             member_id: None,
-            delay: Pace::default().delay(),
+            delay: HeartbeatTiming::default().delay(),
             // Each event of a membership makes every Element Call in the call rotate its key.
             sticky_duration: MAX_STICKY_DURATION,
         }
@@ -164,13 +164,13 @@ impl JoinSession {
     }
 
     /// Sets how long after a crash everybody sees the member gone. Defaults to 15 s; see
-    /// [`Pace::with_delay`] for the range.
+    /// [`HeartbeatTiming::with_delay`] for the range.
     pub fn with_delay(mut self, delay: Duration) -> Self {
         self.delay = delay;
         self
     }
 
-    /// Sets for how long the member's events are sticky. Defaults to 1 h; see [`Pace::with_sticky`] for the
+    /// Sets for how long the member's events are sticky. Defaults to 1 h; see [`HeartbeatTiming::with_sticky`] for the
     /// range.
     pub fn with_sticky_duration(mut self, sticky_duration: Duration) -> Self {
         self.sticky_duration = sticky_duration;

@@ -87,7 +87,7 @@ impl Session {
     /// # Examples
     ///
     /// ```no_run
-    /// # use matrix_sdk_sticky::{RoomExt as _, rtc::{ROOM_CALL, SlotError}};
+    /// # use matrix_sdk_sticky::{StickyRoomExt as _, rtc::{ROOM_CALL, SlotError}};
     /// # async fn example(room: matrix_sdk::Room) -> Result<(), SlotError> {
     /// room.sticky().rtc().session(ROOM_CALL).open().await
     /// # }

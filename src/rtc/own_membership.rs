@@ -21,7 +21,7 @@ use self::run::Run;
 #[cfg(feature = "media-keys")]
 use super::keys::{KeyConfig, KeyInbox, MediaKeys, MediaKeysError};
 use super::{
-    attendance::{InBackground, Request},
+    attendance::Request,
     dialect::Dialect,
     leave::LeaveReason,
     own::Own,
@@ -32,7 +32,10 @@ use super::{
 use crate::{
     delayed::DelayId,
     driver::{Task, unique_name},
-    heartbeat::{HeartbeatHandle, StartHeartbeat, StartHeartbeatError, State, until_left},
+    heartbeat::{
+        Heartbeat, HeartbeatState, InBackground, Rejoin, StartHeartbeat, StartHeartbeatError,
+        until_left,
+    },
     time::Deadline,
     wire::names,
 };
@@ -47,7 +50,7 @@ use crate::{
 /// # Examples
 ///
 /// ```no_run
-/// # use matrix_sdk_sticky::{RoomExt as _, rtc::{JoinError, ROOM_CALL, RtcTransport}};
+/// # use matrix_sdk_sticky::{StickyRoomExt as _, rtc::{JoinError, ROOM_CALL, RtcTransport}};
 /// use matrix_sdk_sticky::rtc::LeaveReason;
 ///
 /// # async fn example(room: matrix_sdk::Room) -> Result<(), JoinError> {
@@ -99,7 +102,7 @@ impl OwnMembership {
             last_error: None,
             is_dropped: false,
         };
-        let state = SharedObservable::new(State::Joining);
+        let state = SharedObservable::new(HeartbeatState::Joining);
         let shared = Arc::new(Shared { session, config, state, now: Mutex::new(now) });
         shared.start_heartbeat().await?;
         let (requests, requested) = mpsc::unbounded_channel();
@@ -113,18 +116,18 @@ impl OwnMembership {
         })
     }
 
-    /// Returns how the member stands; see [`State`].
-    pub fn state(&self) -> State {
+    /// Returns how the member stands; see [`HeartbeatState`].
+    pub fn state(&self) -> HeartbeatState {
         self.shared.state.get()
     }
 
     /// Returns a subscriber to how the member stands. It is notified of each change, and a slow one of the
     /// latest state.
-    pub fn subscribe_state(&self) -> Subscriber<State> {
+    pub fn subscribe_state(&self) -> Subscriber<HeartbeatState> {
         self.shared.state.subscribe()
     }
 
-    /// Returns the pulse: until when the armed leave does not fire; see [`HeartbeatHandle::armed_until`].
+    /// Returns the pulse: until when the armed leave does not fire; see [`Heartbeat::armed_until`].
     pub fn armed_until(&self) -> Option<Deadline> {
         self.shared.heartbeat()?.armed_until()
     }
@@ -144,7 +147,7 @@ impl OwnMembership {
         self.shared.config.dialect
     }
 
-    /// Returns what went wrong last, in words. It explains [`State::Failed`] and [`State::ProbablyLeft`].
+    /// Returns what went wrong last, in words. It explains [`HeartbeatState::Failed`] and [`HeartbeatState::ProbablyLeft`].
     pub fn last_error(&self) -> Option<String> {
         let now = self.shared.now();
         let of_heartbeat = now.heartbeat.as_ref().and_then(|heartbeat| heartbeat.last_error());
@@ -182,13 +185,13 @@ impl OwnMembership {
         self.request(Request::Update);
     }
 
-    /// Leaves with [`LeaveReason::ON_PURPOSE`]. Returns [`State::Left`] when the server has the leave, or
-    /// [`State::Failed`]. Until then the leave is sent again and again.
+    /// Leaves with [`LeaveReason::ON_PURPOSE`]. Returns [`HeartbeatState::Left`] when the server has the leave, or
+    /// [`HeartbeatState::Failed`]. Until then the leave is sent again and again.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future is safe: the member leaves all the same.
-    pub async fn leave(&self) -> State {
+    pub async fn leave(&self) -> HeartbeatState {
         self.leave_with(LeaveReason::with_code(LeaveReason::ON_PURPOSE)).await
     }
 
@@ -197,13 +200,13 @@ impl OwnMembership {
     /// # Cancel safety
     ///
     /// Dropping the future is safe once it has been polled: the member leaves all the same.
-    pub async fn leave_with(&self, reason: LeaveReason) -> State {
+    pub async fn leave_with(&self, reason: LeaveReason) -> HeartbeatState {
         self.request(Request::Leave(reason));
         until_left(&self.shared.state).await
     }
 
     /// Takes the application into the background. With [`InBackground::Leave`] the member leaves. With
-    /// [`InBackground::Hold`] it stays for as long as the armed leave holds, which [`State::Suspended`] says,
+    /// [`InBackground::Hold`] it stays for as long as the armed leave holds, which [`HeartbeatState::Suspended`] says,
     /// and no request goes out.
     pub fn suspend(&self, in_background: InBackground) {
         self.request(Request::Suspend(in_background));
@@ -251,7 +254,7 @@ impl OwnMembership {
         }
     }
 
-    /// Hands the armed leave to somebody who restarts it from now on; see [`HeartbeatHandle::delegate`].
+    /// Hands the armed leave to somebody who restarts it from now on; see [`Heartbeat::delegate`].
     pub fn delegate(&self) -> Option<DelayId> {
         self.shared.heartbeat()?.delegate()
     }
@@ -307,7 +310,7 @@ pub(super) struct MemberConfig {
 struct Shared {
     session: Session,
     config: MemberConfig,
-    state: SharedObservable<State>,
+    state: SharedObservable<HeartbeatState>,
     now: Mutex<Now>,
 }
 
@@ -315,7 +318,7 @@ struct Now {
     member_id: String,
     application: RtcApplication,
     transports: Transports,
-    heartbeat: Option<Arc<HeartbeatHandle>>,
+    heartbeat: Option<Arc<Heartbeat>>,
     /// Until when an event that was sent under a given id outranks one that is sticky for a shorter time.
     outranked_until: Option<Deadline>,
     left_as: Option<LeaveReason>,
@@ -340,14 +343,14 @@ impl Shared {
         let [_, event_type] = names::RTC_MEMBER;
         let sticky = self.session.rtc().sticky();
         let heartbeat = StartHeartbeat::new(sticky.clone(), member_id)
-            .raw_content(event_type, content)
-            .leave_content(&armed)
+            .with_raw_content(event_type, content)
+            .with_leave_content(&armed)
             .last_words(last_words)
             .outranked_until(outranked_until)
-            .delay(*delay)
-            .sticky(*sticky_duration)
+            .with_delay(*delay)
+            .with_sticky_duration(*sticky_duration)
             // Another join is another member.
-            .rejoin(given_id.is_some())
+            .with_rejoin(if given_id.is_some() { Rejoin::Automatic } else { Rejoin::Never })
             .start()
             .await?;
         let mut now = self.now();
@@ -387,7 +390,7 @@ impl Shared {
         }
     }
 
-    fn heartbeat(&self) -> Option<Arc<HeartbeatHandle>> {
+    fn heartbeat(&self) -> Option<Arc<Heartbeat>> {
         self.now().heartbeat.clone()
     }
 

@@ -28,7 +28,7 @@ use crate::context::RoomContext;
 /// # Examples
 ///
 /// ```no_run
-/// # use matrix_sdk_sticky::RoomExt as _;
+/// # use matrix_sdk_sticky::StickyRoomExt as _;
 /// # async fn example(room: matrix_sdk::Room) {
 /// use futures_util::StreamExt as _;
 ///
@@ -107,7 +107,7 @@ impl fmt::Debug for Rtc {
 /// # Examples
 ///
 /// ```no_run
-/// # use matrix_sdk_sticky::RoomExt as _;
+/// # use matrix_sdk_sticky::StickyRoomExt as _;
 /// # async fn example(room: matrix_sdk::Room) {
 /// use futures_util::StreamExt as _;
 /// use matrix_sdk_sticky::rtc::{ROOM_CALL, SessionChange};

@@ -1,7 +1,7 @@
 //! Sessions: not there yet, refused, refreshed; and runtimes that are not there.
 
 use matrix_sdk::Client;
-use matrix_sdk_sticky::{ClientExt as _, SyncState};
+use matrix_sdk_sticky::{StickyClientExt as _, SyncState};
 use serde_json::json;
 
 use crate::support::{

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use matrix_sdk_sticky::{ClientExt as _, StartError, Sticky, SyncState};
+use matrix_sdk_sticky::{StartError, Sticky, StickyClientExt as _, SyncState};
 use serde_json::json;
 
 use crate::support::{
@@ -65,8 +65,11 @@ async fn a_quota_takes_effect_and_warns_once() {
     let server = Homeserver::start().await;
     let client = client(&server).await;
     let clock = ManualClock::new();
-    let sticky =
-        Sticky::builder(&client).clock(Arc::new(clock.clone())).per_sender(2).start().unwrap();
+    let sticky = Sticky::builder(&client)
+        .with_clock(Arc::new(clock.clone()))
+        .with_max_events_per_sender(2)
+        .start()
+        .unwrap();
     let mut world = World { server, clock, client, sticky };
     let room = world.is_in(ROOM).await;
     let mut other = event("other");

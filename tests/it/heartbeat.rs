@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 use matrix_sdk::SqliteStoreConfig;
 use matrix_sdk_sticky::{
     BaseClientBuilder, RoomSticky,
-    heartbeat::{Failure, HeartbeatHandle, StartHeartbeatError, State},
+    heartbeat::{Heartbeat, HeartbeatFailure, HeartbeatState, StartHeartbeatError},
     time::Clock as _,
 };
 use serde_json::{Value, json};
@@ -50,7 +50,7 @@ fn assert_all_the_same(life: &Life, kind: Kind, count: usize) {
 async fn a_life_is_arm_join_restarts_and_one_fire() {
     let mut life = Life::new().await;
     life.start(|start| start).await;
-    life.until(State::Joined).await;
+    life.until(HeartbeatState::Joined).await;
     assert_eq!(life.kinds(), [Kind::Arm, Kind::Join]);
     let content = json!({ "status": "here", "sticky_key": KEY, "msc4354_sticky_key": KEY });
     assert_eq!(life.seen_of(Kind::Join)[0].content, content);
@@ -66,7 +66,7 @@ async fn a_life_is_arm_join_restarts_and_one_fire() {
     assert_eq!(life.seen.len(), 2 + restarts);
     assert!(life.fired.is_empty());
 
-    assert_eq!(life.leave().await, State::Left);
+    assert_eq!(life.leave().await, HeartbeatState::Left);
     assert_eq!(life.seen.len(), 3 + restarts);
     assert_eq!(life.kinds().last(), Some(&Kind::Fire));
     assert!(life.scheduled.is_empty());
@@ -79,14 +79,17 @@ async fn a_life_is_arm_join_restarts_and_one_fire() {
 async fn cut_off_it_has_left_and_joins_again_soon() {
     let mut life = Life::new().await;
     life.start(|start| start).await;
-    life.until(State::Joined).await;
+    life.until(HeartbeatState::Joined).await;
     life.cut(true);
-    life.until_state("it to have left", |state| matches!(state, State::ProbablyLeft { .. })).await;
+    life.until_state("it to have left", |state| {
+        matches!(state, HeartbeatState::ProbablyLeft { .. })
+    })
+    .await;
     life.pass(secs(600)).await;
     assert_eq!(life.fired.len(), 1);
     life.cut(false);
     let mended = life.world.clock.now();
-    life.until(State::Joined).await;
+    life.until(HeartbeatState::Joined).await;
     let passed = life.world.clock.now().since(mended);
     assert!(passed <= secs(30), "{passed:?}");
     assert_eq!(life.count(Kind::Join), 2);
@@ -104,10 +107,10 @@ async fn without_delayed_events_it_is_degraded_and_short() {
         let mut life = Life::new().await;
         life.always_answers(Kind::Arm, refusal.clone());
         life.start(|start| start).await;
-        life.until(State::Degraded).await;
+        life.until(HeartbeatState::Degraded).await;
         let join = life.seen_of(Kind::Join)[0];
         assert_eq!(join.sticky_ms, Some(600_000), "{refusal:?}");
-        assert_eq!(life.leave().await, State::Left);
+        assert_eq!(life.leave().await, HeartbeatState::Left);
         assert_eq!(life.count(Kind::Leave), 1, "{refusal:?}");
     }
 }
@@ -119,14 +122,14 @@ async fn the_dedicated_endpoint_is_relied_on_once_it_is_proved() {
         let mut life = Life::new().await;
         life.has_only_the_dedicated_endpoint(keeps);
         life.start(|start| start).await;
-        let state = if keeps { State::Joined } else { State::Degraded };
+        let state = if keeps { HeartbeatState::Joined } else { HeartbeatState::Degraded };
         life.until(state).await;
         let arms = life.seen_of(Kind::Arm);
         assert_eq!(arms.len(), 1 + usize::from(keeps), "{arms:#?}");
         let key = &arms[0].content["sticky_key"];
         assert_ne!(*key, json!(KEY), "a key of its own");
         assert_eq!(life.count(Kind::Fire), 1);
-        assert_eq!(life.leave().await, State::Left);
+        assert_eq!(life.leave().await, HeartbeatState::Left);
         assert_eq!(life.count(Kind::Leave), usize::from(!keeps));
         let kinds = life.seen.iter().map(|seen| seen.kind);
         assert_eq!(kinds.filter(|kind| *kind == Kind::Join).count(), 1);
@@ -141,15 +144,15 @@ async fn every_try_of_a_step_is_the_same_request() {
     life.answers(Kind::Arm, unanswered());
     life.answers(Kind::Join, unanswered());
     life.answers(Kind::Join, [Reply::Limit(secs(2)), Reply::Done.late(secs(60))]);
-    life.start(|start| start.delay(secs(60))).await;
-    life.until(State::Joined).await;
+    life.start(|start| start.with_delay(secs(60))).await;
+    life.until(HeartbeatState::Joined).await;
     assert_eq!(life.scheduled.len(), 1, "armed once");
     assert_all_the_same(&life, Kind::Join, 6);
     let arms = life.count(Kind::Arm);
     assert_all_the_same(&life, Kind::Arm, arms);
 
     life.answers(Kind::Fire, unanswered());
-    assert_eq!(life.leave().await, State::Left);
+    assert_eq!(life.leave().await, HeartbeatState::Left);
     let fired = life.seen_of(Kind::Fire);
     assert!(fired.iter().all(|fire| fire.id == fired[0].id), "{fired:#?}");
 }
@@ -167,7 +170,7 @@ async fn a_crash_at_any_step_leaves_the_lease_findable() {
         life.forget_transactions();
         life.seen.clear();
         life.start(|start| start).await;
-        life.until(State::Joined).await;
+        life.until(HeartbeatState::Joined).await;
         let cancelled = life.seen_of(Kind::Cancel);
         assert!(cancelled.iter().any(|cancel| cancel.id == armed), "{step:?}: {:#?}", life.seen);
         let last = life.kinds().iter().rposition(|kind| *kind == Kind::Cancel);
@@ -177,10 +180,10 @@ async fn a_crash_at_any_step_leaves_the_lease_findable() {
         life.pass(DELAY * 2).await;
         assert!(life.fired.is_empty(), "{step:?}: {:?}", life.fired);
 
-        assert_eq!(life.leave().await, State::Left);
+        assert_eq!(life.leave().await, HeartbeatState::Left);
         life.seen.clear();
         life.start(|start| start).await;
-        life.until(State::Joined).await;
+        life.until(HeartbeatState::Joined).await;
         assert_eq!(life.kinds(), [Kind::Arm, Kind::Join], "{step:?}: all is forgotten");
     }
 }
@@ -189,8 +192,8 @@ async fn a_crash_at_any_step_leaves_the_lease_findable() {
 #[tokio::test]
 async fn a_dead_members_leave_is_fired_after_its_last_request() {
     let mut life = Life::new().await;
-    life.try_start("other", |start| start.delay(secs(60))).await.unwrap();
-    life.until(State::Joined).await;
+    life.try_start("other", |start| start.with_delay(secs(60))).await.unwrap();
+    life.until(HeartbeatState::Joined).await;
     life.crash();
     life.seen.clear();
     let crashed = life.world.clock.now();
@@ -204,7 +207,7 @@ async fn a_dead_members_leave_is_fired_after_its_last_request() {
     life.leave().await;
     life.seen.clear();
     life.start(|start| start).await;
-    life.until(State::Joined).await;
+    life.until(HeartbeatState::Joined).await;
     assert_eq!(life.count(Kind::List), 0, "it is forgotten: {:#?}", life.seen);
 }
 
@@ -220,7 +223,7 @@ async fn a_leave_of_yesterday_is_not_armed_again() {
                 life.always_answers(Kind::List, Reply::Refuse(404, "M_UNRECOGNIZED"));
             }
             life.try_start(key, |start| start).await.unwrap();
-            life.until(State::Joined).await;
+            life.until(HeartbeatState::Joined).await;
             life.crash();
             let old = life.seen_of(Kind::Arm)[0].id.clone();
             life.world.clock.advance(secs(24 * 3_600));
@@ -238,7 +241,7 @@ async fn a_leave_of_yesterday_is_not_armed_again() {
             }
             life.seen.clear();
             life.start(|start| start).await;
-            life.until(State::Joined).await;
+            life.until(HeartbeatState::Joined).await;
             life.pass(secs(30)).await;
             let arms = life.seen_of(Kind::Arm);
             assert!(arms.len() == 1 && arms[0].id != old, "{key}: {arms:#?}");
@@ -260,7 +263,7 @@ async fn a_leave_of_just_now_is_asked_for_until_it_is_known() {
     life.until_seen(Kind::Arm, 1).await;
     let old = life.seen[0].id.clone();
     life.start(|start| start).await;
-    life.until(State::Joined).await;
+    life.until(HeartbeatState::Joined).await;
     assert_eq!(life.seen_of(Kind::Arm).iter().filter(|arm| arm.id == old).count(), 2);
     assert_eq!((life.count(Kind::Cancel), life.scheduled.len()), (1, 1));
 }
@@ -272,7 +275,7 @@ async fn without_a_list_an_old_lease_is_found() {
     let mut life = Life::new().await;
     life.always_answers(Kind::List, Reply::Refuse(404, "M_UNRECOGNIZED"));
     life.start(|start| start).await;
-    life.until(State::Joined).await;
+    life.until(HeartbeatState::Joined).await;
     life.pass(secs(600)).await;
     life.crash();
     let old = life.scheduled[0].delay_id.clone();
@@ -288,10 +291,10 @@ async fn without_a_list_an_old_lease_is_found() {
 async fn a_dropped_handle_frees_its_key_at_once() {
     let mut life = Life::new().await;
     life.start(|start| start).await;
-    life.until(State::Joined).await;
+    life.until(HeartbeatState::Joined).await;
     // Drops the one before, and nothing runs in between.
     life.start(|start| start).await;
-    life.until(State::Joined).await;
+    life.until(HeartbeatState::Joined).await;
 }
 
 /// Two wait for their turn when their handles are dropped. Who waited behind them would lose its lease.
@@ -299,20 +302,20 @@ async fn a_dropped_handle_frees_its_key_at_once() {
 async fn dropped_heartbeats_hold_nobody_up() {
     let mut life = Life::new().await;
     life.answers(Kind::Restart, [Reply::Limit(secs(10))]);
-    life.try_start("limited", |start| start.delay(secs(60))).await.unwrap();
+    life.try_start("limited", |start| start.with_delay(secs(60))).await.unwrap();
     let limited = life.heartbeat();
     life.until_seen(Kind::Restart, 1).await;
     let mut waiting = Vec::new();
     for key in ["first", "second"] {
-        life.try_start(key, |start| start.delay(secs(12))).await.unwrap();
-        life.until(State::Joined).await;
+        life.try_start(key, |start| start.with_delay(secs(12))).await.unwrap();
+        life.until(HeartbeatState::Joined).await;
         waiting.push(life.heartbeat());
     }
     life.pass(secs(9)).await;
     assert_eq!(life.count(Kind::Restart), 1);
     drop(waiting);
     life.start(|start| start).await;
-    life.until(State::Joined).await;
+    life.until(HeartbeatState::Joined).await;
     life.pass(secs(30)).await;
     assert!(!life.states.contains(&"rejoining"), "{:?}", life.states);
     drop(limited);
@@ -325,7 +328,7 @@ async fn a_token_that_runs_out_ends_no_heartbeat() {
         life.answers(step, [Reply::Refuse(401, "M_UNKNOWN_TOKEN")]);
         life.start(|start| start).await;
         life.until_seen(step, 2).await;
-        life.until(State::Joined).await;
+        life.until(HeartbeatState::Joined).await;
         assert!(!life.states.contains(&"failed"), "{step:?}: {:?}", life.states);
     }
 }
@@ -337,7 +340,7 @@ async fn a_join_is_not_repeated_in_plaintext_once_the_room_is_encrypted() {
     life.start(|start| start).await;
     life.until_seen(Kind::Join, 1).await;
     encryption_is_switched_on(&life.world).await;
-    life.until(State::Joined).await;
+    life.until(HeartbeatState::Joined).await;
     let joins = life.seen_of(Kind::Join);
     let types: Vec<_> = joins.iter().map(|join| &*join.event_type).collect();
     assert_eq!(types[0], "com.example.t");
@@ -352,7 +355,7 @@ async fn a_leave_is_not_armed_in_plaintext_once_the_room_is_encrypted() {
     life.start(|start| start).await;
     life.until_seen(Kind::Arm, 1).await;
     encryption_is_switched_on(&life.world).await;
-    life.until(State::Joined).await;
+    life.until(HeartbeatState::Joined).await;
     life.pass(secs(20)).await;
     let types: Vec<_> = life.scheduled.iter().map(|it| &*it.armed.event_type).collect();
     assert_eq!(types, ["m.room.encrypted"]);
@@ -365,7 +368,7 @@ async fn a_leave_is_not_armed_in_plaintext_once_the_room_is_encrypted() {
 async fn leaving_ends_where_encryption_overtook_a_join() {
     let mut life = before_encryption().await;
     life.always_answers(Kind::Join, Reply::Cut);
-    life.start(|start| start.delay(secs(60))).await;
+    life.start(|start| start.with_delay(secs(60))).await;
     life.until_seen(Kind::Join, 1).await;
     encryption_is_switched_on(&life.world).await;
     life.leave().await;
@@ -389,9 +392,10 @@ async fn on_store(builder: BaseClientBuilder) -> (World, RoomSticky) {
     (world, room)
 }
 
-async fn start(room: &RoomSticky, key: &str) -> Result<HeartbeatHandle, StartHeartbeatError> {
+async fn start(room: &RoomSticky, key: &str) -> Result<Heartbeat, StartHeartbeatError> {
     let content = json!({ "status": "here" }).as_object().unwrap().clone();
-    within("it to start", room.heartbeat(key).raw_content("com.example.t", content).start()).await
+    within("it to start", room.heartbeat(key).with_raw_content("com.example.t", content).start())
+        .await
 }
 
 /// Where the folder is known the system's lock tells, else what stands in the store.
@@ -467,13 +471,13 @@ async fn a_refused_arming_is_degraded() {
         let mut life = Life::new().await;
         life.always_answers(Kind::Arm, refusal.clone());
         life.start(|start| start).await;
-        life.until(State::Degraded).await;
+        life.until(HeartbeatState::Degraded).await;
         assert_eq!(life.states, ["joining", "degraded"], "{refusal:?}");
         assert_eq!(life.count(Kind::Join), 1, "{refusal:?}");
         // Five minutes later the server is asked again, whatever wait it wanted.
         life.always_answers(Kind::Arm, Reply::Done);
         life.pass(secs(301)).await;
-        life.until(State::Joined).await;
+        life.until(HeartbeatState::Joined).await;
     }
 }
 
@@ -507,12 +511,12 @@ async fn a_leave_that_is_refused_has_failed() {
             life.always_answers(Kind::Arm, muted());
         }
         life.start(|start| start).await;
-        life.until(if is_armed { State::Joined } else { State::Degraded }).await;
+        life.until(if is_armed { HeartbeatState::Joined } else { HeartbeatState::Degraded }).await;
         life.always_answers(Kind::Fire, muted());
         life.always_answers(Kind::Leave, muted());
         let began = life.world.clock.now();
         let end = life.leave().await;
-        assert!(matches!(end, State::Failed(_)), "armed: {is_armed}: {end:?}");
+        assert!(matches!(end, HeartbeatState::Failed(_)), "armed: {is_armed}: {end:?}");
         assert!(life.world.clock.now().since(began) <= DELAY + secs(20));
     }
 }
@@ -531,7 +535,7 @@ async fn leaving_ends_within_the_delay_and_20_s() {
         for has_words in [false, true] {
             let mut life = Life::new().await;
             life.start(|start| start).await;
-            life.until(State::Joined).await;
+            life.until(HeartbeatState::Joined).await;
             for kind in [Kind::Restart, Kind::Fire, Kind::Leave, Kind::Cancel] {
                 life.always_answers(kind, answer.clone());
             }
@@ -550,7 +554,10 @@ async fn leaving_ends_within_the_delay_and_20_s() {
             let passed = life.world.clock.now().since(began);
             assert!(passed <= DELAY + secs(20), "{answer:?}: {passed:?}");
             // What was armed has fired meanwhile. Where nobody could be asked, nobody knows.
-            let is_told = matches!(end, State::Left | State::Failed(Failure::LeaveUnanswered));
+            let is_told = matches!(
+                end,
+                HeartbeatState::Left | HeartbeatState::Failed(HeartbeatFailure::LeaveUnanswered)
+            );
             assert!(is_told, "{answer:?}: {end:?}");
             assert_eq!(life.fired.len(), 1, "{answer:?}");
         }
@@ -562,9 +569,9 @@ async fn leaving_ends_within_the_delay_and_20_s() {
 async fn leaving_sends_one_leave() {
     let mut life = Life::new().await;
     life.start(|start| start).await;
-    life.until(State::Joined).await;
+    life.until(HeartbeatState::Joined).await;
     life.answers(Kind::Fire, [Reply::Done.late(Duration::from_millis(1_500))]);
-    assert_eq!(life.leave().await, State::Left);
+    assert_eq!(life.leave().await, HeartbeatState::Left);
     life.pass(secs(60)).await;
     assert_eq!((life.count(Kind::Fire), life.count(Kind::Leave)), (1, 0), "{:#?}", life.seen);
 }
@@ -575,7 +582,7 @@ async fn an_encrypted_life_hands_over_to_nobody() {
     let (world, room, poll) = encrypted_send::at_the_door().await;
     let mut life = Life::of(world, room, poll);
     life.start(|start| start).await;
-    life.until(State::Joined).await;
+    life.until(HeartbeatState::Joined).await;
     life.pass(secs(60)).await;
     assert_eq!((life.count(Kind::Arm), life.count(Kind::Join)), (1, 1), "{:#?}", life.seen);
 }
@@ -585,11 +592,11 @@ async fn an_encrypted_life_hands_over_to_nobody() {
 async fn a_redacted_join_that_was_replaced_ends_nothing() {
     let mut life = Life::new().await;
     life.start(|start| start).await;
-    life.until(State::Joined).await;
+    life.until(HeartbeatState::Joined).await;
     life.redact_the_newest();
     let content = json!({ "status": "away" });
     life.heartbeat().update_raw(content.as_object().unwrap().clone());
     life.until_seen(Kind::Join, 2).await;
     life.pass(secs(60)).await;
-    assert_eq!(life.heartbeat().state(), State::Joined, "{:#?}", life.seen);
+    assert_eq!(life.heartbeat().state(), HeartbeatState::Joined, "{:#?}", life.seen);
 }

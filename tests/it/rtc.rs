@@ -5,7 +5,7 @@ use std::future::IntoFuture as _;
 
 use futures_util::{FutureExt as _, StreamExt as _};
 use matrix_sdk_sticky::{
-    heartbeat::State,
+    heartbeat::HeartbeatState,
     rtc::{
         ClosedBy, Dialect, InBackground, JoinError, JoinSession, LeaveReason, NotJoined,
         OwnMembership, ROOM_CALL, RtcApplication, RtcSubscription, SessionChange, SessionSnapshot,
@@ -621,7 +621,7 @@ async fn joined_with(
     let mut states = membership.subscribe_state();
     let mut sent = 0;
     within("the join", async {
-        while !matches!(membership.state(), State::Joined) {
+        while !matches!(membership.state(), HeartbeatState::Joined) {
             tokio::select! {
                 ask = world.server.request() => serve(ask, &mut sent, "open").await,
                 _ = states.next() => {}
@@ -641,11 +641,11 @@ async fn an_old_closing_that_the_main_loop_brings_late_does_not_make_us_leave_an
     brings(&world, slot("$closed", "closed")).await;
     // The roster looks again, and so does the member: that is one request.
     assert_eq!(for_20_s(&mut world, &mut sent, "open").await, 1);
-    assert_eq!((membership.state(), membership.left_as(), sent), (State::Joined, None, 1));
+    assert_eq!((membership.state(), membership.left_as(), sent), (HeartbeatState::Joined, None, 1));
 
     brings(&world, slot("$closed-again", "closed")).await;
     for_20_s(&mut world, &mut sent, "closed").await;
-    assert_eq!((membership.state(), sent), (State::Left, 2));
+    assert_eq!((membership.state(), sent), (HeartbeatState::Left, 2));
 }
 
 #[tokio::test]
@@ -653,12 +653,12 @@ async fn who_comes_back_from_the_background_does_not_join_a_slot_that_was_closed
     let (mut world, membership, mut sent) = joined().await;
     membership.suspend(InBackground::Leave);
     for_20_s(&mut world, &mut sent, "open").await;
-    assert_eq!((membership.state(), sent), (State::Suspended { holds_until: None }, 2));
+    assert_eq!((membership.state(), sent), (HeartbeatState::Suspended { holds_until: None }, 2));
     brings(&world, slot("$closed", "closed")).await;
     for_20_s(&mut world, &mut sent, "closed").await;
     membership.resume();
     for_20_s(&mut world, &mut sent, "closed").await;
-    assert_eq!((membership.state(), sent), (State::Left, 2));
+    assert_eq!((membership.state(), sent), (HeartbeatState::Left, 2));
     assert_eq!(membership.left_as(), Some(LeaveReason::with_code(LeaveReason::SLOT_CLOSED)));
 }
 
@@ -702,9 +702,9 @@ async fn a_slot_that_nobody_can_confirm_closed_ends_nothing() {
         .await;
     }
     assert!(refused > 2, "{refused}");
-    assert_eq!((membership.state(), membership.left_as(), sent), (State::Joined, None, 1));
+    assert_eq!((membership.state(), membership.left_as(), sent), (HeartbeatState::Joined, None, 1));
     for_20_s(&mut world, &mut sent, "closed").await;
-    assert_eq!((membership.state(), sent), (State::Left, 2));
+    assert_eq!((membership.state(), sent), (HeartbeatState::Left, 2));
 }
 
 fn under_one_id(join: JoinSession) -> JoinSession {
@@ -717,7 +717,7 @@ async fn a_short_join_waits_until_the_old_leave_gives_way() {
     let (mut world, membership, mut sent) = joined_with(under_one_id).await;
     membership.suspend(InBackground::Leave);
     for_20_s(&mut world, &mut sent, "open").await;
-    assert_eq!((membership.state(), sent), (State::Suspended { holds_until: None }, 2));
+    assert_eq!((membership.state(), sent), (HeartbeatState::Suspended { holds_until: None }, 2));
     let answer = async |ask: Ask, sent: &mut usize| match is_about_a_delayed_event(&ask) {
         true => ask.refuse(404, "M_UNRECOGNIZED").await,
         false => serve(ask, sent, "open").await,
@@ -726,10 +726,10 @@ async fn a_short_join_waits_until_the_old_leave_gives_way() {
     for _ in 0..3 {
         answering_for_20_s(&mut world, async |ask| answer(ask, &mut sent).await).await;
     }
-    assert_eq!((membership.state(), sent), (State::Rejoining, 2), "nobody would see it");
+    assert_eq!((membership.state(), sent), (HeartbeatState::Rejoining, 2), "nobody would see it");
     world.clock.advance(secs(3_600));
     answering_for_20_s(&mut world, async |ask| answer(ask, &mut sent).await).await;
-    assert_eq!((membership.state(), sent), (State::Degraded, 3));
+    assert_eq!((membership.state(), sent), (HeartbeatState::Degraded, 3));
 }
 
 #[tokio::test]
@@ -738,19 +738,19 @@ async fn a_restart_that_failed_is_tried_again() {
     membership.suspend(InBackground::Leave);
     for_20_s(&mut world, &mut sent, "open").await;
     let room = world.sticky.room(ROOM.try_into().unwrap()).unwrap();
-    let other = room.heartbeat("mine").raw_content(MEMBER, serde_json::Map::new());
+    let other = room.heartbeat("mine").with_raw_content(MEMBER, serde_json::Map::new());
     let other = other.start().await.unwrap();
     membership.resume();
     for_20_s(&mut world, &mut sent, "open").await;
-    assert_eq!(membership.state(), State::Rejoining);
+    assert_eq!(membership.state(), HeartbeatState::Rejoining);
     let error = membership.last_error().unwrap();
     assert!(error.contains("has a heartbeat already"), "{error}");
     let leaving = tokio::spawn(async move { other.leave().await });
     for _ in 0..3 {
         for_20_s(&mut world, &mut sent, "open").await;
     }
-    assert_eq!(leaving.await.unwrap(), State::Left);
-    assert_eq!(membership.state(), State::Joined);
+    assert_eq!(leaving.await.unwrap(), HeartbeatState::Left);
+    assert_eq!(membership.state(), HeartbeatState::Joined);
 }
 
 #[tokio::test]
@@ -768,7 +768,7 @@ async fn an_update_keeps_the_applications_type() {
     })
     .await;
     assert_eq!(said, Some(json!({ "type": "m.call", "com.example.hand": true })));
-    assert_eq!((membership.state(), sent), (State::Joined, 2));
+    assert_eq!((membership.state(), sent), (HeartbeatState::Joined, 2));
 }
 
 /// Anybody can send these to the members of a call in an encrypted room. This application has no media

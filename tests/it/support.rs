@@ -137,7 +137,8 @@ impl World {
     /// Starts with a source that the application wants.
     pub(crate) fn over(source: SyncSource, server: Homeserver, client: Client) -> Self {
         let clock = ManualClock::new();
-        let builder = Sticky::builder(&client).clock(Arc::new(clock.clone())).source(source);
+        let builder =
+            Sticky::builder(&client).with_clock(Arc::new(clock.clone())).with_source(source);
         let sticky = builder.start().unwrap();
         Self { server, clock, client, sticky }
     }

@@ -1,7 +1,7 @@
 //! Discovering transports, on servers that answer in odd ways.
 
 use matrix_sdk_sticky::{
-    ClientExt as _,
+    StickyClientExt as _,
     rtc::{Discovered, DiscoveredFrom, TransportsError},
 };
 use serde_json::{Value, json};

@@ -302,7 +302,7 @@ async fn a_server_without_sticky_events_is_asked_for_ordinary_ones_only() {
     let room = alice.room();
     let client = alice.client().await;
     client.sync_once(Default::default()).await.unwrap();
-    let door = matrix_sdk_sticky::RoomExt::sticky(&client.get_room(&room).unwrap());
+    let door = matrix_sdk_sticky::StickyRoomExt::sticky(&client.get_room(&room).unwrap());
     let error = door.schedule(&presence("later"), HOUR).await.unwrap_err();
     assert!(
         matches!(
@@ -312,7 +312,7 @@ async fn a_server_without_sticky_events_is_asked_for_ordinary_ones_only() {
         "{error:?}"
     );
     let delay_id = door.schedule(&presence("later"), HOUR).not_sticky().await.unwrap();
-    door.client().delayed_events().cancel(&delay_id).await.unwrap();
+    door.sticky_client().delayed_events().cancel(&delay_id).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

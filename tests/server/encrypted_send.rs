@@ -14,8 +14,8 @@ use matrix_sdk_base::{
     store::StoreConfig,
 };
 use matrix_sdk_sticky::{
-    BaseClientBuilder, ClientExt as _, EncryptError, Encryption, PrepareError, RemovalReason,
-    RoomSticky, SendError, StartError, Sticky,
+    BaseClientBuilder, EncryptError, Encryption, PrepareError, RemovalReason, RoomSticky,
+    SendError, StartError, Sticky, StickyClientExt as _,
 };
 use serde_json::{Map, Value, json};
 use tokio::time::{sleep, timeout};

@@ -5,7 +5,9 @@ use std::{path::Path, process::Stdio, time::Duration};
 use matrix_sdk::{SqliteStoreConfig, authentication::matrix::MatrixSession, ruma::RoomId};
 use matrix_sdk_sticky::{
     BaseClientBuilder, EntryChange, RemovalReason,
-    heartbeat::{Failure, HeartbeatHandle, StartHeartbeatError, State},
+    heartbeat::{
+        Heartbeat, HeartbeatFailure, HeartbeatState, InBackground, Rejoin, StartHeartbeatError,
+    },
 };
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
@@ -26,11 +28,11 @@ use crate::{
 
 const DELAY: Duration = Duration::from_secs(4);
 
-async fn until(heartbeat: &HeartbeatHandle, wanted: State) {
+async fn until(heartbeat: &Heartbeat, wanted: HeartbeatState) {
     until_state(heartbeat, |state| state == wanted).await;
 }
 
-async fn until_state(heartbeat: &HeartbeatHandle, is: impl Fn(State) -> bool) {
+async fn until_state(heartbeat: &Heartbeat, is: impl Fn(HeartbeatState) -> bool) {
     let mut states = heartbeat.subscribe_state();
     let wait = async {
         while !is(states.get()) {
@@ -64,12 +66,17 @@ async fn joins_updates_and_leaves(encrypted: bool) {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let (own, mut looking) = two_in(&alice, &bob, encrypted).await;
     let room = room_of(&own);
-    let heartbeat =
-        room.heartbeat("k").content(&presence("here")).delay(DELAY).start().await.unwrap();
+    let heartbeat = room
+        .heartbeat("k")
+        .with_content(&presence("here"))
+        .with_delay(DELAY)
+        .start()
+        .await
+        .unwrap();
     let entry = looking.added("k").await;
     assert_eq!((status(&entry), entry.is_encrypted()), ("here".into(), encrypted));
-    until(&heartbeat, State::Joined).await;
-    let again = room.heartbeat("k").content(&presence("twice")).start().await;
+    until(&heartbeat, HeartbeatState::Joined).await;
+    let again = room.heartbeat("k").with_content(&presence("twice")).start().await;
     assert!(matches!(again, Err(StartHeartbeatError::InUse)));
 
     // Through several delays.
@@ -78,7 +85,7 @@ async fn joins_updates_and_leaves(encrypted: bool) {
     heartbeat.update(&presence("away")).unwrap();
     assert_eq!(status(&looking.updated("k").await), "away");
 
-    assert_eq!(heartbeat.leave().await, State::Left);
+    assert_eq!(heartbeat.leave().await, HeartbeatState::Left);
     let left = Instant::now();
     assert_eq!(looking.removed("k").await, RemovalReason::Removed);
     assert!(left.elapsed() < Duration::from_secs(4));
@@ -104,13 +111,14 @@ fn object(content: Value) -> Map<String, Value> {
 async fn leaves_with_words_of_its_own(encrypted: bool) {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let (own, mut looking) = two_in(&alice, &bob, encrypted).await;
-    let heartbeat = room_of(&own).heartbeat("k").content(&presence("here"));
-    let heartbeat = heartbeat.leave_content(&presence("lost")).delay(DELAY).start().await.unwrap();
+    let heartbeat = room_of(&own).heartbeat("k").with_content(&presence("here"));
+    let heartbeat =
+        heartbeat.with_leave_content(&presence("lost")).with_delay(DELAY).start().await.unwrap();
     looking.added("k").await;
-    until(&heartbeat, State::Joined).await;
+    until(&heartbeat, HeartbeatState::Joined).await;
 
     let left = heartbeat.leave_with(object(json!({ "status": "bye" }))).await;
-    assert_eq!(left, State::Left);
+    assert_eq!(left, HeartbeatState::Left);
     let entry = looking.updated("k").await;
     assert_eq!((status(&entry), entry.is_encrypted()), ("bye".into(), encrypted));
     assert!(own.sticky.delayed_events().list().await.unwrap().is_empty());
@@ -133,8 +141,13 @@ async fn who_comes_later_can_read_the_leave_that_fires() {
     let (alice, bob, carol) = (Person::new("alice"), Person::new("bob"), Person::new("carol"));
     let (own, mut looking) = two_in(&alice, &bob, true).await;
     let room = room_of(&own);
-    let heartbeat =
-        room.heartbeat("k").content(&presence("here")).delay(DELAY * 2).start().await.unwrap();
+    let heartbeat = room
+        .heartbeat("k")
+        .with_content(&presence("here"))
+        .with_delay(DELAY * 2)
+        .start()
+        .await
+        .unwrap();
     looking.added("k").await;
     alice.api.invite(room.room_id().as_str(), carol.id().as_str()).unwrap();
     carol.join(room.room_id());
@@ -142,7 +155,7 @@ async fn who_comes_later_can_read_the_leave_that_fires() {
     devices_are_there(&alice, &[&carol]).await;
     // It hands over to a leave and a join that she can read.
     later.added("k").await;
-    until(&heartbeat, State::Joined).await;
+    until(&heartbeat, HeartbeatState::Joined).await;
     drop(heartbeat);
     for watcher in [&mut looking, &mut later] {
         while watcher.keys() != Vec::<String>::new() {
@@ -156,14 +169,19 @@ async fn a_new_device_of_somebody_who_is_there_can_read_the_leave_that_fires() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let (own, mut looking) = two_in(&alice, &bob, true).await;
     let room = room_of(&own);
-    let heartbeat =
-        room.heartbeat("k").content(&presence("here")).delay(DELAY * 2).start().await.unwrap();
+    let heartbeat = room
+        .heartbeat("k")
+        .with_content(&presence("here"))
+        .with_delay(DELAY * 2)
+        .start()
+        .await
+        .unwrap();
     looking.added("k").await;
-    until(&heartbeat, State::Joined).await;
+    until(&heartbeat, HeartbeatState::Joined).await;
     let bobs_other = bob.on_another_device();
     let mut other = Watcher::encrypting(&bobs_other, &[room.room_id()]).await;
     other.added("k").await;
-    until(&heartbeat, State::Joined).await;
+    until(&heartbeat, HeartbeatState::Joined).await;
     drop(heartbeat);
     other.until_keys(&[]).await;
     looking.until_keys(&[]).await;
@@ -178,16 +196,17 @@ async fn a_new_device_is_noticed_after_the_machine_is_remade() {
     let own = Watcher::with(client, &[&room]).await;
     let mut looking = Watcher::encrypting(&bob, &[&room]).await;
     devices_are_there(&alice, &[&alice, &bob]).await;
-    let heartbeat = own.room(&room).heartbeat("k").content(&presence("here")).delay(DELAY * 2);
+    let heartbeat =
+        own.room(&room).heartbeat("k").with_content(&presence("here")).with_delay(DELAY * 2);
     let heartbeat = heartbeat.start().await.unwrap();
     looking.added("k").await;
-    until(&heartbeat, State::Joined).await;
+    until(&heartbeat, HeartbeatState::Joined).await;
 
     base.regenerate_olm(None).await.unwrap();
     let bobs_other = bob.on_another_device();
     let mut other = Watcher::encrypting(&bobs_other, &[&room]).await;
     assert!(other.added("k").await.is_encrypted());
-    until(&heartbeat, State::Joined).await;
+    until(&heartbeat, HeartbeatState::Joined).await;
     drop(heartbeat);
     other.until_keys(&[]).await;
 }
@@ -197,14 +216,19 @@ async fn where_encryption_is_switched_on_join_and_leave_become_encrypted() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let (own, mut looking) = two_in(&alice, &bob, false).await;
     let room = room_of(&own);
-    let heartbeat =
-        room.heartbeat("k").content(&presence("here")).delay(DELAY * 2).start().await.unwrap();
+    let heartbeat = room
+        .heartbeat("k")
+        .with_content(&presence("here"))
+        .with_delay(DELAY * 2)
+        .start()
+        .await
+        .unwrap();
     assert!(!looking.added("k").await.is_encrypted());
     devices_are_there(&alice, &[&alice, &bob]).await;
     let algorithm = json!({ "algorithm": "m.megolm.v1.aes-sha2" });
     alice.api.set_state(room.room_id().as_str(), "m.room.encryption", "", &algorithm).unwrap();
     while !looking.updated("k").await.is_encrypted() {}
-    until(&heartbeat, State::Joined).await;
+    until(&heartbeat, HeartbeatState::Joined).await;
     let armed = own.sticky.delayed_events().list().await.unwrap();
     let types: Vec<_> = armed.iter().map(|scheduled| scheduled.event_type.as_str()).collect();
     assert_eq!(types, ["m.room.encrypted"]);
@@ -216,24 +240,29 @@ async fn where_encryption_is_switched_on_join_and_leave_become_encrypted() {
 async fn in_the_background_it_leaves_or_holds_and_is_back_when_the_application_is() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let (own, mut looking) = two_in(&alice, &bob, false).await;
-    let heartbeat =
-        room_of(&own).heartbeat("k").content(&presence("here")).delay(DELAY).start().await.unwrap();
+    let heartbeat = room_of(&own)
+        .heartbeat("k")
+        .with_content(&presence("here"))
+        .with_delay(DELAY)
+        .start()
+        .await
+        .unwrap();
     looking.added("k").await;
-    heartbeat.suspend(false);
+    heartbeat.suspend(InBackground::Leave);
     assert_eq!(looking.removed("k").await, RemovalReason::Removed);
-    until(&heartbeat, State::Suspended { holds_until: None }).await;
+    until(&heartbeat, HeartbeatState::Suspended { holds_until: None }).await;
     heartbeat.resume();
     looking.added("k").await;
-    until(&heartbeat, State::Joined).await;
+    until(&heartbeat, HeartbeatState::Joined).await;
 
     // Kept, it is there for as long as the leave holds.
-    heartbeat.suspend(true);
-    let kept = |state| matches!(state, State::Suspended { holds_until: Some(_) });
+    heartbeat.suspend(InBackground::Hold);
+    let kept = |state| matches!(state, HeartbeatState::Suspended { holds_until: Some(_) });
     until_state(&heartbeat, kept).await;
     assert_eq!(looking.removed("k").await, RemovalReason::Removed);
     heartbeat.resume();
     looking.added("k").await;
-    until(&heartbeat, State::Joined).await;
+    until(&heartbeat, HeartbeatState::Joined).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -241,17 +270,17 @@ async fn a_delegated_leave_that_is_fired_is_noticed() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let (own, mut looking) = two_in(&alice, &bob, false).await;
     let room = room_of(&own);
-    let heartbeat = room.heartbeat("k").content(&presence("here"));
-    let heartbeat = heartbeat.delay(Duration::from_secs(600)).start().await.unwrap();
+    let heartbeat = room.heartbeat("k").with_content(&presence("here"));
+    let heartbeat = heartbeat.with_delay(Duration::from_secs(600)).start().await.unwrap();
     looking.added("k").await;
-    until(&heartbeat, State::Joined).await;
+    until(&heartbeat, HeartbeatState::Joined).await;
     let delay_id = heartbeat.delegate().expect("it holds a lease");
     // As an SFU would, which has no token of ours.
     own.sticky.delayed_events().restart(&delay_id).await.unwrap();
     own.sticky.delayed_events().send(&delay_id).await.unwrap();
     assert_eq!(looking.removed("k").await, RemovalReason::Removed);
     looking.added("k").await;
-    until(&heartbeat, State::Joined).await;
+    until(&heartbeat, HeartbeatState::Joined).await;
     assert_ne!(heartbeat.delegate().expect("another one"), delay_id);
 }
 
@@ -262,32 +291,32 @@ async fn a_join_that_is_redacted_is_not_sent_again_and_who_is_kicked_is_told_so(
     let own = Watcher::of(&alice, &[&room]).await;
     let mut looking = Watcher::of(&bob, &[&room]).await;
     let beat = async |key: &str| {
-        let heartbeat = own.room(&room).heartbeat(key).content(&presence("here"));
-        heartbeat.delay(DELAY).start().await.unwrap()
+        let heartbeat = own.room(&room).heartbeat(key).with_content(&presence("here"));
+        heartbeat.with_delay(DELAY).start().await.unwrap()
     };
     let redacted = beat("redacted").await;
     let entry = looking.added("redacted").await;
-    until(&redacted, State::Joined).await;
+    until(&redacted, HeartbeatState::Joined).await;
     bob.redact(&room, entry.event_id().as_str());
-    until(&redacted, State::Failed(Failure::Redacted)).await;
+    until(&redacted, HeartbeatState::Failed(HeartbeatFailure::Redacted)).await;
     looking.until_keys(&[]).await;
 
     // A later one of it is redacted, and the map shows the earlier one again: that is no less clear.
     let refreshed = beat("refreshed").await;
     looking.added("refreshed").await;
-    until(&refreshed, State::Joined).await;
+    until(&refreshed, HeartbeatState::Joined).await;
     refreshed.update(&presence("still here")).unwrap();
     let entry = looking.updated("refreshed").await;
-    until(&refreshed, State::Joined).await;
+    until(&refreshed, HeartbeatState::Joined).await;
     bob.redact(&room, entry.event_id().as_str());
-    until(&refreshed, State::Failed(Failure::Redacted)).await;
+    until(&refreshed, HeartbeatState::Failed(HeartbeatFailure::Redacted)).await;
     looking.until_keys(&[]).await;
 
     let kicked = beat("kicked").await;
     looking.added("kicked").await;
-    until(&kicked, State::Joined).await;
+    until(&kicked, HeartbeatState::Joined).await;
     bob.api.kick(room.as_str(), alice.id().as_str()).unwrap();
-    until(&kicked, State::Failed(Failure::NotInRoom)).await;
+    until(&kicked, HeartbeatState::Failed(HeartbeatFailure::NotInRoom)).await;
     assert!(kicked.last_error().is_some_and(|error| !error.is_empty()));
 }
 
@@ -298,24 +327,29 @@ async fn before_a_logout_all_leave() {
     let room = room_of(&own);
     let mut beating = Vec::new();
     for key in ["k", "l"] {
-        let heartbeat = room.heartbeat(key).content(&presence("here")).start().await.unwrap();
+        let heartbeat = room.heartbeat(key).with_content(&presence("here")).start().await.unwrap();
         looking.added(key).await;
         beating.push(heartbeat);
     }
     own.sticky.leave_heartbeats().await;
     own.client.logout().await.unwrap();
     looking.until_keys(&[]).await;
-    assert!(beating.iter().all(|heartbeat| heartbeat.state() == State::Left));
+    assert!(beating.iter().all(|heartbeat| heartbeat.state() == HeartbeatState::Left));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_crash_everybody_sees_it_gone_within_the_delay() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let (own, mut looking) = two_in(&alice, &bob, false).await;
-    let heartbeat =
-        room_of(&own).heartbeat("k").content(&presence("here")).delay(DELAY).start().await.unwrap();
+    let heartbeat = room_of(&own)
+        .heartbeat("k")
+        .with_content(&presence("here"))
+        .with_delay(DELAY)
+        .start()
+        .await
+        .unwrap();
     looking.added("k").await;
-    until(&heartbeat, State::Joined).await;
+    until(&heartbeat, HeartbeatState::Joined).await;
     // What a crash does: nothing is said, and no request goes out any more.
     drop(heartbeat);
     let crashed = Instant::now();
@@ -338,21 +372,21 @@ async fn the_next_start_retires_what_was_armed_and_joins_again() {
     let first = launch().await;
     let mut beating = Vec::new();
     for key in ["k", "other"] {
-        let heartbeat = first.room(&room_id).heartbeat(key).content(&presence("first"));
-        let heartbeat = heartbeat.delay(delay).start().await.unwrap();
+        let heartbeat = first.room(&room_id).heartbeat(key).with_content(&presence("first"));
+        let heartbeat = heartbeat.with_delay(delay).start().await.unwrap();
         looking.added(key).await;
-        until(&heartbeat, State::Joined).await;
+        until(&heartbeat, HeartbeatState::Joined).await;
         beating.push(heartbeat);
     }
     drop(beating);
     drop(first);
 
     let second = launch().await;
-    let heartbeat = second.room(&room_id).heartbeat("k").content(&presence("second"));
-    let heartbeat = heartbeat.delay(delay).start().await.unwrap();
+    let heartbeat = second.room(&room_id).heartbeat("k").with_content(&presence("second"));
+    let heartbeat = heartbeat.with_delay(delay).start().await.unwrap();
     // The other key's ghost leaves as soon as nothing of it can be under way, and this one's never does.
     let mut changes = looking.until_keys(&["k"]).await;
-    until(&heartbeat, State::Joined).await;
+    until(&heartbeat, HeartbeatState::Joined).await;
     eventually("the second life is seen", async || {
         match looking.sticky.events().snapshot().iter().next() {
             Some(entry) if status(&entry) == "second" => Ok(()),
@@ -380,18 +414,23 @@ async fn cut_off_it_says_so_and_is_back_soon_after_the_network_is() {
     let mut looking = Watcher::of(&bob, &[&room_id]).await;
     let proxy = Proxy::before(alice.url()).await;
     let own = Watcher::with(alice.client_through(&proxy).await, &[&room_id]).await;
-    let heartbeat =
-        own.room(&room_id).heartbeat("k").content(&presence("here")).delay(DELAY).start().await;
+    let heartbeat = own
+        .room(&room_id)
+        .heartbeat("k")
+        .with_content(&presence("here"))
+        .with_delay(DELAY)
+        .start()
+        .await;
     let heartbeat = heartbeat.unwrap();
     looking.added("k").await;
-    until(&heartbeat, State::Joined).await;
+    until(&heartbeat, HeartbeatState::Joined).await;
 
     proxy.cut();
-    until_state(&heartbeat, |state| matches!(state, State::ProbablyLeft { .. })).await;
+    until_state(&heartbeat, |state| matches!(state, HeartbeatState::ProbablyLeft { .. })).await;
     assert_eq!(looking.removed("k").await, RemovalReason::Removed);
     proxy.mend();
     let restored = Instant::now();
-    until(&heartbeat, State::Joined).await;
+    until(&heartbeat, HeartbeatState::Joined).await;
     looking.added("k").await;
     assert!(restored.elapsed() < Duration::from_secs(30), "{:?}", restored.elapsed());
 }
@@ -403,16 +442,16 @@ async fn who_is_not_to_join_again_by_itself_ends_once_the_leave_is_known_to_have
     let mut looking = Watcher::of(&bob, &[&room_id]).await;
     let proxy = Proxy::before(alice.url()).await;
     let own = Watcher::with(alice.client_through(&proxy).await, &[&room_id]).await;
-    let start = own.room(&room_id).heartbeat("k").content(&presence("here")).delay(DELAY);
-    let heartbeat = start.rejoin(false).start().await.unwrap();
+    let start = own.room(&room_id).heartbeat("k").with_content(&presence("here")).with_delay(DELAY);
+    let heartbeat = start.with_rejoin(Rejoin::Never).start().await.unwrap();
     looking.added("k").await;
-    until(&heartbeat, State::Joined).await;
+    until(&heartbeat, HeartbeatState::Joined).await;
 
     proxy.cut();
-    until_state(&heartbeat, |state| matches!(state, State::ProbablyLeft { .. })).await;
+    until_state(&heartbeat, |state| matches!(state, HeartbeatState::ProbablyLeft { .. })).await;
     assert_eq!(looking.removed("k").await, RemovalReason::Removed);
     proxy.mend();
-    until(&heartbeat, State::Failed(Failure::LeaveFired)).await;
+    until(&heartbeat, HeartbeatState::Failed(HeartbeatFailure::LeaveFired)).await;
     tokio::time::sleep(DELAY).await;
     looking.assert_silent();
     assert!(own.sticky.delayed_events().list().await.unwrap().is_empty());
@@ -424,9 +463,9 @@ async fn who_is_not_to_join_again_by_itself_ends_when_somebody_removes_it_or_fir
     let (own, mut looking) = two_in(&alice, &bob, false).await;
     let room = room_of(&own);
     let beat = async |key: &str| {
-        let start = room.heartbeat(key).content(&presence("here")).rejoin(false);
-        let heartbeat = start.delay(Duration::from_secs(60)).start().await.unwrap();
-        until(&heartbeat, State::Joined).await;
+        let start = room.heartbeat(key).with_content(&presence("here")).with_rejoin(Rejoin::Never);
+        let heartbeat = start.with_delay(Duration::from_secs(60)).start().await.unwrap();
+        until(&heartbeat, HeartbeatState::Joined).await;
         heartbeat
     };
     let removed = beat("removed").await;
@@ -437,14 +476,14 @@ async fn who_is_not_to_join_again_by_itself_ends_when_somebody_removes_it_or_fir
     })
     .await;
     room.remove(TYPE, "removed").await.unwrap();
-    until(&removed, State::Failed(Failure::Removed)).await;
+    until(&removed, HeartbeatState::Failed(HeartbeatFailure::Removed)).await;
     assert_eq!(looking.removed("removed").await, RemovalReason::Removed);
 
     let fired = beat("fired").await;
     looking.added("fired").await;
     let delay_id = fired.delegate().expect("it holds a lease");
     own.sticky.delayed_events().send(&delay_id).await.unwrap();
-    until(&fired, State::Failed(Failure::LeaveFired)).await;
+    until(&fired, HeartbeatState::Failed(HeartbeatFailure::LeaveFired)).await;
     assert_eq!(looking.removed("fired").await, RemovalReason::Removed);
 
     assert!(own.sticky.delayed_events().list().await.unwrap().is_empty());
@@ -468,18 +507,22 @@ async fn the_dedicated_endpoint_is_relied_on_once_it_is_proved() {
         let mut looking = Watcher::encrypting(&bob, &[&room]).await;
         devices_are_there(&alice, &[&alice, &bob]).await;
         // Long enough for encryption and proof on a machine that is busy.
-        let heartbeat = own.room(&room).heartbeat("k").content(&presence("here"));
-        let heartbeat = heartbeat.delay(DELAY * 3).start().await.unwrap();
+        let heartbeat = own.room(&room).heartbeat("k").with_content(&presence("here"));
+        let heartbeat = heartbeat.with_delay(DELAY * 3).start().await.unwrap();
         let entry = looking.added("k").await;
         assert_eq!(entry.is_encrypted(), encrypted);
-        until(&heartbeat, if keeps_sticky { State::Joined } else { State::Degraded }).await;
+        until(
+            &heartbeat,
+            if keeps_sticky { HeartbeatState::Joined } else { HeartbeatState::Degraded },
+        )
+        .await;
         if !keeps_sticky {
             assert_eq!(
                 entry.sticky_duration(),
                 Duration::from_secs(600),
                 "no ghost is there for longer"
             );
-            assert_eq!(heartbeat.leave().await, State::Left);
+            assert_eq!(heartbeat.leave().await, HeartbeatState::Left);
         }
         drop(heartbeat);
         assert_eq!(looking.removed("k").await, RemovalReason::Removed);
@@ -511,18 +554,18 @@ async fn a_restart_of_the_server_is_survived() {
     let alice = Person::on(&server, "alice");
     let room = alice.room();
     let watcher = Watcher::of(&alice, &[&room]).await;
-    let heartbeat = watcher.room(&room).heartbeat("k").content(&presence("here"));
-    let heartbeat = heartbeat.delay(DELAY).start().await.unwrap();
-    until(&heartbeat, State::Joined).await;
+    let heartbeat = watcher.room(&room).heartbeat("k").with_content(&presence("here"));
+    let heartbeat = heartbeat.with_delay(DELAY).start().await.unwrap();
+    until(&heartbeat, HeartbeatState::Joined).await;
     server.stop().unwrap();
-    until_state(&heartbeat, |state| matches!(state, State::ProbablyLeft { .. })).await;
+    until_state(&heartbeat, |state| matches!(state, HeartbeatState::ProbablyLeft { .. })).await;
     server.restart().unwrap();
-    until(&heartbeat, State::Joined).await;
+    until(&heartbeat, HeartbeatState::Joined).await;
     tokio::time::sleep(DELAY * 2).await;
-    assert_eq!(heartbeat.state(), State::Joined);
-    assert_eq!(heartbeat.leave().await, State::Left);
+    assert_eq!(heartbeat.state(), HeartbeatState::Joined);
+    assert_eq!(heartbeat.leave().await, HeartbeatState::Left);
     let left = heartbeat.leave().await;
-    assert_eq!(left, State::Left, "once more is no harm");
+    assert_eq!(left, HeartbeatState::Left, "once more is no harm");
 }
 
 /// The example of that name, in a process of its own.
@@ -621,7 +664,7 @@ async fn a_store_has_one_process_until_that_is_killed() {
         watchers.push(Watcher::with(client, &[&room]).await);
     }
     let beat = async |watcher: &Watcher| {
-        watcher.room(&room).heartbeat("other").content(&presence("here")).start().await
+        watcher.room(&room).heartbeat("other").with_content(&presence("here")).start().await
     };
     for watcher in &watchers {
         let error = beat(watcher).await.unwrap_err();
@@ -663,9 +706,9 @@ async fn where_the_server_has_no_delayed_events_it_is_degraded_and_short() {
     let alice = Person::on(&server, "alice");
     let room = alice.room();
     let watcher = Watcher::of(&alice, &[&room]).await;
-    let heartbeat = watcher.room(&room).heartbeat("k").content(&presence("here"));
+    let heartbeat = watcher.room(&room).heartbeat("k").with_content(&presence("here"));
     let heartbeat = heartbeat.start().await.unwrap();
-    until(&heartbeat, State::Degraded).await;
+    until(&heartbeat, HeartbeatState::Degraded).await;
     eventually("it is there", async || match watcher.sticky.events().snapshot().iter().next() {
         Some(entry) => {
             assert_eq!(entry.sticky_duration(), Duration::from_secs(600));
@@ -674,7 +717,7 @@ async fn where_the_server_has_no_delayed_events_it_is_degraded_and_short() {
         None => Err("nobody"),
     })
     .await;
-    assert_eq!(heartbeat.leave().await, State::Left);
+    assert_eq!(heartbeat.leave().await, HeartbeatState::Left);
     eventually("it is gone", async || match watcher.keys().is_empty() {
         true => Ok(()),
         false => Err("still there"),
@@ -695,9 +738,9 @@ async fn a_join_during_a_cut_is_seen_within_a_minute() {
     devices_are_there(&alice, &[&bob]).await;
     let links = [&here, &there].map(|server| server.link().expect("it federates"));
     links.iter().for_each(|link| link.cut());
-    let heartbeat = own.room(&room).heartbeat("k").content(&presence("here")).start().await;
+    let heartbeat = own.room(&room).heartbeat("k").with_content(&presence("here")).start().await;
     let heartbeat = heartbeat.unwrap();
-    until(&heartbeat, State::Joined).await;
+    until(&heartbeat, HeartbeatState::Joined).await;
     looking.assert_silent();
     links.iter().for_each(|link| link.mend());
     let mended = Instant::now();
@@ -710,6 +753,6 @@ async fn a_join_during_a_cut_is_seen_within_a_minute() {
     // As long as Synapse may take after a cut, and the pauses between two offers.
     let seen = tokio::time::timeout(Duration::from_secs(60), seen).await;
     assert!(seen.is_ok(), "not after {:?}: {:?}", mended.elapsed(), looking.watch);
-    assert_eq!(heartbeat.leave().await, State::Left);
+    assert_eq!(heartbeat.leave().await, HeartbeatState::Left);
     looking.until_keys(&[]).await;
 }

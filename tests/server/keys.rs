@@ -15,7 +15,7 @@ use matrix_sdk::{
 };
 use matrix_sdk_sticky::{
     BaseClientBuilder,
-    heartbeat::State,
+    heartbeat::HeartbeatState,
     matrix_sdk_base::crypto::{CollectStrategy, LocalTrust},
     rtc::{
         InBackground, OwnMembership, ROOM_CALL, Transports,
@@ -317,7 +317,7 @@ async fn a_rejoined_member_hears_and_is_heard() {
     alice.membership.suspend(InBackground::Leave);
     bob.until("alice is gone", |it| !it.peers.contains_key(&before)).await;
     alice.membership.resume();
-    until(&alice.membership, State::Joined).await;
+    until(&alice.membership, HeartbeatState::Joined).await;
     assert_ne!(alice.participant(), before);
     let first = alice.own.clone();
     alice.until("another key", |it| it.own != first).await;
@@ -406,7 +406,7 @@ async fn a_refused_key_is_sent_again() {
     let bobs = Watcher::encrypting(&bob, &[&room]).await;
     know_each_other(&[&alice, &bob], &[&ours, &bobs]).await;
     let mut alice = Caller::new(alice, ours, &room, any_device()).await;
-    until(&alice.membership, State::Joined).await;
+    until(&alice.membership, HeartbeatState::Joined).await;
     proxy.refuse_to_device(true);
     let mut bob = Caller::new(bob, bobs, &room, any_device()).await;
     bob.until("its own key", |it| it.own.is_some()).await;
@@ -494,7 +494,7 @@ async fn a_blocked_device_is_left_out() {
     let mut bob = Caller::new(bob, bobs, &room, any_device()).await;
     // As alice cannot be read by whom she blocks, she joins first.
     let guest = Guest::new(alice, ours, &room).await;
-    until(&guest.membership, State::Joined).await;
+    until(&guest.membership, HeartbeatState::Joined).await;
     Call::of(&guest.watch.room(&room).rtc()).await.len(2).await;
     Call::of(&bob.watch.room(&room).rtc()).await.len(2).await;
     let encryption = guest.watch.client.encryption();

@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use matrix_sdk::ruma::{OwnedRoomId, RoomId};
 use matrix_sdk_sticky::{
     BaseClientBuilder, EntryChange,
-    heartbeat::{Failure, HeartbeatHandle, State},
+    heartbeat::{Heartbeat, HeartbeatFailure, HeartbeatState},
 };
 use serde_json::json;
 use tokio::time::{Instant, sleep};
@@ -24,9 +24,9 @@ fn watched_for() -> Duration {
     Duration::from_secs(seconds.unwrap_or(60))
 }
 
-async fn beat(watcher: &Watcher, room: &RoomId, key: usize) -> HeartbeatHandle {
+async fn beat(watcher: &Watcher, room: &RoomId, key: usize) -> Heartbeat {
     let door = watcher.room(room);
-    door.heartbeat(key.to_string()).content(&presence("here")).start().await.unwrap()
+    door.heartbeat(key.to_string()).with_content(&presence("here")).start().await.unwrap()
 }
 
 /// Eight heartbeats live on a server that nobody configured: they join within a minute and a half,
@@ -42,8 +42,8 @@ async fn eight_live(clients: usize) {
     }
     let beating = join_all((0..8).map(|key| beat(&own[key % clients], &room, key))).await;
     let joined = Instant::now();
-    while !beating.iter().all(|heartbeat| heartbeat.state() == State::Joined) {
-        let states: Vec<_> = beating.iter().map(HeartbeatHandle::state).collect();
+    while !beating.iter().all(|heartbeat| heartbeat.state() == HeartbeatState::Joined) {
+        let states: Vec<_> = beating.iter().map(Heartbeat::state).collect();
         assert!(joined.elapsed() < Duration::from_secs(90), "{states:?}");
         sleep(Duration::from_millis(200)).await;
     }
@@ -54,7 +54,7 @@ async fn eight_live(clients: usize) {
     let watched = Instant::now();
     while watched.elapsed() < watched_for() {
         sleep(Duration::from_millis(200)).await;
-        let states: Vec<_> = beating.iter().map(HeartbeatHandle::state).collect();
+        let states: Vec<_> = beating.iter().map(Heartbeat::state).collect();
         let changes = looking.taken();
         let is_gone = |change: &EntryChange| matches!(change, EntryChange::Removed { .. });
         assert!(!changes.iter().any(is_gone), "{states:?}");
@@ -77,10 +77,10 @@ async fn eight_clients_of_a_user_live_on_default_limits() {
     eight_live(8).await;
 }
 
-async fn at_last(heartbeat: &HeartbeatHandle) -> State {
+async fn at_last(heartbeat: &Heartbeat) -> HeartbeatState {
     let end = || async move {
         let state = heartbeat.state();
-        matches!(state, State::Failed(_)).then_some(state).ok_or(state)
+        matches!(state, HeartbeatState::Failed(_)).then_some(state).ok_or(state)
     };
     eventually("the heartbeat to end", end).await
 }
@@ -97,7 +97,7 @@ async fn a_muted_member_has_not_left() {
     // The room's creator may do all.
     let levels = json!({ "events_default": 50 });
     alice.api.set_state(room.as_str(), "m.room.power_levels", "", &levels).unwrap();
-    assert_eq!(heartbeat.leave().await, State::Failed(Failure::LeaveRefused));
+    assert_eq!(heartbeat.leave().await, HeartbeatState::Failed(HeartbeatFailure::LeaveRefused));
     looking.assert_silent();
     let why = heartbeat.last_error().unwrap();
     assert!(why.contains("refuses") && why.contains("403"), "{why}");
@@ -114,7 +114,11 @@ async fn a_member_who_is_kicked_or_banned_is_told_so() {
         looking.added("1").await;
         let path = format!("rooms/{room}/{action}");
         alice.api.post(&path, &json!({ "user_id": bob.id() })).unwrap();
-        assert_eq!(at_last(&heartbeat).await, State::Failed(Failure::NotInRoom), "{action}");
+        assert_eq!(
+            at_last(&heartbeat).await,
+            HeartbeatState::Failed(HeartbeatFailure::NotInRoom),
+            "{action}"
+        );
         let why = heartbeat.last_error().unwrap();
         assert!(why.contains("not in the room any more"), "{action}: {why}");
     }
@@ -160,10 +164,11 @@ async fn a_claim_longer_than_the_delay_costs_no_second_one() {
     let late = Claim::Late(Duration::from_secs(6));
     let (room, proxy, own, mut looking) = with_first_claim(late).await;
     let door = own.room(&room);
-    let start = door.heartbeat("1").content(&presence("here")).delay(Duration::from_secs(3));
+    let start =
+        door.heartbeat("1").with_content(&presence("here")).with_delay(Duration::from_secs(3));
     let heartbeat = start.start().await.unwrap();
     assert!(looking.added("1").await.is_encrypted());
     assert_eq!(proxy.claims(), 1);
-    assert_eq!(heartbeat.leave().await, State::Left);
+    assert_eq!(heartbeat.leave().await, HeartbeatState::Left);
     looking.removed("1").await;
 }

@@ -5,7 +5,9 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use matrix_sdk_sticky::{ClientExt as _, RemovalReason, RoomExt as _, StickyKey, SyncState};
+use matrix_sdk_sticky::{
+    RemovalReason, StickyClientExt as _, StickyKey, StickyRoomExt as _, SyncState,
+};
 use serde_json::json;
 use tokio::time::sleep;
 

@@ -57,7 +57,7 @@ async fn a_server_without_sticky_events_is_named() {
     let alice = Person::on(&server, "alice");
     for source in [SyncSource::Auto, SyncSource::Sliding, SyncSource::V3] {
         let client = alice.client().await;
-        let sticky = Sticky::builder(&client).source(source).start().unwrap();
+        let sticky = Sticky::builder(&client).with_source(source).start().unwrap();
         let _main_loop = sync(&client);
         let answered = |state: &SyncState| !matches!(state, SyncState::Connecting);
         let state = until_state(&sticky, "unsupported", answered).await;

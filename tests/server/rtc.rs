@@ -5,8 +5,8 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use matrix_sdk::{config::SyncSettings, ruma::RoomId};
 use matrix_sdk_sticky::{
-    ClientExt as _, RoomExt as _,
-    heartbeat::State,
+    StickyClientExt as _, StickyRoomExt as _,
+    heartbeat::HeartbeatState,
     rtc::{
         ClosedBy, Dialect, Discovered, DiscoveredFrom, InBackground, JoinError, LeaveReason,
         MembershipForm, NotJoined, OwnMembership, ROOM_CALL, Rtc, RtcApplication, RtcTransport,
@@ -111,7 +111,7 @@ fn set_slot(person: &Person, room: &RoomId, content: &Value) {
     person.api.set_state(room.as_str(), SLOT, ROOM_CALL, content).unwrap();
 }
 
-pub(crate) async fn until(membership: &OwnMembership, wanted: State) {
+pub(crate) async fn until(membership: &OwnMembership, wanted: HeartbeatState) {
     let mut states = membership.subscribe_state();
     let wait = async {
         while states.get() != wanted {
@@ -155,14 +155,14 @@ async fn joins_updates_and_leaves(encrypted: bool) {
     assert_eq!(member.transports().published, call());
     let device = member.device().unwrap();
     assert_eq!((device.device_id.as_str(), device.is_proven()), (alice.device_id(), encrypted));
-    until(&membership, State::Joined).await;
+    until(&membership, HeartbeatState::Joined).await;
 
     membership.update_intent("video");
     seen.until("an update", |now| now.members().all(|it| it.intent() == Some("video"))).await;
     assert_eq!(seen.now.members().next().unwrap().since_ms(), member.since_ms());
 
     let leave = LeaveReason::with_code("leave").with_reason("bye");
-    assert_eq!(membership.leave_with(leave.clone()).await, State::Left);
+    assert_eq!(membership.leave_with(leave.clone()).await, HeartbeatState::Left);
     assert_eq!(seen.left(&membership.member_id()).await, NotJoined::Left(leave));
     // To us it may come back later than to the others.
     Call::of(&own).await.len(0).await;
@@ -185,7 +185,7 @@ async fn who_crashes_has_left_by_the_delayed_leave() {
     let mut seen = Call::of(&looking).await;
     let membership = own.session(ROOM_CALL).join(call()).with_delay(DELAY).await.unwrap();
     seen.len(1).await;
-    until(&membership, State::Joined).await;
+    until(&membership, HeartbeatState::Joined).await;
     let member_id = membership.member_id();
     drop(membership);
     assert_eq!(
@@ -201,13 +201,13 @@ async fn each_join_has_another_member_id() {
     let mut seen = Call::of(&looking).await;
     let membership = own.session(ROOM_CALL).join(call()).with_delay(DELAY).await.unwrap();
     seen.len(1).await;
-    until(&membership, State::Joined).await;
+    until(&membership, HeartbeatState::Joined).await;
     let first = membership.member_id();
     membership.suspend(InBackground::Leave);
     assert!(matches!(seen.left(&first).await, NotJoined::Left(_)));
-    until(&membership, State::Suspended { holds_until: None }).await;
+    until(&membership, HeartbeatState::Suspended { holds_until: None }).await;
     membership.resume();
-    until(&membership, State::Joined).await;
+    until(&membership, HeartbeatState::Joined).await;
     seen.len(1).await;
     assert_ne!(membership.member_id(), first);
     membership.leave().await;
@@ -225,7 +225,7 @@ async fn a_member_cut_off_returns_as_another() {
     let session = ours.room(&room).rtc().session(ROOM_CALL);
     let membership = session.join(call()).with_delay(DELAY).await.unwrap();
     seen.len(1).await;
-    until(&membership, State::Joined).await;
+    until(&membership, HeartbeatState::Joined).await;
     let first = membership.member_id();
 
     proxy.cut();
@@ -233,7 +233,7 @@ async fn a_member_cut_off_returns_as_another() {
     assert_eq!(seen.left(&first).await, delayed);
     proxy.mend();
     seen.len(1).await;
-    until(&membership, State::Joined).await;
+    until(&membership, HeartbeatState::Joined).await;
     assert_ne!(membership.member_id(), first);
     assert_eq!(seen.now.members().next().unwrap().member_id(), membership.member_id());
     membership.leave().await;
@@ -245,12 +245,12 @@ async fn a_closed_slot_makes_us_leave() {
     let mut seen = Call::of(&looking).await;
     let membership = own.session(ROOM_CALL).join(call()).with_delay(DELAY).await.unwrap();
     seen.len(1).await;
-    until(&membership, State::Joined).await;
+    until(&membership, HeartbeatState::Joined).await;
     set_slot(&alice, own.room_id(), &json!({ "status": "closed" }));
     // Whichever is seen first.
     let reason = seen.left(&membership.member_id()).await;
     assert!(matches!(reason, NotJoined::Slot(ClosedBy::Status) | NotJoined::Left(_)), "{reason:?}");
-    until(&membership, State::Left).await;
+    until(&membership, HeartbeatState::Left).await;
     assert_eq!(membership.left_as(), Some(LeaveReason::with_code(LeaveReason::SLOT_CLOSED)));
     let slot_closed = NotJoined::Left(LeaveReason::with_code(LeaveReason::SLOT_CLOSED));
     seen.until("it says why", |now| now.candidates().any(|it| it.reason == slot_closed)).await;
@@ -264,11 +264,11 @@ async fn a_logout_leaves_on_purpose() {
     let mut seen = Call::of(&looking).await;
     let membership = own.session(ROOM_CALL).join(call()).with_delay(DELAY).await.unwrap();
     seen.len(1).await;
-    until(&membership, State::Joined).await;
+    until(&membership, HeartbeatState::Joined).await;
     ours.sticky.leave_heartbeats().await;
     let on_purpose = LeaveReason::with_code(LeaveReason::ON_PURPOSE);
     assert_eq!(seen.left(&membership.member_id()).await, NotJoined::Left(on_purpose.clone()));
-    until(&membership, State::Left).await;
+    until(&membership, HeartbeatState::Left).await;
     assert_eq!(membership.left_as(), Some(on_purpose));
 }
 
@@ -288,7 +288,7 @@ async fn a_member_uses_the_slots_older_name() {
         session.join(call()).with_dialect(Dialect::Msc4143).with_delay(DELAY).await.unwrap();
     seen.len(1).await;
     assert_eq!(seen.now.members().next().unwrap().slot_id(), "m.call#room");
-    until(&membership, State::Joined).await;
+    until(&membership, HeartbeatState::Joined).await;
 
     // A slot of the newer name beside it is another, which ends nothing.
     open_slot(&alice, &room, false);
@@ -296,13 +296,13 @@ async fn a_member_uses_the_slots_older_name() {
         now.slot().is_some_and(|slot| slot.id() == ROOM_CALL)
     })
     .await;
-    assert_eq!((seen.now.len(), membership.state()), (1, State::Joined));
+    assert_eq!((seen.now.len(), membership.state()), (1, HeartbeatState::Joined));
     alice
         .api
         .set_state(room.as_str(), SLOT, "m.call#room", &json!({ "status": "closed" }))
         .unwrap();
     seen.len(0).await;
-    until(&membership, State::Left).await;
+    until(&membership, HeartbeatState::Left).await;
     assert_eq!(membership.left_as(), Some(LeaveReason::with_code(LeaveReason::SLOT_CLOSED)));
 }
 
@@ -312,12 +312,12 @@ async fn a_slot_that_is_redacted_is_closed() {
     let mut seen = Call::of(&looking).await;
     let membership = own.session(ROOM_CALL).join(call()).with_delay(DELAY).await.unwrap();
     seen.len(1).await;
-    until(&membership, State::Joined).await;
+    until(&membership, HeartbeatState::Joined).await;
     let slot = slot_event(&alice, own.room_id());
     alice.redact(own.room_id(), slot.as_str().unwrap());
     let closed = Some(ClosedBy::Malformed("status"));
     seen.until("it is closed", |now| now.closed_by() == closed).await;
-    until(&membership, State::Left).await;
+    until(&membership, HeartbeatState::Left).await;
     assert_eq!(membership.left_as(), Some(LeaveReason::with_code(LeaveReason::SLOT_CLOSED)));
 }
 
@@ -535,7 +535,7 @@ async fn comes_back_to_the_room(encrypted: bool, goes: impl Fn(&Person, &Person,
     let mut seen = Call::of(&own).await;
     let membership = looking.session(ROOM_CALL).join(call()).with_delay(DELAY).await.unwrap();
     seen.len(1).await;
-    until(&membership, State::Joined).await;
+    until(&membership, HeartbeatState::Joined).await;
     let member_id = membership.member_id();
     goes(&alice, &bob, &room);
     assert_eq!(seen.left(&member_id).await, NotJoined::NotInRoom);

@@ -3,7 +3,7 @@
 use matrix_sdk::ruma::{OwnedEventId, RoomId};
 use matrix_sdk_sticky::{
     StickyKey,
-    heartbeat::State,
+    heartbeat::HeartbeatState,
     rtc::{ROOM_CALL, RtcTransport, SessionChange},
 };
 use serde_json::{Value, json};
@@ -142,7 +142,7 @@ async fn a_call_stays(is_encrypted: bool) {
     let membership = session.join([RtcTransport::livekit("https://livekit.example.org")]).await;
     let membership = membership.unwrap();
     seen.len(1).await;
-    until(&membership, State::Joined).await;
+    until(&membership, HeartbeatState::Joined).await;
     let before = seen.now.members().next().unwrap().clone();
 
     attack(&mut mallory, &room, &alice, &[&alice, &bob], &join_of(&theirs, &alice)).await;
@@ -162,9 +162,9 @@ async fn a_call_stays(is_encrypted: bool) {
     let left =
         seen.told().iter().filter(|change| matches!(change, SessionChange::Left { .. })).count();
     assert_eq!((left, seen.reason(&alice)), (0, None), "{:#?}", seen.told());
-    assert_eq!(membership.state(), State::Joined);
+    assert_eq!(membership.state(), HeartbeatState::Joined);
     assert_eq!(membership.member_id(), before.member_id());
-    assert_eq!(membership.leave().await, State::Left);
+    assert_eq!(membership.leave().await, HeartbeatState::Left);
 }
 
 /// The event id of somebody's membership.

@@ -186,7 +186,7 @@ async fn a_server_without_sticky_events_is_not_sent_ordinary_ones() {
     let room = alice.room();
     let client = alice.client().await;
     client.sync_once(Default::default()).await.unwrap();
-    let door = matrix_sdk_sticky::RoomExt::sticky(&client.get_room(&room).unwrap());
+    let door = matrix_sdk_sticky::StickyRoomExt::sticky(&client.get_room(&room).unwrap());
     let error = door.send(&presence("here")).with_sticky_key("k").await.unwrap_err();
     assert!(
         matches!(error, SendError::Prepare(PrepareError::Unsupported(Unsupported::StickyEvents))),

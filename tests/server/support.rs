@@ -23,8 +23,8 @@ use matrix_sdk::{
     store::StoreConfig,
 };
 use matrix_sdk_sticky::{
-    BaseClientBuilder, Changes, ClientExt as _, Entry, EntryChange, RemovalReason, RoomSticky,
-    Snapshot, Sticky, StickyContent, Subscription, SyncSource, SyncState, View,
+    BaseClientBuilder, Changes, Entry, EntryChange, RemovalReason, RoomSticky, Snapshot, Sticky,
+    StickyClientExt as _, StickyContent, Subscription, SyncSource, SyncState, View,
     matrix_sdk_base::{BaseClient, DmRoomDefinition, ThreadingSupport},
 };
 use serde::{Deserialize, Serialize};
@@ -325,7 +325,7 @@ pub(crate) fn sync(client: &Client) -> Background {
 
 /// Starts the client's sticky events over v3.
 pub(crate) fn follow(client: &Client) -> Sticky {
-    Sticky::builder(client).source(SyncSource::V3).start().unwrap()
+    Sticky::builder(client).with_source(SyncSource::V3).start().unwrap()
 }
 
 /// The client's sticky events, once its main loop knows these rooms and the map is live.

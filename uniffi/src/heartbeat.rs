@@ -10,7 +10,8 @@ use futures_util::{FutureExt as _, StreamExt as _, future::ready, stream};
 use matrix_sdk_sticky::{
     RoomSticky, SystemClock,
     heartbeat::{
-        Failure, HeartbeatHandle, Pace, StartHeartbeat, StartHeartbeatError, State as SdkState,
+        Heartbeat as SdkHeartbeat, HeartbeatFailure, HeartbeatState as SdkState, HeartbeatTiming,
+        InBackground, Rejoin, StartHeartbeat, StartHeartbeatError,
     },
     time::{Clock as _, Deadline},
 };
@@ -47,17 +48,20 @@ pub struct HeartbeatConfig {
 impl HeartbeatConfig {
     pub(crate) fn apply(self, start: StartHeartbeat) -> Result<StartHeartbeat, HeartbeatError> {
         let object = |text: &str| object(text).map_err(|reason| HeartbeatError::Content { reason });
-        let mut start = start.raw_content(&self.event_type, object(&self.content)?);
+        let mut start = start.with_raw_content(&self.event_type, object(&self.content)?);
         if let Some(leave_content) = self.leave_content {
-            start = start.leave_content(&object(&leave_content)?);
+            start = start.with_leave_content(&object(&leave_content)?);
         }
         if let Some(delay) = self.delay {
-            start = start.delay(delay);
+            start = start.with_delay(delay);
         }
         if let Some(sticky) = self.sticky {
-            start = start.sticky(sticky);
+            start = start.with_sticky_duration(sticky);
         }
-        Ok(start.rejoin(self.rejoin))
+        Ok(start.with_rejoin(match self.rejoin {
+            true => Rejoin::Automatic,
+            false => Rejoin::Never,
+        }))
     }
 }
 
@@ -72,7 +76,7 @@ pub enum HeartbeatError {
     },
     /// The delay or the stickiness is out of range.
     #[error("{reason}")]
-    Pace {
+    HeartbeatTiming {
         /// Which, and what it may be.
         reason: String,
     },
@@ -115,7 +119,7 @@ impl From<StartHeartbeatError> for HeartbeatError {
     fn from(error: StartHeartbeatError) -> Self {
         let reason = error.to_string();
         match error {
-            StartHeartbeatError::Pace(_) => Self::Pace { reason },
+            StartHeartbeatError::Timing(_) => Self::HeartbeatTiming { reason },
             StartHeartbeatError::InUse => Self::InUse { reason },
             StartHeartbeatError::OtherProcess => Self::OtherProcess { reason },
             StartHeartbeatError::Store(_) => Self::Store { reason },
@@ -198,16 +202,16 @@ impl From<SdkState> for MemberState {
     }
 }
 
-impl From<Failure> for MemberFailure {
-    fn from(failure: Failure) -> Self {
+impl From<HeartbeatFailure> for MemberFailure {
+    fn from(failure: HeartbeatFailure) -> Self {
         match failure {
-            Failure::LeaveRefused => Self::LeaveRefused,
-            Failure::JoinRefused => Self::JoinRefused,
-            Failure::LeaveUnanswered => Self::LeaveUnanswered,
-            Failure::Redacted => Self::Redacted,
-            Failure::NotInRoom => Self::NotInRoom,
-            Failure::LeaveFired => Self::LeaveFired,
-            Failure::Removed => Self::Removed,
+            HeartbeatFailure::LeaveRefused => Self::LeaveRefused,
+            HeartbeatFailure::JoinRefused => Self::JoinRefused,
+            HeartbeatFailure::LeaveUnanswered => Self::LeaveUnanswered,
+            HeartbeatFailure::Redacted => Self::Redacted,
+            HeartbeatFailure::NotInRoom => Self::NotInRoom,
+            HeartbeatFailure::LeaveFired => Self::LeaveFired,
+            HeartbeatFailure::Removed => Self::Removed,
             _ => Self::Other,
         }
     }
@@ -274,7 +278,7 @@ struct Beating {
     room: RoomSticky,
     sticky_key: String,
     config: HeartbeatConfig,
-    handle: Started<HeartbeatHandle>,
+    handle: Started<SdkHeartbeat>,
 }
 
 impl Heartbeat {
@@ -286,15 +290,15 @@ impl Heartbeat {
     ) -> Result<Self, HeartbeatError> {
         // What is wrong with it is told at once.
         drop(config.clone().apply(room.heartbeat(&*sticky_key))?);
-        let pace = Pace::default();
+        let pace = HeartbeatTiming::default();
         let pace = pace.with_delay(config.delay.unwrap_or(pace.delay()));
         pace.and_then(|pace| config.sticky.map_or(Ok(pace), |sticky| pace.with_sticky(sticky)))
-            .map_err(|error| HeartbeatError::Pace { reason: error.to_string() })?;
+            .map_err(|error| HeartbeatError::HeartbeatTiming { reason: error.to_string() })?;
         let beating = Beating { room, sticky_key, config, handle: Started::default() };
         Ok(Self { heartbeat: Held::new(runtime, Arc::new(beating)) })
     }
 
-    fn handle(&self) -> Option<Arc<HeartbeatHandle>> {
+    fn handle(&self) -> Option<Arc<SdkHeartbeat>> {
         self.heartbeat.handle.get()
     }
 }
@@ -315,18 +319,13 @@ impl Heartbeat {
 
     /// How it stands.
     pub fn state(&self) -> MemberState {
-        state_of(&self.heartbeat.handle, HeartbeatHandle::state)
+        state_of(&self.heartbeat.handle, SdkHeartbeat::state)
     }
 
     /// Tells a listener how it stands.
     pub fn listen_to_state(&self, listener: Arc<dyn MemberStateListener>) -> Arc<Listening> {
         let handle = &self.heartbeat.handle;
-        listen_to_states(
-            self.heartbeat.runtime(),
-            handle,
-            HeartbeatHandle::subscribe_state,
-            listener,
-        )
+        listen_to_states(self.heartbeat.runtime(), handle, SdkHeartbeat::subscribe_state, listener)
     }
 
     /// The pulse: until when the leave that is armed does not fire. Each beat moves it on. None where
@@ -369,7 +368,7 @@ impl Heartbeat {
     /// long as the armed leave holds, which its state tells, and no request goes out.
     #[uniffi::method(default(keep = false))]
     pub fn suspend(&self, keep: bool) {
-        self.heartbeat.handle.act(move |handle| handle.suspend(keep));
+        self.heartbeat.handle.act(move |handle| handle.suspend(in_background(keep)));
     }
 
     /// The application is back.
@@ -388,4 +387,9 @@ impl Heartbeat {
     pub fn take_back(&self) {
         self.heartbeat.handle.act(|handle| handle.take_back());
     }
+}
+
+/// Returns what a member does in the background.
+pub(crate) fn in_background(keep: bool) -> InBackground {
+    if keep { InBackground::Hold } else { InBackground::Leave }
 }

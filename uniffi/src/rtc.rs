@@ -23,7 +23,8 @@ use tokio::runtime::Handle;
 use crate::{
     entries::Verification,
     heartbeat::{
-        HeartbeatError, MemberState, MemberStateListener, listen_to_states, state_of, wall_time,
+        HeartbeatError, MemberState, MemberStateListener, in_background, listen_to_states,
+        state_of, wall_time,
     },
     keys::{KeyConfig, MediaKeys},
     listen::{ListenerError, Listening, News},
@@ -829,10 +830,7 @@ impl Membership {
     /// long as the armed leave holds, which its state tells, and no request goes out.
     #[uniffi::method(default(keep = false))]
     pub fn suspend(&self, keep: bool) {
-        let in_background = match keep {
-            true => rtc::InBackground::Hold,
-            false => rtc::InBackground::Leave,
-        };
+        let in_background = in_background(keep);
         self.joining.membership.act(move |it| it.suspend(in_background));
     }
 

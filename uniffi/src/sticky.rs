@@ -236,7 +236,7 @@ impl Sticky {
         runtime: &Handle,
     ) -> Result<Arc<Self>, StartError> {
         let _entered = runtime.enter();
-        let mut builder = SdkSticky::builder(client).source(source.into());
+        let mut builder = SdkSticky::builder(client).with_source(source.into());
         if let Some(base_client) = base_client {
             builder = builder.with_base_client(base_client);
         }
@@ -347,7 +347,7 @@ impl StickyRoom {
     ) -> Result<Option<Entry>, FilterError> {
         let sender = entries::user_id(sender)?;
         let entry = self.room.get(&StickyKey::new(sender, event_type, sticky_key));
-        Ok(entry.map(|entry| Entry::of(&entry, self.room.client().now())))
+        Ok(entry.map(|entry| Entry::of(&entry, self.room.sticky_client().now())))
     }
 
     /// Tells a listener what is sticky in the room, of one type if one is given, and what changes.

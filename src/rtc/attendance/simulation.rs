@@ -61,28 +61,28 @@ enum Owner {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Beat {
     id: u32,
-    state: State,
+    state: HeartbeatState,
     is_leaving: bool,
     is_held: bool,
 }
 
 impl Beat {
     /// The states that may follow.
-    fn next(self) -> Vec<State> {
-        use State::{Degraded, Joined, Joining, Leaving, Left, ProbablyLeft};
+    fn next(self) -> Vec<HeartbeatState> {
+        use HeartbeatState::{Degraded, Joined, Joining, Leaving, Left, ProbablyLeft};
         let since = start().deadline(Duration::ZERO);
         match self.state {
-            Left | State::Failed(_) => Vec::new(),
+            Left | HeartbeatState::Failed(_) => Vec::new(),
             Leaving => vec![
                 Left,
-                State::Failed(Failure::LeaveRefused),
-                State::Failed(Failure::LeaveUnanswered),
+                HeartbeatState::Failed(HeartbeatFailure::LeaveRefused),
+                HeartbeatState::Failed(HeartbeatFailure::LeaveUnanswered),
             ],
             _ if self.is_leaving => vec![Leaving, Left],
             _ if self.is_held => vec![
-                State::Suspended { holds_until: Some(since) },
-                State::Failed(Failure::LeaveFired),
-                State::Failed(Failure::NotInRoom),
+                HeartbeatState::Suspended { holds_until: Some(since) },
+                HeartbeatState::Failed(HeartbeatFailure::LeaveFired),
+                HeartbeatState::Failed(HeartbeatFailure::NotInRoom),
             ],
             _ => vec![
                 Joining,
@@ -91,9 +91,9 @@ impl Beat {
                 Joined,
                 Degraded,
                 ProbablyLeft { since },
-                State::Failed(Failure::LeaveFired),
-                State::Failed(Failure::Removed),
-                State::Failed(Failure::Redacted),
+                HeartbeatState::Failed(HeartbeatFailure::LeaveFired),
+                HeartbeatState::Failed(HeartbeatFailure::Removed),
+                HeartbeatState::Failed(HeartbeatFailure::Redacted),
                 // All of the client's heartbeats leave.
                 Leaving,
             ],
@@ -121,7 +121,8 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let beat = Beat { id: 0, state: State::Joining, is_leaving: false, is_held: false };
+        let beat =
+            Beat { id: 0, state: HeartbeatState::Joining, is_leaving: false, is_held: false };
         Self {
             now: start(),
             attendance: Attendance::new(),
@@ -185,9 +186,9 @@ impl World {
         let was_asked = beat.is_leaving;
         beat.state = next[usize::from(choice) % next.len()];
         match beat.state {
-            State::Failed(Failure::LeaveFired | Failure::Removed) => {}
-            State::Failed(_) => self.has_failed = true,
-            State::Left if !was_asked => self.was_logged_out = self.owner != Owner::Away,
+            HeartbeatState::Failed(HeartbeatFailure::LeaveFired | HeartbeatFailure::Removed) => {}
+            HeartbeatState::Failed(_) => self.has_failed = true,
+            HeartbeatState::Left if !was_asked => self.was_logged_out = self.owner != Owner::Away,
             _ => {}
         }
         self.attendance.handle_heartbeat_state(beat.state);
@@ -217,15 +218,19 @@ impl World {
             true => {
                 let id = self.ids;
                 self.ids += 1;
-                self.beat =
-                    Some(Beat { id, state: State::Joining, is_leaving: false, is_held: false });
+                self.beat = Some(Beat {
+                    id,
+                    state: HeartbeatState::Joining,
+                    is_leaving: false,
+                    is_held: false,
+                });
                 self.last_failed_start = None;
             }
             false => self.last_failed_start = Some(self.now),
         }
         self.attendance.handle_started(self.now, has_worked);
         if has_worked {
-            self.attendance.handle_heartbeat_state(State::Joining);
+            self.attendance.handle_heartbeat_state(HeartbeatState::Joining);
         }
     }
 
@@ -246,7 +251,10 @@ impl World {
                 }
                 Action::Forget => {
                     let beat = self.beat.take().unwrap();
-                    assert!(matches!(beat.state, State::Left | State::Failed(_)), "{beat:?}");
+                    assert!(
+                        matches!(beat.state, HeartbeatState::Left | HeartbeatState::Failed(_)),
+                        "{beat:?}"
+                    );
                 }
                 Action::AskAboutSlot => {
                     assert_eq!(self.owner, Owner::In, "asked in the background");
@@ -268,32 +276,37 @@ impl World {
     /// What holds at every moment.
     fn check(&self) {
         let state = self.attendance.state();
-        let is_final = matches!(state, State::Left | State::Failed(_));
+        let is_final = matches!(state, HeartbeatState::Left | HeartbeatState::Failed(_));
         assert_eq!(self.attendance.is_over(), is_final, "{state:?}");
         assert!(self.attendance.next_deadline().is_none_or(|at| !at.is_over(self.now)));
         match state {
-            State::Left => {
+            HeartbeatState::Left => {
                 assert!(self.beat.is_none() && !self.is_starting, "left, and still there");
                 assert!(self.attendance.left_as().is_some());
             }
-            State::Failed(failure) => {
+            HeartbeatState::Failed(failure) => {
                 assert!(self.has_failed);
-                assert!(!matches!(failure, Failure::LeaveFired | Failure::Removed));
+                assert!(!matches!(
+                    failure,
+                    HeartbeatFailure::LeaveFired | HeartbeatFailure::Removed
+                ));
             }
-            State::Suspended { .. } => {
+            HeartbeatState::Suspended { .. } => {
                 let is_said = self.beat.is_some_and(|beat| beat.state == state);
                 let is_asked = matches!(self.owner, Owner::Away | Owner::Holding);
                 assert!(is_asked || is_said, "{:?}", self.owner);
             }
-            State::Joined | State::Degraded | State::ProbablyLeft { .. } => {
+            HeartbeatState::Joined
+            | HeartbeatState::Degraded
+            | HeartbeatState::ProbablyLeft { .. } => {
                 assert_eq!(self.beat.map(|beat| beat.state), Some(state));
             }
             // A first join is a rejoin from the second heartbeat on, once the first has been seen.
-            State::Joining => assert!(self.beat.is_some() || self.is_starting),
-            State::Rejoining | State::Leaving => {}
+            HeartbeatState::Joining => assert!(self.beat.is_some() || self.is_starting),
+            HeartbeatState::Rejoining | HeartbeatState::Leaving => {}
         }
         if self.owner == Owner::Away && !is_final {
-            assert_eq!(state, State::Suspended { holds_until: None });
+            assert_eq!(state, HeartbeatState::Suspended { holds_until: None });
         }
     }
 
@@ -303,14 +316,17 @@ impl World {
             self.step(Step::Started { has_worked: true });
             if let Some(beat) = self.beat {
                 let wanted = match beat {
-                    Beat { is_leaving: true, state: State::Leaving, .. } => State::Left,
-                    Beat { is_leaving: true, .. } => State::Leaving,
-                    Beat { state: State::Leaving, .. } => State::Left,
-                    Beat { is_held: true, .. } => State::Suspended { holds_until: None },
-                    _ => State::Joined,
+                    Beat { is_leaving: true, state: HeartbeatState::Leaving, .. } => {
+                        HeartbeatState::Left
+                    }
+                    Beat { is_leaving: true, .. } => HeartbeatState::Leaving,
+                    Beat { state: HeartbeatState::Leaving, .. } => HeartbeatState::Left,
+                    Beat { is_held: true, .. } => HeartbeatState::Suspended { holds_until: None },
+                    _ => HeartbeatState::Joined,
                 };
-                let matches =
-                    |it: &State| std::mem::discriminant(it) == std::mem::discriminant(&wanted);
+                let matches = |it: &HeartbeatState| {
+                    std::mem::discriminant(it) == std::mem::discriminant(&wanted)
+                };
                 if let Some(choice) = beat.next().iter().position(matches) {
                     self.step(Step::Beat(choice.try_into().unwrap()));
                 }
@@ -326,21 +342,21 @@ impl World {
 fn check_in_the_end(world: &World) {
     let state = world.attendance.state();
     if world.has_failed {
-        assert!(matches!(state, State::Failed(_) | State::Left), "{state:?}");
+        assert!(matches!(state, HeartbeatState::Failed(_) | HeartbeatState::Left), "{state:?}");
         return;
     }
     if world.was_logged_out && world.attendance.is_over() {
-        assert_eq!(state, State::Left);
+        assert_eq!(state, HeartbeatState::Left);
         return;
     }
     match world.owner {
-        Owner::Out => assert_eq!(state, State::Left),
+        Owner::Out => assert_eq!(state, HeartbeatState::Left),
         Owner::In if world.is_closed => panic!("in a closed slot: {state:?}"),
         Owner::In => {
-            assert_eq!(state, State::Joined, "{:?}", world.beat);
+            assert_eq!(state, HeartbeatState::Joined, "{:?}", world.beat);
         }
         Owner::Away => assert!(world.beat.is_none()),
-        Owner::Holding => assert!(matches!(state, State::Suspended { .. }), "{state:?}"),
+        Owner::Holding => assert!(matches!(state, HeartbeatState::Suspended { .. }), "{state:?}"),
     }
 }
 
@@ -383,6 +399,6 @@ proptest! {
         world.calm_down();
         let after = world.beat.map(|beat| beat.id);
         prop_assert!(after.is_some_and(|after| after > before), "{after:?}");
-        prop_assert_eq!(world.attendance.state(), State::Joined);
+        prop_assert_eq!(world.attendance.state(), HeartbeatState::Joined);
     }
 }

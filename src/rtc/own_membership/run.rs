@@ -10,7 +10,7 @@ use tracing::warn;
 use super::{MemberConfig, Shared};
 use crate::{
     driver::{BoxFuture, Timer, optional, until},
-    heartbeat::State,
+    heartbeat::{HeartbeatState, InBackground},
     rtc::{
         attendance::{Action, Attendance, Request, SlotAnswer},
         session::SessionChanges,
@@ -23,9 +23,9 @@ pub(super) struct Run {
     shared: Arc<Shared>,
     timer: Arc<dyn Timer>,
     attendance: Attendance,
-    states: Option<Subscriber<State>>,
+    states: Option<Subscriber<HeartbeatState>>,
     /// The heartbeat is being told to leave.
-    leaving: Option<BoxFuture<'static, State>>,
+    leaving: Option<BoxFuture<'static, HeartbeatState>>,
     /// The server is being asked whether the slot is closed.
     asking: Option<BoxFuture<'static, SessionSnapshot>>,
 }
@@ -107,7 +107,7 @@ impl Run {
                 }
                 Action::Hold => {
                     if let Some(heartbeat) = heartbeat {
-                        heartbeat.suspend(true);
+                        heartbeat.suspend(InBackground::Hold);
                     }
                 }
                 Action::Resume => {
@@ -165,7 +165,7 @@ impl Run {
     }
 }
 
-async fn next_state(states: &mut Option<Subscriber<State>>) -> State {
+async fn next_state(states: &mut Option<Subscriber<HeartbeatState>>) -> HeartbeatState {
     if let Some(states) = states
         && let Some(state) = states.next().await
     {

@@ -82,7 +82,7 @@ fn both_names_of_the_call_are_one_session() {
     assert_eq!(world.snapshot().sessions().count(), 1);
 }
 
-/// If there is none, the slot does.
+/// Without members, the slot does.
 #[test]
 fn the_members_decide_the_dialect() {
     let dialect = |contents: &[Value], slot: Option<Value>| {

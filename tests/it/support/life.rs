@@ -20,7 +20,7 @@ use eyeball::Subscriber;
 use futures_util::FutureExt as _;
 use matrix_sdk_sticky::{
     RoomSticky, Timer as _,
-    heartbeat::{HeartbeatHandle, StartHeartbeat, StartHeartbeatError, State},
+    heartbeat::{Heartbeat, HeartbeatState, StartHeartbeat, StartHeartbeatError},
     time::{Clock as _, Deadline, Moment},
 };
 use serde_json::{Map, Value, json};
@@ -129,8 +129,8 @@ pub(crate) struct Life {
     pub(crate) scheduled: Vec<Scheduled>,
     /// The delay ids of what has fired when it was due.
     pub(crate) fired: Vec<String>,
-    handle: Option<Arc<HeartbeatHandle>>,
-    state: Option<Subscriber<State>>,
+    handle: Option<Arc<Heartbeat>>,
+    state: Option<Subscriber<HeartbeatState>>,
     began: Moment,
     next: HashMap<Kind, VecDeque<Reply>>,
     always: HashMap<Kind, Reply>,
@@ -235,7 +235,8 @@ impl Life {
         more: impl FnOnce(StartHeartbeat) -> StartHeartbeat,
     ) -> Result<(), StartHeartbeatError> {
         self.crash();
-        let start = self.room.heartbeat(key).raw_content(TYPE, status("here")).delay(DELAY);
+        let start =
+            self.room.heartbeat(key).with_raw_content(TYPE, status("here")).with_delay(DELAY);
         let handle = self.during("it to start", more(start).start()).await?;
         self.state = Some(handle.subscribe_state());
         self.handle = Some(Arc::new(handle));
@@ -244,7 +245,7 @@ impl Life {
     }
 
     /// The heartbeat that runs.
-    pub(crate) fn heartbeat(&self) -> Arc<HeartbeatHandle> {
+    pub(crate) fn heartbeat(&self) -> Arc<Heartbeat> {
         self.handle.clone().expect("it was started")
     }
 
@@ -255,17 +256,17 @@ impl Life {
     }
 
     /// Leaves, and says how it ended.
-    pub(crate) async fn leave(&mut self) -> State {
+    pub(crate) async fn leave(&mut self) -> HeartbeatState {
         let heartbeat = self.heartbeat();
         self.during("it to leave", async { heartbeat.leave().await }).await
     }
 
     /// Waits for a state.
-    pub(crate) async fn until(&mut self, wanted: State) {
+    pub(crate) async fn until(&mut self, wanted: HeartbeatState) {
         self.until_state(&format!("{wanted:?}"), |state| state == wanted).await;
     }
 
-    pub(crate) async fn until_state(&mut self, what: &str, is: impl Fn(State) -> bool) {
+    pub(crate) async fn until_state(&mut self, what: &str, is: impl Fn(HeartbeatState) -> bool) {
         let mut states = self.heartbeat().subscribe_state();
         let reached = async {
             while !is(states.get()) {

@@ -18,8 +18,8 @@ use std::time::Duration;
 
 use matrix_sdk::ruma::UserId;
 use matrix_sdk_sticky::{
-    BaseClientBuilder, ClientExt as _, RoomExt as _,
-    heartbeat::State,
+    BaseClientBuilder, StickyClientExt as _, StickyRoomExt as _,
+    heartbeat::HeartbeatState,
     rtc::{ROOM_CALL, RtcTransport},
 };
 use serde_json::{Value, json};
@@ -82,7 +82,7 @@ async fn lives(language: Language) {
     assert_eq!(found.as_object().unwrap().len(), 8);
     assert_eq!(found["no JSON"][0], "Content");
     assert_eq!(found["unknown room"][0], "Unknown");
-    assert_eq!(found["too long"][0], "Pace");
+    assert_eq!(found["too long"][0], "HeartbeatTiming");
     assert_eq!(found["member id"][0], "MemberId");
 
     program.tell("listeners").await;
@@ -255,7 +255,7 @@ async fn a_member_in_kotlin_one_in_python_and_one_in_rust_see_one_another() {
         assert_eq!(left["left"], json!([[person.user_id, "delayed_leave"]]));
     }
     ours.leave().await;
-    assert_eq!(ours.state(), State::Left);
+    assert_eq!(ours.state(), HeartbeatState::Left);
     there.retain(|it| it[0] != carol.user_id);
     for (program, _) in &mut programs {
         let left = program.call(&there).await;

@@ -1,4 +1,4 @@
-//! Pace: how fast a heartbeat beats, and the reason for each default. Checked when it is made.
+//! Timing: how fast a heartbeat beats, and the reason for each default. Checked when it is made.
 
 use std::{fmt, time::Duration};
 
@@ -8,14 +8,14 @@ use crate::time::MAX_STICKY_DURATION;
 ///
 /// ```
 /// use std::time::Duration;
-/// use matrix_sdk_sticky::heartbeat::Pace;
+/// use matrix_sdk_sticky::heartbeat::HeartbeatTiming;
 ///
-/// let pace = Pace::default().with_delay(Duration::from_secs(9))?;
+/// let pace = HeartbeatTiming::default().with_delay(Duration::from_secs(9))?;
 /// assert_eq!(pace.restart_every(pace.delay()), Duration::from_secs(3));
-/// # Ok::<(), matrix_sdk_sticky::heartbeat::PaceError>(())
+/// # Ok::<(), matrix_sdk_sticky::heartbeat::HeartbeatTimingError>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pace {
+pub struct HeartbeatTiming {
     delay: Duration,
     /// The default for the delay, if nobody chose.
     sticky: Option<Duration>,
@@ -24,21 +24,21 @@ pub struct Pace {
 /// What is out of range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum PaceError {
-    /// The delay is shorter than [`Pace::SHORTEST_DELAY`] or longer than [`Pace::LONGEST_DELAY`].
+pub enum HeartbeatTimingError {
+    /// The delay is shorter than [`HeartbeatTiming::SHORTEST_DELAY`] or longer than [`HeartbeatTiming::LONGEST_DELAY`].
     Delay(Duration),
     /// The stickiness is shorter than twice the delay, or longer than 1 h.
     Sticky(Duration),
 }
 
-impl fmt::Display for PaceError {
+impl fmt::Display for HeartbeatTimingError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Delay(delay) => write!(
                 f,
                 "a delay of {delay:?} is out of range: choose one between {:?} and {:?}",
-                Pace::SHORTEST_DELAY,
-                Pace::LONGEST_DELAY
+                HeartbeatTiming::SHORTEST_DELAY,
+                HeartbeatTiming::LONGEST_DELAY
             ),
             Self::Sticky(sticky) => write!(
                 f,
@@ -49,9 +49,9 @@ impl fmt::Display for PaceError {
     }
 }
 
-impl std::error::Error for PaceError {}
+impl std::error::Error for HeartbeatTimingError {}
 
-impl Default for Pace {
+impl Default for HeartbeatTiming {
     fn default() -> Self {
         Self {
             // Three restarts fit into it, so that one may be lost, and after a crash the others
@@ -62,7 +62,7 @@ impl Default for Pace {
     }
 }
 
-impl Pace {
+impl HeartbeatTiming {
     /// The shortest delay. With a shorter one a request would have less than a second.
     pub const SHORTEST_DELAY: Duration = Duration::from_secs(3);
 
@@ -88,20 +88,20 @@ impl Pace {
     ///
     /// # Errors
     ///
-    /// [`PaceError`], as of [`with_delay`](Self::with_delay) and [`with_sticky`](Self::with_sticky).
-    pub fn new(delay: Duration, sticky: Duration) -> Result<Self, PaceError> {
+    /// [`HeartbeatTimingError`], as of [`with_delay`](Self::with_delay) and [`with_sticky`](Self::with_sticky).
+    pub fn new(delay: Duration, sticky: Duration) -> Result<Self, HeartbeatTimingError> {
         Self { delay: Self::SHORTEST_DELAY, sticky: None }.with_delay(delay)?.with_sticky(sticky)
     }
 
-    /// How long after the last restart the leave fires; 15 s unless set. A crash is noticed by
-    /// everybody after between two thirds of it and all of it.
+    /// Sets how long after the last restart the leave fires. Defaults to 15 s. Everybody notices a crash
+    /// after between two thirds of it and all of it.
     ///
     /// # Errors
     ///
-    /// [`PaceError`] when it is out of range, or more than half the stickiness.
-    pub fn with_delay(self, delay: Duration) -> Result<Self, PaceError> {
+    /// [`HeartbeatTimingError`] when it is out of range, or more than half the stickiness.
+    pub fn with_delay(self, delay: Duration) -> Result<Self, HeartbeatTimingError> {
         if !(Self::SHORTEST_DELAY..=Self::LONGEST_DELAY).contains(&delay) {
-            return Err(PaceError::Delay(delay));
+            return Err(HeartbeatTimingError::Delay(delay));
         }
         Self { delay, ..self }.checked()
     }
@@ -115,16 +115,16 @@ impl Pace {
     ///
     /// # Errors
     ///
-    /// [`PaceError`] when it is longer than 1 h or shorter than twice the delay.
-    pub fn with_sticky(self, sticky: Duration) -> Result<Self, PaceError> {
+    /// [`HeartbeatTimingError`] when it is longer than 1 h or shorter than twice the delay.
+    pub fn with_sticky(self, sticky: Duration) -> Result<Self, HeartbeatTimingError> {
         Self { sticky: Some(sticky), ..self }.checked()
     }
 
-    fn checked(self) -> Result<Self, PaceError> {
+    fn checked(self) -> Result<Self, HeartbeatTimingError> {
         // A delay of hours is for a lease that somebody else restarts: refreshes go on all the same.
         match self.sticky {
             Some(sticky) if !(self.shortest_sticky()..=MAX_STICKY_DURATION).contains(&sticky) => {
-                Err(PaceError::Sticky(sticky))
+                Err(HeartbeatTimingError::Sticky(sticky))
             }
             _ => Ok(self),
         }
@@ -212,19 +212,19 @@ mod tests {
 
     #[test]
     fn what_is_out_of_range_is_refused_when_it_is_set_and_says_what_would_do() {
-        let pace = Pace::default();
+        let pace = HeartbeatTiming::default();
         for delay in [Duration::ZERO, secs(2), secs(24 * 3_600 + 1)] {
             let error = pace.with_delay(delay).unwrap_err();
-            assert_eq!(error, PaceError::Delay(delay));
+            assert_eq!(error, HeartbeatTimingError::Delay(delay));
             assert!(error.to_string().contains("between 3s and 86400s"), "{error}");
         }
         for sticky in [Duration::ZERO, secs(29), secs(3_601)] {
             let error = pace.with_sticky(sticky).unwrap_err();
-            assert_eq!(error, PaceError::Sticky(sticky));
+            assert_eq!(error, HeartbeatTimingError::Sticky(sticky));
             assert!(error.to_string().contains("twice the delay and 3600s"), "{error}");
         }
         let short = pace.with_sticky(secs(60)).unwrap();
-        assert_eq!(short.with_delay(secs(31)), Err(PaceError::Sticky(secs(60))));
+        assert_eq!(short.with_delay(secs(31)), Err(HeartbeatTimingError::Sticky(secs(60))));
         let long = pace.with_delay(secs(7_200)).unwrap();
         assert_eq!((long.delay(), long.sticky()), (secs(7_200), secs(3_600)));
         assert_eq!(pace.sticky(), secs(600));
@@ -234,7 +234,7 @@ mod tests {
     #[test]
     fn two_requests_that_get_no_answer_fit_into_the_delay() {
         for delay in [3, 9, 15, 60, 1_800] {
-            let pace = Pace::default().with_delay(secs(delay)).unwrap();
+            let pace = HeartbeatTiming::default().with_delay(secs(delay)).unwrap();
             let (timeout, every) = (pace.timeout(secs(delay)), pace.restart_every(secs(delay)));
             assert!(timeout <= secs(5) && every + 2 * timeout <= secs(delay));
         }
@@ -242,7 +242,7 @@ mod tests {
 
     #[test]
     fn gathering_grows_with_the_room_and_each_hand_over() {
-        let pace = Pace::default();
+        let pace = HeartbeatTiming::default();
         let gathered = |readers| pace.gather(readers, 0).as_millis();
         assert_eq!([0, 5, 100, 500, 100_000].map(gathered), [5_000, 5_100, 7_000, 15_000, 15_000]);
         let again = |hand_overs| pace.gather(0, hand_overs).as_secs();
@@ -251,7 +251,7 @@ mod tests {
 
     #[test]
     fn the_wait_doubles_up_to_ten_seconds() {
-        let pace = Pace::default();
+        let pace = HeartbeatTiming::default();
         let waits: Vec<_> = (0..8).map(|failures| pace.backoff(failures).as_millis()).collect();
         assert_eq!(waits, [250, 500, 1_000, 2_000, 4_000, 8_000, 10_000, 10_000]);
         assert_eq!(pace.backoff(u32::MAX), secs(10));
