@@ -16,7 +16,7 @@ type Joining = Pin<Box<dyn Future<Output = Result<OwnMembership>> + Send>>;
 
 /// News of our own membership.
 pub(crate) enum News {
-    HeartbeatState(HeartbeatState),
+    State(HeartbeatState),
     /// We did not join. Nothing was sent.
     NotJoined(Error),
 }

@@ -3,15 +3,11 @@
 
 use matrix_sdk::ruma::{device_id, user_id};
 use matrix_sdk_base::crypto::{OlmMachine, types::requests::AnyOutgoingRequest};
-use matrix_sdk_sticky::{
-    BaseClientBuilder, EncryptError, PrepareError, RoomSticky, SendError, Sent, SyncState,
-};
+use matrix_sdk_sticky::{EncryptError, PrepareError, RoomSticky, SendError, Sent, SyncState};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
-use crate::support::{
-    ALICE, Ask, Homeserver, ME, ROOM, World, client_builder, log, log_in, membership, secs, within,
-};
+use crate::support::{ALICE, Ask, ME, ROOM, World, log, membership, secs, within};
 
 const QUERY: &str = "/keys/query";
 const CLAIM: &str = "/keys/claim";
@@ -19,11 +15,7 @@ const TO_DEVICE: &str = "/sendToDevice/";
 
 /// Who is live, in an encrypted room with alice, and can encrypt for her; their door to the room.
 pub(crate) async fn at_the_door() -> (World, RoomSticky, Ask) {
-    let server = Homeserver::start().await;
-    let base = BaseClientBuilder::in_memory();
-    let client = base.build_client(client_builder(&server)).await.unwrap();
-    log_in(&client, None).await;
-    let mut world = World::of(server, client);
+    let mut world = World::encrypting().await;
     world.server.ask().await.page("pos-1", "batch-1", ROOM, vec![]).await;
     let poll = world.server.ask().await;
     world.until(&SyncState::Live).await;

@@ -776,7 +776,7 @@ async fn an_update_keeps_the_applications_type() {
 #[cfg(feature = "media-keys")]
 #[tokio::test]
 async fn a_flood_of_key_messages_is_warned_of_once() {
-    let mut world = World::start().await;
+    let mut world = World::encrypting().await;
     world.server.ask().await.page("pos-1", "batch-1", ROOM, Vec::new()).await;
     tokio::spawn(world.server.ask().await.given_up());
     let algorithm = json!({ "algorithm": "m.megolm.v1.aes-sha2" });

@@ -19,7 +19,9 @@ use matrix_sdk::{
     config::{RequestConfig, SyncSettings},
     ruma::{RoomId, api::MatrixVersion, device_id},
 };
-use matrix_sdk_sticky::{Change, Changes, RoomSticky, Sticky, SyncSource, SyncState};
+use matrix_sdk_sticky::{
+    BaseClientBuilder, Change, Changes, RoomSticky, Sticky, SyncSource, SyncState,
+};
 use serde_json::{Value, json};
 
 pub(crate) use self::{
@@ -127,6 +129,15 @@ impl World {
     pub(crate) async fn start() -> Self {
         let server = Homeserver::start().await;
         let client = client(&server).await;
+        Self::of(server, client)
+    }
+
+    /// As [`start`](Self::start), with a client that can encrypt.
+    pub(crate) async fn encrypting() -> Self {
+        let server = Homeserver::start().await;
+        let base = BaseClientBuilder::in_memory();
+        let client = base.build_client(client_builder(&server)).await.unwrap();
+        log_in(&client, None).await;
         Self::of(server, client)
     }
 
