@@ -1,4 +1,5 @@
 //! Which module of the crate may import which. `ARCHITECTURE.md` says why.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -183,9 +184,9 @@ impl Names {
             UseTree::Rename(rename) => self.0.insert(rename.ident.to_string()),
             UseTree::Group(group) => {
                 group.items.iter().for_each(|tree| self.add(tree));
-                return;
+                false
             }
-            UseTree::Glob(_) => return,
+            UseTree::Glob(_) => false,
         };
     }
 }
