@@ -277,7 +277,7 @@ impl RoomSticky {
     ///
     /// # Errors
     ///
-    /// [`SendError`]. Never plaintext by accident: into an encrypted room it is sent encrypted, which
+    /// [`SendError`](crate::SendError). Never plaintext by accident: into an encrypted room it is sent encrypted, which
     /// takes a client built with [`BaseClientBuilder`](crate::BaseClientBuilder), or not at all.
     pub fn send<C: StickyContent + Serialize>(&self, content: &C) -> SendSticky {
         SendSticky::new(self.context.clone(), C::TYPE, as_object(content))
@@ -293,7 +293,7 @@ impl RoomSticky {
     ///
     /// # Errors
     ///
-    /// [`SendError`].
+    /// [`SendError`](crate::SendError).
     ///
     /// [MSC4354]: https://github.com/matrix-org/matrix-spec-proposals/pull/4354
     pub fn remove(&self, event_type: &str, sticky_key: impl Into<String>) -> SendSticky {
@@ -304,11 +304,11 @@ impl RoomSticky {
     /// have seen the event ([MSC4354], "Redaction").
     ///
     /// In rooms of a version before 11 the redaction is an ordinary one, and
-    /// [`Sent::sticky`](crate::Sent::sticky) says so: the server has no way to make it sticky.
+    /// [`Sent::sticky_duration`](crate::Sent::sticky_duration) says so: the server has no way to make it sticky.
     ///
     /// # Errors
     ///
-    /// [`SendError`].
+    /// [`SendError`](crate::SendError).
     ///
     /// [MSC4354]: https://github.com/matrix-org/matrix-spec-proposals/pull/4354
     pub fn redact(&self, event_id: impl Into<OwnedEventId>) -> RedactSticky {

@@ -20,7 +20,7 @@ use crate::{
     delayed::DelayId, driver::Task, outbox::as_object, time::Deadline, view::StickyContent,
 };
 
-/// A member that is there for as long as this is. Made by [`StartHeartbeat::start`].
+/// A member that is there for as long as this is. Made by [`StartHeartbeat`](super::StartHeartbeat).
 ///
 /// Dropping it without [`leave`](Self::leave) is what a crash is: the armed leave fires within the
 /// delay.

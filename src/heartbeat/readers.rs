@@ -6,6 +6,7 @@
 use std::future::pending;
 
 use futures_core::Stream;
+#[cfg(feature = "e2e-encryption")]
 use futures_util::StreamExt as _;
 use matrix_sdk::{
     Room,
