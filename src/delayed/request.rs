@@ -23,7 +23,7 @@ pub struct SchedulePrepared<'a> {
 }
 
 impl SchedulePrepared<'_> {
-    /// How long it may take until the answer is there; 15 s unless told. No request goes out after
+    /// Sets how long it may take until the answer is there. Defaults to 15 s. No request goes out after
     /// that.
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
@@ -57,7 +57,7 @@ impl<'a> ManageDelayed<'a> {
         Self { events, delay_id, action, timeout: ATTEMPT_TIMEOUT }
     }
 
-    /// How long it may take until the answer is there; 15 s unless told. No request goes out after
+    /// Sets how long it may take until the answer is there. Defaults to 15 s. No request goes out after
     /// that.
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;

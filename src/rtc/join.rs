@@ -12,7 +12,7 @@ use super::{
     dialect::Dialect,
     own_membership::{MemberConfig, OwnMembership},
     session::Session,
-    slot::{ClosedBy, INTENT, RtcApplication},
+    slot::{ClosedBy, RtcApplication},
     snapshot::{Obstacle, SessionSnapshot},
     transport::Transports,
 };
@@ -20,6 +20,7 @@ use crate::{
     driver::BoxFuture,
     heartbeat::{HeartbeatTiming, StartHeartbeatError},
     time::MAX_STICKY_DURATION,
+    wire::names,
 };
 
 /// A join that is to be made. [`Session::join`] returns it, and awaiting it makes it.
@@ -198,7 +199,7 @@ impl JoinSession {
             None => RtcApplication::new(application_of(&slot_id, snapshot)?),
         };
         if let Some(intent) = intent {
-            application.fields.insert(INTENT.to_owned(), Value::String(intent));
+            application.fields.insert(names::CALL_INTENT.to_owned(), Value::String(intent));
         }
         match snapshot.obstacle(&slot_id, dialect, &application) {
             None => {}

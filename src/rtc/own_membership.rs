@@ -26,7 +26,7 @@ use super::{
     leave::LeaveReason,
     own::Own,
     session::{Session, SessionSubscription},
-    slot::{INTENT, RtcApplication},
+    slot::RtcApplication,
     transport::Transports,
 };
 use crate::{
@@ -175,7 +175,7 @@ impl OwnMembership {
     /// Changes what the member is there for; see [`RtcApplication::intent`].
     pub fn update_intent(&self, intent: impl Into<String>) {
         let intent = Value::String(intent.into());
-        self.shared.now().application.fields.insert(INTENT.to_owned(), intent);
+        self.shared.now().application.fields.insert(names::CALL_INTENT.to_owned(), intent);
         self.request(Request::Update);
     }
 

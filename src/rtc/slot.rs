@@ -9,15 +9,12 @@ use std::fmt;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use crate::wire::names;
+
 /// The slot of a room's call ([MSC4196]).
 ///
 /// [MSC4196]: https://github.com/matrix-org/matrix-spec-proposals/pull/4196
 pub const ROOM_CALL: &str = "m.call#ROOM";
-
-/// The field in which a member says what it is there for ([MSC4196]).
-///
-/// [MSC4196]: https://github.com/matrix-org/matrix-spec-proposals/pull/4196
-pub(super) const INTENT: &str = "m.call.intent";
 
 /// The name that an earlier version of MSC4196 gave [`ROOM_CALL`]. It is the same session.
 const OLD_ROOM_CALL: &str = "m.call#room";
@@ -98,7 +95,7 @@ impl RtcApplication {
     ///
     /// [MSC4196]: https://github.com/matrix-org/matrix-spec-proposals/pull/4196
     pub fn intent(&self) -> Option<&str> {
-        self.fields.get(INTENT).and_then(Value::as_str)
+        self.fields.get(names::CALL_INTENT).and_then(Value::as_str)
     }
 
     pub(super) fn from_json(value: &Value) -> Option<Self> {

@@ -47,9 +47,6 @@ use crate::{
     wire::names,
 };
 
-/// The flag of simplified sliding sync in the `unstable_features` of `/versions`.
-const SLIDING_SYNC: &str = "org.matrix.simplified_msc3575";
-
 /// How often a client that is not logged in yet is looked at.
 const LOGIN_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -383,7 +380,7 @@ impl Worker {
                 let has = |feature| features.get(feature).copied().unwrap_or_default();
                 WorkerEvent::Versions(Features {
                     sticky_events: has(names::FEATURE),
-                    sliding_sync: has(SLIDING_SYNC),
+                    sliding_sync: has(names::SLIDING_SYNC),
                 })
             }
             Err(error) => self.failed(token, ConnectionError::of_versions(error)),
